@@ -1,0 +1,287 @@
+"""`fedforget`: a thin launcher over `flwr run`, and what a terminal needs around it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import fedforget
+
+PROGRESS = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
+RESULTS = "results: "
+ERROR = "fedforget: error: "
+APP = """[project]
+name = "fedforget-run"
+version = "{version}"
+description = "made by the fedforget launcher"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedforget"
+
+[tool.flwr.app.components]
+serverapp = "fedforget.server_app:app"
+clientapp = "fedforget.client_app:app"
+
+[tool.flwr.app.config]
+experiment = "quickstart"
+overrides = ""
+output-dir = ""
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command ``fedforget``; returns its exit status (0 done, 1 failed, 2 bad input)."""
+    parser = argparse.ArgumentParser(prog="fedforget", description="Federated unlearning, judged against a retrain.")
+    parser.add_argument("--version", action="version", version=f"fedforget {fedforget.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="run an experiment and print its table")
+    run.add_argument("experiment", nargs="?", default="quickstart", help="a name from `fedforget list`, or a YAML file")
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="group=name, or key=value, as often as needed")
+    run.add_argument("--output-dir", type=Path, default=Path.home() / ".fedforget", help="default: ~/.fedforget")
+    run.add_argument("--nodes", type=int, default=max(2, os.cpu_count() or 2), help="SuperNodes; default: CPU cores")
+    run.add_argument("--verbose", action="store_true", help="show everything that Flower and Ray print")
+
+    commands.add_parser("list", help="experiments, strategies and config groups")
+    report = commands.add_parser("report", help="make tables and figure of a run again, and print the table")
+    report.add_argument("run", type=Path, help="the folder that `fedforget run` printed, or its name")
+    report.add_argument("--output-dir", type=Path, default=Path.home() / ".fedforget", help="default: ~/.fedforget")
+    commands.add_parser("doctor", help="versions, devices, and a self-test of some seconds")
+
+    options = parser.parse_args(arguments)
+    try:
+        return {"run": _run, "list": _list, "report": _report, "doctor": _doctor}[options.command](options)
+    except ValueError as error:
+        print(f"{ERROR}{error}", file=sys.stderr)
+        return 2
+
+
+# ---------------------------------------------------------------------- run
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Late imports keep `fedforget --help` instant; composing here finds bad input before Flower starts.
+    from fedforget.config import absolute_paths, compose
+    from fedforget.engine import device_of
+    from fedforget.store import Store
+
+    if options.nodes < 1:
+        raise ValueError(f"--nodes {options.nodes} must be at least 1")
+    if "=" in options.experiment:
+        raise ValueError(f"{options.experiment!r} stands where an experiment's name is expected; see `fedforget list`")
+    overrides = absolute_paths(options.overrides, Path.cwd())
+    experiment = options.experiment
+    if experiment.endswith((".yaml", ".yml")):
+        experiment = str(Path(experiment).resolve())
+    config = compose(experiment, overrides)
+    device_of(config.engine.device)
+    output = options.output_dir.expanduser().resolve()
+    Store(output / "store")
+
+    home = Path(tempfile.mkdtemp(prefix="fedforget-"))
+    try:
+        return _launch(home, experiment, overrides, output, options)
+    finally:
+        _end_processes(home)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _launch(home: Path, experiment: str, overrides: list[str], output: Path, options: argparse.Namespace) -> int:
+    """Run the app on a SuperLink of its own, which lives no longer than this call."""
+    import tomli_w
+
+    app = home / "app"
+    app.mkdir()
+    (app / "pyproject.toml").write_text(APP.format(version=fedforget.__version__))
+    settings = {"experiment": experiment, "overrides": _join(overrides), "output-dir": str(output)}
+    (home / "run.toml").write_text(tomli_w.dumps(settings))
+    cores = os.cpu_count() or 1
+    command = [
+        *(sys.executable, "-m", "flwr.cli.app", "run", str(app), "--stream", "--run-config", str(home / "run.toml")),
+        # Flower's own worker pool stays one idle process; the project's workers do the work (fedforget/grid.py).
+        *("--federation-config", f"num-supernodes={options.nodes} client-resources-num-cpus={cores}"),
+    ]
+    control, http = _free_ports(2)
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(control),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        # The user's own strategies/ and configs/ in the current folder join the installed ones.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),
+    }
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+    )
+    try:
+        return _follow(process, options)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _follow(process: subprocess.Popen, options: argparse.Namespace) -> int:
+    """Show a run's progress; returns 0 if it came to its results."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console()
+    lines: list[str] = []
+    finished = failed = False
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    in_table = False
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("starting Flower and Ray", total=None)
+        assert process.stdout is not None
+        for raw in process.stdout:
+            line = re.sub(r"\x1b\[[0-9;]*m", "", raw.rstrip("\n"))
+            lines.append(line)
+            step = PROGRESS.match(line)
+            if options.verbose:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            if step:
+                done, total, what = step.groups()
+                progress.update(bar, completed=int(done), total=int(total), description=f"{what[:60]:60}")
+            elif line.startswith(ERROR):
+                failed = True
+                console.print(line, markup=False, highlight=False, style="red", soft_wrap=True)
+            elif line.startswith("  note: "):
+                console.print(line.strip(), markup=False, highlight=False, soft_wrap=True)
+            elif line.startswith("**"):
+                in_table = True
+            if in_table and not options.verbose:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            if line.startswith(RESULTS):
+                finished = True
+                break
+    if not finished and not failed:
+        console.print("the run ended without results; the last lines of its output:", style="red")
+        console.print("\n".join(lines[-30:]), markup=False, highlight=False, soft_wrap=True)
+    return 0 if finished and not failed else 1
+
+
+def _join(overrides: Sequence[str]) -> str:
+    import shlex
+
+    return shlex.join(overrides)
+
+
+def _free_ports(number: int) -> list[int]:
+    """Ports that no one listens on now."""
+    sockets = [socket.socket() for _ in range(number)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _end_processes(home: Path) -> None:
+    """End every process of the run: Flower starts its SuperLink detached, so they are found by their environment."""
+    import psutil
+
+    mine = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("FLWR_HOME") == str(home):
+                mine.append(process)
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    for stop in ("terminate", "kill"):
+        for process in mine:
+            try:
+                getattr(process, stop)()
+            except psutil.NoSuchProcess:
+                continue
+        _, mine = psutil.wait_procs(mine, timeout=3)
+
+
+# ---------------------------------------------------------------------- list, report, doctor
+
+
+def _list(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedforget.config import describe
+    from fedforget.strategy import all_strategies
+
+    console = Console()
+    known = describe()
+    table = Table("experiment", "what it does", title="experiments: fedforget run NAME", title_justify="left")
+    for name, about in known["experiments"].items():
+        table.add_row(name, about)
+    console.print(table)
+    table = Table("strategy", "scopes", "what it is", title="strategies=[NAME, ...]", title_justify="left")
+    for name, strategy in all_strategies().items():
+        about = (sys.modules[strategy.__module__].__doc__ or "").strip().split("\n")[0]
+        table.add_row(name, ", ".join(sorted(strategy.scopes)), about)
+    console.print(table)
+    table = Table("group", "names", title="groups: GROUP=NAME", title_justify="left")
+    for group, names in known["groups"].items():
+        table.add_row(group, ", ".join(names))
+    console.print(table)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from fedforget.report import rewrite
+
+    folder = options.run.expanduser()
+    if not folder.exists():
+        folder = options.output_dir.expanduser() / "runs" / options.run
+    if not (folder / "results.jsonl").exists():
+        raise ValueError(f"{options.run} is not a run: there is no results.jsonl in {folder}")
+    written = rewrite(folder)
+    print((folder / "table.md").read_text())
+    for path in written.values():
+        print(path)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Versions and devices, then one small run in this process."""
+    import tempfile
+
+    import torch
+
+    for package in ("fedforget", "flwr", "ray", "torch", "torchvision", "numpy"):
+        print(f"{package:12} {metadata.version(package)}")
+    print(f"{'python':12} {sys.version.split()[0]}, {os.cpu_count()} CPU cores")
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"{'cuda':12} {', '.join(cards) if cards else 'no device: everything runs on the CPU'}")
+    for variable in ("FLWR_HOME", "CUDA_VISIBLE_DEVICES"):
+        print(f"{variable:12} {os.environ.get(variable, '(not set)')}")
+
+    from fedforget.client_app import app
+    from fedforget.config import compose
+    from fedforget.experiment import Experiment
+    from fedforget.grid import InProcessGrid
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        config = compose("quickstart", "learning.rounds=2 evaluation=smoke strategies=[finetune] strategy.finetune.rounds=1")
+        Experiment(config, InProcessGrid(app), Path(folder), lambda line: None).run()
+    print(f"self-test    a small run in this process took {time.monotonic() - started:.1f} s: all is well")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,438 @@
+"""The server's only door to clients.
+
+A strategy asks its `Cohort` for work by client id; the cohort finds the nodes that host those clients, sends each node
+one message, retries what failed, counts the cost, and refuses what the strategy's assumption card did not declare. To
+Flower's own learners the cohort is a `Grid` with one node a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedforget import messages
+from fedforget.exchange import Card, Journal, Replies, Reply
+from fedforget.ledger import Cost
+from fedforget.messages import TEST, Task, Work
+from fedforget.params import Layout, Params
+from fedforget.request import UnlearningRequest
+from fedforget.seeds import Seeds
+
+TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
+
+
+class TooFewClients(RuntimeError):
+    """So many clients failed in a round that its result would mean nothing."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who is there: what the first round (``query.describe``) found.
+
+    Args:
+        hosts: the clients that each node hosts, by node id.
+        num_train: size of each client's training split, by client id.
+        class_counts: examples of each class in that split, by client id.
+        about: what the first node says of data and devices.
+    """
+
+    hosts: Mapping[int, frozenset[int]]
+    num_train: Mapping[int, int]
+    class_counts: Mapping[int, Sequence[int]]
+    about: Mapping[str, Any]
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """All client ids, ascending."""
+        return tuple(sorted(self.num_train))
+
+    def num_forgotten(self, client: int, request: UnlearningRequest) -> int:
+        """How many training examples of ``client`` a request names (an upper bound under canary coins)."""
+        if request.scope == "client":
+            return self.num_train[client] if client in request.targets else 0
+        if request.scope == "class":
+            return sum(self.class_counts[client][label] for label in request.targets)
+        return len(request.positions(client))
+
+
+def describe(grid: Grid, task: Task, timeout: float = 600.0) -> Federation:
+    """Ask every node which clients it hosts.
+
+    Raises:
+        ValueError: if a node does not answer, cannot load the data, or disagrees with another about it.
+    """
+    nodes = sorted(grid.get_node_ids())
+    content = messages.pack(Work(task.to_json(), Seeds(task.data.seed)))
+    asked = [Message(content, node, messages.DESCRIBE) for node in nodes]
+    hosts: dict[int, frozenset[int]] = {}
+    num_train: dict[int, int] = {}
+    counts: dict[int, Sequence[int]] = {}
+    about: dict[str, Any] = {}
+    replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(asked, timeout=timeout)}
+    for node in nodes:
+        if node not in replies:
+            raise ValueError(f"a SuperNode did not describe itself within {timeout:g} s")
+        if replies[node].has_error():
+            raise ValueError(replies[node].error.reason.removeprefix("ValueError: "))
+        _, report = messages.unpack_reply(replies[node].content)
+        node_about = report.pop("node")
+        if about and node_about["data"] != about["data"]:
+            raise ValueError("two SuperNodes hold different data for the same task; give them the same files")
+        about = about or node_about
+        hosts[node] = frozenset(map(int, report))
+        num_train.update({int(client): entry["num_train"] for client, entry in report.items()})
+        counts.update({int(client): entry["class_counts"] for client, entry in report.items()})
+    return Federation(hosts, num_train, counts, about)
+
+
+@dataclass
+class Cohort(Grid):
+    """The clients of one trajectory, as a strategy sees them.
+
+    Args:
+        grid: carries the messages.
+        federation: who is there.
+        task: data and model.
+        layout: how a flat vector divides into layers.
+        seeds: the trajectory's random streams.
+        fraction: share of all clients asked in a round.
+        min_share: a round needs at least this share of the clients asked.
+        timeout: seconds that a round may take.
+        removed: requests served before.
+        request: the request being served; ``None`` while learning.
+        card: what may be asked; ``None`` allows everything (learning).
+        journal: remembers exchanges; ``None`` to remember nothing.
+        next_round: the number of the next round.
+        progress: called after each exchange with the number of the round.
+    """
+
+    grid: Grid
+    federation: Federation
+    task: Task
+    layout: Layout
+    seeds: Seeds
+    fraction: float = 1.0
+    min_share: float = 0.5
+    timeout: float = 600.0
+    removed: tuple[UnlearningRequest, ...] = ()
+    request: UnlearningRequest | None = None
+    card: Card | None = None
+    journal: Journal | None = None
+    next_round: int = 1
+    progress: Callable[[int], None] = lambda round: None
+    cost: Cost = Cost()
+    notes: list[str] = field(default_factory=list)
+    contacted: set[int] = field(default_factory=set)
+    last_replies: Replies = Replies()
+    _exchanges: int = 0
+
+    # ------------------------------------------------------------------ who
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Clients that hold data which the request names."""
+        if self.request is None:
+            return ()
+        return tuple(c for c in self.federation.clients if self._kept(c, self.removed) > self._kept(c, self._forgotten))
+
+    @property
+    def retained(self) -> tuple[int, ...]:
+        """Clients that keep at least one training example once the request is served."""
+        return tuple(client for client in self.federation.clients if self._kept(client, self._forgotten) > 0)
+
+    @property
+    def _forgotten(self) -> tuple[UnlearningRequest, ...]:
+        return self.removed if self.request is None else (*self.removed, self.request)
+
+    def _kept(self, client: int, requests: tuple[UnlearningRequest, ...]) -> int:
+        """How many examples ``client`` keeps, at least, after ``requests``."""
+        forgotten = [self.federation.num_forgotten(client, request) for request in requests]
+        return max(0, self.federation.num_train[client] - sum(forgotten))
+
+    def sample(self, round: int) -> tuple[int, ...]:
+        """The clients asked in ``round``: a share of all clients, drawn alike in every trajectory, minus the forgotten.
+
+        Every client draws a priority in each round, and the lowest are asked. A cohort that a request leaves empty is
+        replaced by the retained client of lowest priority, so that every round does something.
+        """
+        clients = self.federation.clients
+        number = max(1, round_half_up(self.fraction * len(clients)))
+        order = self.seeds.numpy("cohort", round).permutation(len(clients))
+        ranked = [clients[place] for place in order]
+        retained = set(self.retained)
+        chosen = [client for client in ranked[:number] if client in retained]
+        return tuple(sorted(chosen or [client for client in ranked if client in retained][:1]))
+
+    # ------------------------------------------------------------------ what
+
+    def train(
+        self,
+        model: Params,
+        clients: Iterable[int] | None = None,
+        *,
+        routine: str = "fedforget.routines:train",
+        split: str = "retain",
+        round: int | None = None,
+        vectors: Mapping[str, Params] | None = None,
+        **options: int | float | str,
+    ) -> Replies:
+        """One round: clients run a routine from ``model`` on a split of their data.
+
+        Args:
+            model: the parameters sent.
+            clients: who is asked; by default `sample` of the round.
+            routine: ``"module:function"``, see `fedforget.routines`.
+            split: ``retain`` (what stays once the request is served), ``forget`` (what it names), ``train`` (both).
+            round: the number of the round, which fixes cohort, randomness and learning rate; by default the next one.
+            vectors: further parameter vectors for the routine, by name.
+            options: settings for the routine; those that name fields of the recipe (``lr``, ``epochs``) replace them.
+
+        Returns:
+            The replies in client-id order; a client without data in the split, or that failed twice, has none.
+
+        Raises:
+            TooFewClients: if fewer than ``min_share`` of the clients answered.
+            ValueError: if the strategy's card does not allow to ask them this.
+        """
+        round = self.next_round if round is None else round
+        self.next_round = max(self.next_round, round + 1)
+        asked = self.sample(round) if clients is None else tuple(sorted(clients))
+        split = "train" if split == "retain" and self.request is None else split
+        self._check_card(asked, split)
+        self.contacted.update(asked)
+        work = Work(
+            self.task.to_json(), self.seeds, routine, round, split, asked, self.removed, self.request, options
+        )
+        self.last_replies = self._remembered(lambda: self._exchange(work, {**(vectors or {}), "model": model}))
+        self.progress(round)
+        return self.last_replies
+
+    def gradient(self, model: Params, clients: Iterable[int] | None = None, split: str = "retain") -> Params:
+        """The mean gradient over the clients' splits, which equals the pooled gradient: a round of its own.
+
+        Clients are all that hold such data, unless named.
+        """
+        holders = self.targets if split == "forget" else self.retained
+        asked = holders if clients is None else clients
+        return self.train(model, asked, routine="fedforget.routines:gradient", split=split).mean()
+
+    def evaluate(self, model: Params, sets: Mapping[str, int]) -> dict[str, tuple[NDArray, NDArray, NDArray]]:
+        """Outputs of a model on the audit sets; an audit is not billed and not a round.
+
+        Args:
+            model: the model.
+            sets: most examples wanted, by audit set: ``forget`` and ``holdout`` (of the request's targets), ``retain``
+                (of the retained clients, spread evenly) and ``test`` (the global test set).
+
+        Returns:
+            ``(logits [n, classes], labels [n], clients [n])`` by audit set; the test set belongs to client -1.
+
+        Raises:
+            TooFewClients: if a node cannot evaluate.
+        """
+        parts: list[tuple[int, str, int, int]] = []
+        owners: list[str] = []
+        for name, most in sets.items():
+            for part in self._parts(name, most):
+                parts.append(part)
+                owners.append(name)
+        outputs = self._evaluate_parts(model, parts)
+        result = {}
+        for name in sets:
+            mine = [number for number, owner in enumerate(owners) if owner == name]
+            logits = [outputs[number][0] for number in mine]
+            labels = [outputs[number][1] for number in mine]
+            clients = [np.full(len(outputs[number][1]), parts[number][0]) for number in mine]
+            if mine:
+                result[name] = (np.concatenate(logits), np.concatenate(labels), np.concatenate(clients))
+        return result
+
+    def _parts(self, name: str, most: int) -> list[tuple[int, str, int, int]]:
+        if name == "test":
+            total = min(most, int(self.federation.about["num_test"]))
+            return [(TEST, name, i, min(i + TEST_CHUNK, total)) for i in range(0, total, TEST_CHUNK)]
+        clients = self.retained if name == "retain" else self.targets
+        share = -(-most // max(1, len(clients)))
+        return [(client, name, 0, share) for client in clients]
+
+    # ------------------------------------------------------------------ how
+
+    def _check_card(self, clients: tuple[int, ...], split: str) -> None:
+        unknown = set(clients) - set(self.federation.clients)
+        if unknown:
+            raise ValueError(f"client {min(unknown)} does not exist; there are clients 0 to {self.federation.clients[-1]}")
+        if self.card is None or not clients:
+            return
+        gone = {client for client in self.targets if client not in self.retained}
+        if (split != "retain" or gone.intersection(clients)) and not self.card.target_online:
+            raise ValueError("this strategy asks for forgotten data, but its card does not say target_online=True")
+        if split != "forget" and set(clients) - gone and not self.card.retained_online:
+            raise ValueError("this strategy asks retained clients, but its card says retained_online=False")
+
+    def _remembered(self, exchange: Callable[[], tuple[Replies, Cost, list[str]]]) -> Replies:
+        self._exchanges += 1
+        known = self.journal.get(self._exchanges) if self.journal else None
+        replies, cost, notes = known or exchange()
+        if self.journal and known is None:
+            self.journal.put(self._exchanges, (replies, cost, notes))
+        self.cost += cost
+        self.notes += notes
+        return replies
+
+    def _exchange(self, work: Work, vectors: Mapping[str, Params]) -> tuple[Replies, Cost, list[str]]:
+        content = messages.pack(work, vectors)
+        payload = sum(len(array.data) for array in content.array_records[messages.ARRAYS].values())
+        good: dict[int, Reply] = {}
+        cost = Cost(rounds=1, bytes_down=payload * len(work.clients))
+        reasons: dict[int, str] = {}
+        tried: dict[int, int] = {}
+        for attempt in range(2):
+            missing = [client for client in work.clients if client not in good and (attempt == 0 or client in reasons)]
+            reasons = {client: "did not answer in time" for client in missing}
+            for client, vector, report in self._ask(content, work, missing, tried):
+                problem = report.get("error") or self._problem(vector, report)
+                if problem:
+                    reasons[client] = problem
+                    continue
+                del reasons[client]
+                if vector is None or not report["num_examples"]:
+                    continue
+                update = Params(torch.from_numpy(np.array(vector)), self.layout)
+                good[client] = Reply(client, update, report["num_examples"], report["loss"])
+                cost += Cost(0, report["steps"], report["examples"], 0, vector.nbytes, 0, report["seconds"])
+            if not reasons:
+                break
+        notes = [f"round {work.round}: client {c} left out ({reason})" for c, reason in sorted(reasons.items())]
+        if len(work.clients) - len(reasons) < self.min_share * len(work.clients):
+            raise TooFewClients(
+                f"round {work.round}: only {len(work.clients) - len(reasons)} of {len(work.clients)} clients answered, "
+                f"fewer than learning.min_share={self.min_share:g}; first failure: {notes[0]}"
+            )
+        return Replies(good[client] for client in sorted(good)), cost, notes
+
+    def _problem(self, vector: NDArray | None, report: Mapping[str, Any]) -> str:
+        if vector is None:
+            return "sent no vector"
+        if vector.shape != (self.layout.size,):
+            return f"sent a vector of shape {vector.shape}, expected ({self.layout.size},)"
+        return "" if np.isfinite(vector).all() else "sent NaN or infinite values"
+
+    def _ask(
+        self, content: RecordDict, work: Work, clients: Sequence[int], tried: dict[int, int]
+    ) -> Iterable[tuple[int, NDArray | None, dict]]:
+        """Send each node its share of ``clients``; yields what comes back. ``tried`` is the node that had each before."""
+        sizes = {client: float(self.federation.num_train[client]) for client in clients}
+        shares = self._schedule(sizes, tried)
+        tried.update({client: node for node, share in shares.items() for client in share})
+        sent = [
+            Message(messages.repack(content, replace(work, clients=tuple(share))), node, messages.TRAIN)
+            for node, share in shares.items()
+        ]
+        for reply in self.grid.send_and_receive(sent, timeout=self.timeout):
+            share = shares[reply.metadata.src_node_id]
+            if reply.has_error():
+                yield from ((client, None, {"error": reply.error.reason}) for client in share)
+                continue
+            arrays, report = messages.unpack_reply(reply.content)
+            yield from ((c, arrays.get(str(c)), report[str(c)]) for c in share if str(c) in report)
+
+    def _schedule(self, sizes: Mapping[int, float], tried: Mapping[int, int]) -> dict[int, list[int]]:
+        """Longest work first, each to the least loaded node that hosts the client, elsewhere than last time if possible."""
+        shares: dict[int, list[int]] = {}
+        load = dict.fromkeys(self.federation.hosts, 0.0)
+        for client in sorted(sizes, key=lambda c: (-sizes[c], c)):
+            hosting = [node for node, hosted in self.federation.hosts.items() if client in hosted]
+            fresh = [node for node in hosting if node != tried.get(client)] or hosting
+            node = min(fresh, key=lambda n: (load[n], n))
+            load[node] += sizes[client]
+            shares.setdefault(node, []).append(client)
+        return shares
+
+    def _evaluate_parts(self, model: Params, parts: list[tuple[int, str, int, int]]) -> dict[int, tuple[NDArray, NDArray]]:
+        work = Work(self.task.to_json(), self.seeds, removed=self.removed, request=self.request)
+        content = messages.pack(work, {"model": model})
+        shares: dict[int, list[int]] = {}
+        load = dict.fromkeys(self.federation.hosts, 0)
+        for number, (client, _, start, stop) in enumerate(parts):
+            hosting = [n for n, hosted in self.federation.hosts.items() if client == TEST or client in hosted]
+            node = min(hosting, key=lambda n: (load[n], n))
+            load[node] += stop - start
+            shares.setdefault(node, []).append(number)
+        sent = [
+            Message(messages.repack(content, replace(work, parts=tuple(parts[i] for i in share))), node, messages.EVALUATE)
+            for node, share in shares.items()
+        ]
+        outputs = {}
+        for reply in self.grid.send_and_receive(sent, timeout=self.timeout):
+            if reply.has_error():
+                raise TooFewClients(f"a node could not evaluate the model: {reply.error.reason}")
+            arrays, _ = messages.unpack_reply(reply.content)
+            for place, number in enumerate(shares[reply.metadata.src_node_id]):
+                outputs[number] = (np.array(arrays[f"{place}/logits"]), np.array(arrays[f"{place}/labels"]))
+        if len(outputs) < len(parts):
+            raise TooFewClients(f"a node did not evaluate the model within {self.timeout:g} s")
+        return outputs
+
+    # ------------------------------------------------------------------ the cohort as a Flower Grid, one node a client
+
+    def set_run(self, run: Any) -> None:
+        """As in `Grid.set_run`."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """As in `Grid.run`."""
+        return self.grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """As in `Grid.create_message`."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """The clients asked in the next round: the "nodes" that a learner may choose among."""
+        return list(self.sample(self.next_round))
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Not offered: a learner's round is one `send_and_receive`.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("a Cohort carries whole rounds; use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Not offered, see `push_messages`.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("a Cohort carries whole rounds; use send_and_receive")
+
+    def send_and_receive(self, messages_: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """A learner's messages (one a client) as one round; replies in client-id order, in the learner's form."""
+        by_client = {message.metadata.dst_node_id: message for message in messages_}
+        if not by_client:
+            return []
+        content = next(iter(by_client.values())).content
+        assert all(m.content is content for m in by_client.values()), "a learner sends all clients the same model"
+        model = messages.from_learner(next(iter(content.array_records.values())), self.layout)
+        options = messages.learner_options(content)
+        replies = self.train(model, by_client, round=self.next_round, **options)
+        return [
+            messages.learner_reply(by_client[reply.client], reply.client, model, reply.update, reply.num_examples)
+            for reply in replies
+        ]
+
+
+def round_half_up(value: float) -> int:
+    """The nearest integer; a half goes up (Python rounds it to even)."""
+    return int(value + 0.5)

@@ -1,0 +1,448 @@
+"""The schema of a run, and how YAML files and overrides become one frozen value.
+
+Layers, each on top of the one before: ``configs/default.yaml``, the experiment's YAML, the overrides. In any layer a
+group (`GROUPS`) is either the name of a file in ``configs/<group>/``, which replaces the group's content, or a mapping,
+which is merged onto it; a mapping may select a file first with the key ``use``. Lists replace lists. What no layer
+mentions has the default of its dataclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import shlex
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fedforget.data.corruption import CorruptionConfig
+from fedforget.data.partition import PartitionConfig
+from fedforget.data.sources import TaskConfig
+from fedforget.evaluation import EvaluationConfig
+from fedforget.grid import EngineConfig
+from fedforget.history import HistoryConfig
+from fedforget.models import ModelConfig
+from fedforget.request import SCOPES, UnlearningRequest
+from fedforget.routines import LocalConfig
+from fedforget.strategy import LearningConfig, find
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+GROUPS = ("task", "model", "partition", "corruption", "request", "evaluation")
+PATH_FIELDS = ("path", "root")  # of the task
+
+
+@dataclass(frozen=True)
+class RequestStep:
+    """One request as the user writes it, before the data are known; the experiment turns it into `UnlearningRequest`.
+
+    Args:
+        scope: ``"client"``, ``"sample"`` or ``"class"``.
+        clients: the clients to forget; for a sample request the one client that owns the samples.
+        classes: the labels to forget, of a class request.
+        samples: positions in the client's training split, of a sample request.
+        share: instead of ``samples``, the share of the client's training split to draw at random.
+        after_round: the learning round after which the request arrives; None means after the last one.
+
+    Raises:
+        ValueError: if a field does not suit the scope, or what the scope needs is missing.
+    """
+
+    scope: str = "client"
+    clients: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
+    samples: tuple[int, ...] = ()
+    share: float = 1.0
+    after_round: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise _unknown("request.scope", self.scope, SCOPES)
+        needed = "classes" if self.scope == "class" else "clients"
+        if not getattr(self, needed):
+            raise ValueError(f"request.{needed} is empty, but a {self.scope} request must name {needed}, e.g. [3]")
+        unused = {"client": ("classes", "samples"), "sample": ("classes",), "class": ("clients", "samples")}[self.scope]
+        for name in unused:
+            if getattr(self, name):
+                raise ValueError(f"request.{name} is {list(getattr(self, name))}, but a {self.scope} request has none")
+        if self.scope == "sample":
+            self._check_samples()
+        elif self.share != 1.0:
+            raise ValueError(f"request.share is {self.share}, but only a sample request has a share")
+        targets = {"client": self.clients, "class": self.classes}.get(
+            self.scope, [(self.clients[0], position) for position in self.samples]
+        )
+        UnlearningRequest(self.scope, tuple(targets), self.after_round)  # refuses negative and repeated targets
+
+    def _check_samples(self) -> None:
+        if len(self.clients) != 1:
+            raise ValueError(f"request.clients is {list(self.clients)}, but a sample request names one client")
+        if self.samples and self.share != 1.0:
+            raise ValueError("request.samples and request.share are both given; a sample request takes one of them")
+        if not self.samples and not 0 < self.share < 1:
+            raise ValueError(
+                f"request.share is {self.share}, but a sample request without samples needs a share in (0, 1)"
+            )
+
+
+@dataclass(frozen=True)
+class RequestConfig(RequestStep):
+    """The first request, and the ones that follow it.
+
+    Args:
+        then: requests served one after the other, each from the model that the one before left.
+    """
+
+    then: tuple[RequestStep, ...] = ()
+
+    @property
+    def steps(self) -> tuple[RequestStep, ...]:
+        """All requests of the sequence, this one first."""
+        return (self, *self.then)
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """One row of the comparison.
+
+    Args:
+        label: the row's name, that of its file in ``configs/strategy``.
+        name: the strategy, as `fedforget.strategy.find` knows it.
+        options: an instance of the strategy's ``Config``.
+    """
+
+    label: str
+    name: str
+    options: Any
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run.
+
+    Args:
+        experiment: name of the experiment's YAML file.
+        seed: root of every random stream.
+        strategies: the rows to compare, apart from the no-op and the oracle, which every run has.
+
+    The other fields are the sections, each described by its own class.
+
+    Raises:
+        ValueError: if two sections contradict each other.
+    """
+
+    experiment: str
+    seed: int
+    task: TaskConfig
+    model: ModelConfig
+    partition: PartitionConfig
+    corruption: CorruptionConfig
+    request: RequestConfig
+    local: LocalConfig
+    learning: LearningConfig
+    history: HistoryConfig
+    evaluation: EvaluationConfig
+    engine: EngineConfig
+    strategies: tuple[StrategySpec, ...]
+
+    def __post_init__(self) -> None:
+        _check_request(self.request, self.learning.rounds)
+        _check_clients(self)
+        labels = [spec.label for spec in self.strategies]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"strategies lists {label!r} twice")
+        for spec in self.strategies:
+            scopes = find(spec.name).scopes
+            for step in self.request.steps:
+                if step.scope not in scopes:
+                    raise ValueError(
+                        f"strategy {spec.label!r} cannot serve {step.scope} requests, only {', '.join(sorted(scopes))}; "
+                        f"leave it out of strategies or change request.scope"
+                    )
+
+
+_SECTIONS: dict[str, type] = {
+    name: kind
+    for name, kind in get_type_hints(RunConfig).items()
+    if dataclasses.is_dataclass(kind)  # all but experiment, seed and strategies
+}
+_TOP = (*_SECTIONS, "seed", "strategies", "strategy")
+
+
+def compose(experiment: str, overrides: str | Sequence[str] = "") -> RunConfig:
+    """Read, merge and check the configuration of a run.
+
+    Args:
+        experiment: name of a file in ``configs/experiment``, or the absolute path of another file ending in ``.yaml``.
+        overrides: ``key=value`` items, as a list or as one string in shell syntax, e.g.
+            ``"strategies=[finetune,amnesiac] task=mnist request.clients=[2] strategy.finetune.rounds=5"``; values are
+            YAML. Whole groups (``task=mnist``) are selected before single values are set, whatever their order.
+
+    Raises:
+        ValueError: one sentence that names the key, if anything is unknown, of the wrong type or contradictory.
+    """
+    path = _experiment_path(experiment)
+    tree: dict[str, Any] = {}
+    _apply(tree, _read(CONFIGS / "default.yaml"), CONFIGS)
+    _apply(tree, _read(path), path.parent)
+    layers = [_parse(key, value) for key, value in sorted(_items(overrides), key=lambda item: item[0] not in GROUPS)]
+    for layer in layers:
+        _apply(tree, layer, None)
+
+    seed = _convert(int, tree.pop("seed"), "seed")
+    labels = _convert(tuple[str, ...], tree.pop("strategies"), "strategies")
+    options = tree.pop("strategy", {})
+    for label in (label for layer in layers for label in layer.get("strategy", {})):
+        if label not in labels:
+            raise ValueError(f"strategy.{label} is set, but {label!r} is not in strategies [{', '.join(labels)}]")
+    specs = {label: _strategy(label, options.get(label, {})) for label in (*labels, *options)}
+    sections = {name: _convert(kind, tree.get(name, {}), name) for name, kind in _SECTIONS.items()}
+    return RunConfig(path.stem, seed, **sections, strategies=tuple(specs[label] for label in labels))
+
+
+def absolute_paths(overrides: str | Sequence[str], base: Path) -> list[str]:
+    """The overrides with relative paths resolved against ``base``, for a launcher that knows the user's folder."""
+    items = []
+    for key, value in _items(overrides):
+        if value and key in {f"task.{field}" for field in PATH_FIELDS}:
+            value = str(base / Path(value).expanduser())
+        items.append(f"{key}={value}")
+    return items
+
+
+def to_dict(config: RunConfig) -> dict:
+    """Every field of the run in plain JSON types."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """A YAML experiment that composes to ``config`` again, apart from the experiment's name, which is its comment."""
+    tree = to_dict(config)
+    comment = f"# The complete configuration of a run of {tree.pop('experiment')}\n"
+    specs = tree.pop("strategies")
+    tree["strategies"] = [spec["label"] for spec in specs]
+    tree["strategy"] = {spec["label"]: spec["options"] for spec in specs}
+    return comment + OmegaConf.to_yaml(OmegaConf.create(tree))
+
+
+def digest(value: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of ``value``'s canonical JSON; ``value`` may contain dataclasses."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dataclasses.asdict)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def describe() -> dict[str, dict[str, str]]:
+    """What can be named: for ``experiment``, each group and ``strategy``, the files and their first comment line."""
+    return {folder: {name: _title(CONFIGS / folder / f"{name}.yaml") for name in _names(folder)}
+            for folder in ("experiment", *GROUPS, "strategy")}
+
+
+# Files and overrides -> one nested dict
+
+
+def _names(folder: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml"))
+
+
+def _title(path: Path) -> str:
+    return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+def _file(folder: str, name: str) -> Path:
+    if name not in _names(folder):
+        raise _unknown(folder, name, _names(folder))
+    return CONFIGS / folder / f"{name}.yaml"
+
+
+def _experiment_path(experiment: str) -> Path:
+    if not experiment.endswith(".yaml"):
+        return _file("experiment", experiment)
+    path = Path(experiment)
+    if not path.is_absolute():
+        raise ValueError(f"experiment path {experiment!r} is relative; give an absolute path")
+    if not path.is_file():
+        raise ValueError(f"experiment file {experiment!r} does not exist")
+    return path
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from error
+    return _mapping(content, str(path))
+
+
+def _items(overrides: str | Sequence[str]) -> list[tuple[str, str]]:
+    try:
+        items = shlex.split(overrides) if isinstance(overrides, str) else overrides
+    except ValueError as error:
+        raise ValueError(f"overrides {overrides!r} have an unclosed quote") from error
+    pairs = [item.partition("=") for item in items]
+    for item, (key, equals, _) in zip(items, pairs, strict=True):
+        if not key or not equals:
+            raise ValueError(f"override {item!r} is not of the form key=value (write lists without spaces)")
+    return [(key, value) for key, _, value in pairs]
+
+
+def _parse(key: str, value: str) -> dict:
+    try:
+        return _mapping(OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={value}"]), resolve=True), key)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"override '{key}={value}' is not valid YAML: {_one_line(error)}") from error
+
+
+def _apply(tree: dict, layer: dict, folder: Path | None) -> None:
+    """Put ``layer`` on top of ``tree``; relative paths belong to ``folder``, and are refused without one."""
+    for key, content in layer.items():
+        if key not in _TOP:
+            raise _unknown_key(str(key))
+        if key in ("seed", "strategies"):
+            tree[key] = content
+            continue
+        base = tree.get(key, {})
+        if key in GROUPS:
+            content = {"use": content} if isinstance(content, str) else dict(_mapping(content, key))
+            if "use" in content:
+                base = _group(key, content.pop("use"))
+        if key == "task":
+            content = _absolute(content, folder)
+        tree[key] = _merge(base, _mapping(content, key))
+
+
+def _group(group: str, name: str) -> dict:
+    content = _read(_file(group, name))
+    return _absolute(content, CONFIGS / group) if group == "task" else content
+
+
+def _absolute(task: dict, folder: Path | None) -> dict:
+    """The task's content with absolute paths, for the process that reads them may work in any folder."""
+    paths = {field: Path(task[field]) for field in PATH_FIELDS if task.get(field) and isinstance(task[field], str)}
+    for field, path in paths.items():
+        if folder is None and not path.is_absolute():
+            raise ValueError(f"task.{field} is {str(path)!r}, a relative path; give an absolute one")
+    return task | {field: str(path if folder is None else folder / path) for field, path in paths.items()}
+
+
+def _merge(base: dict, layer: dict) -> dict:
+    return base | {
+        key: _merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in layer.items()
+    }
+
+
+# The nested dict -> dataclasses
+
+
+def _strategy(label: str, fields: object) -> StrategySpec:
+    name, base = _strategy_file(label)
+    key = f"strategy.{label}"
+    return StrategySpec(label, name, _convert(find(name).Config, _merge(base, _mapping(fields, key)), key))
+
+
+def _strategy_file(label: str) -> tuple[str, dict]:
+    """Name of the strategy and its options; a variant names another file, and is merged onto its options."""
+    fields = _read(_file("strategy", label))
+    if "strategy" not in fields:
+        return label, fields
+    name, base = _strategy_file(fields.pop("strategy"))
+    return name, _merge(base, fields)
+
+
+_WORDS = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false", dict: "a mapping"}
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    """``value`` as the type annotation ``kind``: a dataclass, X | None, tuple[X, ...] or a key of `_WORDS`."""
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, _mapping(value, key), key)
+    if get_origin(kind) is types.UnionType:
+        return None if value is None else _convert(get_args(kind)[0], value, key)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{key} is {value!r}, but must be a list")
+        return tuple(_convert(get_args(kind)[0], item, f"{key}[{index}]") for index, item in enumerate(value))
+    kind = get_origin(kind) or kind
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise ValueError(f"{key} is {value!r}, but must be {_WORDS[kind]}")
+    return value
+
+
+def _build(kind: Any, fields: dict, key: str) -> Any:
+    hints = get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name in fields:
+        if name not in names:
+            raise _unknown_key(f"{key}.{name}", [f"{key}.{valid}" for valid in names])
+    return kind(**{name: _convert(hints[name], value, f"{key}.{name}") for name, value in fields.items()})
+
+
+def _mapping(value: object, key: str) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is {value!r}, but must be a mapping")
+    return value
+
+
+# Checks across sections
+
+
+def _check_request(request: RequestConfig, rounds: int) -> None:
+    for step in request.steps:
+        if step.after_round != request.after_round:
+            raise ValueError(
+                f"request.after_round is {request.after_round} first and {step.after_round} in request.then, "
+                "but a sequence of requests arrives after one round"
+            )
+    if request.after_round is not None and request.after_round > rounds:
+        raise ValueError(f"request.after_round is {request.after_round}, but learning.rounds is {rounds}")
+
+
+def _check_clients(config: RunConfig) -> None:
+    count = config.partition.clients
+    if not count:
+        return  # a natural partition takes as many clients as the data have
+    named = {"request": {client for step in config.request.steps for client in step.clients}}
+    named["corruption"] = set(config.corruption.clients)
+    for section, clients in named.items():
+        if not clients <= set(range(count)):
+            raise ValueError(
+                f"{section}.clients names client {max(clients)}, but partition.clients is {count}: "
+                f"clients are numbered 0 to {count - 1}"
+            )
+    forgotten = {client for step in config.request.steps if step.scope == "client" for client in step.clients}
+    if len(forgotten) == count:
+        raise ValueError(f"request.clients names all {count} clients, so none is left to learn from")
+
+
+# Messages
+
+
+def _unknown(what: str, name: object, valid: Iterable[str]) -> ValueError:
+    valid = sorted(valid)
+    near = difflib.get_close_matches(str(name), valid, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}"
+    return ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+def _unknown_key(key: str, siblings: Iterable[str] = _TOP) -> ValueError:
+    """Suggests a near sibling, or else the same field of another section (``rounds`` -> ``learning.rounds``)."""
+    if difflib.get_close_matches(key, siblings):
+        return _unknown("key", key, siblings)
+    fields = {field.name: f"{name}.{field.name}" for name, kind in _SECTIONS.items() for field in dataclasses.fields(kind)}
+    elsewhere = fields.get(key.rpartition(".")[2])
+    return ValueError(f"unknown key {key!r}; did you mean {elsewhere!r}?") if elsewhere else _unknown("key", key, siblings)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

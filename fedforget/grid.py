@@ -1,0 +1,323 @@
+"""Grids: what carries messages between the server and the nodes.
+
+Three carry the same messages and give the same numbers: the grid that Flower hands to the ServerApp, `RayGrid`, which
+replaces it in simulation (Flower's own polls every 0.1 s and copies the model for every message), and `InProcessGrid`,
+which needs neither Ray nor a SuperLink.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import InMemoryGrid
+
+CLIENT_FAILED = 0  # Flower's error code "unknown": the reason is in the text
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How client work is spread over the machine.
+
+    Args:
+        transport: ``auto`` (``ray`` in simulation, else the grid that Flower gives), ``ray`` or ``flower``.
+        device: ``auto`` (a CUDA device where there is one), ``cpu`` or ``cuda``.
+        workers: worker processes; 0 = one a CPU core, or one a share of a card where ``gpus_per_worker`` is set.
+        gpus_per_worker: share of a card that each worker reserves from Ray; 0 = none.
+        nodes: SuperNodes to wait for; 0 = as many as there are (a simulation has them all at its start).
+        trajectories: independent trajectories that run at once; 0 = twice the number of nodes.
+    """
+
+    transport: str = "auto"
+    device: str = "auto"
+    workers: int = 0
+    gpus_per_worker: float = 0.0
+    nodes: int = 0
+    trajectories: int = 0
+
+
+class _LocalGrid(Grid):
+    """The part of a grid that is the same wherever the nodes are: message ids, and replies held until pulled."""
+
+    def __init__(self, node_ids: Iterable[int]) -> None:
+        self._node_ids = list(node_ids)
+        self._replies: dict[str, Message] = {}
+        self._arrived = threading.Condition()
+
+    def set_run(self, run: Any) -> None:
+        """Nothing to do: a local grid serves the run that made it."""
+
+    @property
+    def run(self) -> Any:
+        """A local grid knows no run.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("a local grid holds no run")
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A new message, as in `Grid.create_message`."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """The ids of all nodes."""
+        return list(self._node_ids)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Hand messages to their nodes; returns their ids at once."""
+        batch = list(messages)
+        for message in batch:
+            # Flower gives an id to a message when a SuperLink stores it; there is no public way to set one.
+            message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        self._deliver(batch)
+        return [message.metadata.message_id for message in batch]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies that have arrived, each once."""
+        with self._arrived:
+            return [self._replies.pop(identifier) for identifier in message_ids if identifier in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push messages and wait for their replies, or for ``timeout`` seconds."""
+        waiting = set(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting:
+            arrived = self.pull_messages(waiting)
+            replies += arrived
+            waiting -= {message.metadata.reply_to_message_id for message in arrived}
+            with self._arrived:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                if waiting:
+                    self._arrived.wait_for(lambda: not waiting.isdisjoint(self._replies), left)
+        self._abandon(waiting)
+        return replies
+
+    @abstractmethod
+    def _deliver(self, messages: list[Message]) -> None:
+        """Start work on messages; `_answer` is called for each, now or later."""
+
+    def _abandon(self, message_ids: set[str]) -> None:  # noqa: B027 (nothing to do is a valid answer)
+        """Called with the messages whose replies are no longer awaited."""
+
+    def _answer(self, message: Message, reply: Message) -> None:
+        with self._arrived:
+            self._replies[message.metadata.message_id] = reply
+            self._arrived.notify_all()
+
+
+class InProcessGrid(_LocalGrid):
+    """Nodes inside this process, served one message at a time: for tests and for debugging.
+
+    Args:
+        client_app: the ClientApp that every node runs.
+        num_nodes: how many nodes there are.
+        node_configs: the node config of each node, by node id 1..num_nodes; empty for nodes not named.
+    """
+
+    def __init__(self, client_app: ClientApp, num_nodes: int = 1, node_configs: Mapping[int, dict] | None = None):
+        super().__init__(range(1, num_nodes + 1))
+        self._client_app = client_app
+        self._contexts = {
+            node: Context(0, node, (node_configs or {}).get(node, {}), RecordDict(), {}) for node in self._node_ids
+        }
+        self._one_at_a_time = threading.Lock()
+        # Messages take their run and sender from here; a SuperLink's process sets it, a plain process does not.
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, 0, 0
+
+    def _deliver(self, messages: list[Message]) -> None:
+        for message in messages:
+            try:
+                with self._one_at_a_time:
+                    reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
+            except Exception as error:  # noqa: BLE001 (a node's failure is an answer, as on Flower's own grid)
+                reply = _failure(message, error)
+            self._answer(message, reply)
+
+
+class RayGrid(_LocalGrid):
+    """Ray actors of its own behind a Flower grid: no polling, one copy of the model in the object store a round.
+
+    Each distinct array of a round is put into the object store once, whichever messages hold it, and is read there
+    without a copy. A worker that dies is started again by Ray and its messages are answered with an error.
+
+    Args:
+        grid: the grid that Flower handed to the ServerApp; its nodes stay the addressees.
+        load_client_app: returns the ClientApp; called once in each worker.
+        config: how many workers there are, and what each reserves.
+    """
+
+    def __init__(self, grid: Grid, load_client_app: Callable[[], ClientApp], config: EngineConfig) -> None:
+        import ray
+
+        super().__init__(sorted(grid.get_node_ids()))
+        self._ray = ray
+        share = config.gpus_per_worker
+        resources = ray.cluster_resources()
+        most = int(resources.get("GPU", 0) / share) if share else int(resources.get("CPU", 1))
+        if share and not most:
+            raise ValueError(f"engine.gpus_per_worker={share}, but Ray sees {resources.get('GPU', 0):g} GPUs")
+        # Workers reserve no CPU: Flower's own idle pool already holds every core that Ray has.
+        actor = ray.remote(_Worker).options(num_cpus=0, num_gpus=share, max_restarts=-1)
+        workers = config.workers or max(1, min(most, len(self._node_ids)))
+        self._workers = [actor.remote(load_client_app) for _ in range(workers)]
+        self._assigned = {node: self._workers[i % workers] for i, node in enumerate(self._node_ids)}
+        self._waiting: dict[Any, tuple[Message, Any]] = {}
+        self._wake = threading.Event()
+        threading.Thread(target=self._collect, daemon=True, name="ray-grid").start()
+
+    def _deliver(self, messages: list[Message]) -> None:
+        stored: dict[int, Any] = {}
+        for message in messages:
+            content, buffers = _detach(message.content)
+            for buffer in buffers:
+                if id(buffer) not in stored:
+                    stored[id(buffer)] = self._ray.put(np.frombuffer(buffer, np.uint8))
+            node = message.metadata.dst_node_id
+            envelope = Message(content, node, message.metadata.message_type)
+            worker = self._assigned[node]
+            future = worker.handle.remote(envelope, node, *(stored[id(buffer)] for buffer in buffers))
+            with self._arrived:
+                self._waiting[future] = (message, worker)
+            self._wake.set()
+
+    def _collect(self) -> None:
+        """Turn finished calls into replies, for as long as the process lives."""
+        while True:
+            with self._arrived:
+                futures = list(self._waiting)
+            if not futures:
+                self._wake.wait()
+                self._wake.clear()
+                continue
+            # The short time-out lets calls that were made meanwhile be waited for as well.
+            done, _ = self._ray.wait(futures, num_returns=1, timeout=0.02)
+            for future in done:
+                with self._arrived:
+                    message, _ = self._waiting.pop(future, (None, None))
+                if message is None:
+                    continue
+                try:
+                    content, *buffers = self._ray.get(future)
+                    reply = Message(_attach(content, buffers), reply_to=message)
+                except Exception as error:  # noqa: BLE001 (whatever happened to the worker is that message's answer)
+                    reply = _failure(message, error)
+                self._answer(message, reply)
+
+    def _abandon(self, message_ids: set[str]) -> None:
+        # A worker that did not answer in time may hang for ever: it is ended, and Ray starts it again.
+        with self._arrived:
+            late = [(f, worker) for f, (message, worker) in self._waiting.items() if message.metadata.message_id in message_ids]
+            for future, _ in late:
+                del self._waiting[future]
+        for worker in {id(worker): worker for _, worker in late}.values():
+            self._ray.kill(worker, no_restart=False)
+
+
+class _Worker:
+    """A worker process: it runs the ClientApp for whichever nodes' messages it is given."""
+
+    def __init__(self, load_client_app: Callable[[], ClientApp]) -> None:
+        self._client_app = load_client_app()
+        self._contexts: dict[int, Context] = {}
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, 0, 0
+
+    def handle(self, envelope: Message, node: int, *buffers: Any) -> Any:
+        """Answer one message; returns the reply's content without its arrays, and the arrays' bytes."""
+        context = self._contexts.setdefault(node, Context(0, node, {}, RecordDict(), {}))
+        envelope.content = _attach(envelope.content, buffers)
+        content, replied = _detach(self._client_app(envelope, context).content)
+        return [content, *(np.frombuffer(buffer, np.uint8) for buffer in replied)]
+
+
+def _detach(content: RecordDict) -> tuple[RecordDict, list[Any]]:
+    """A copy of ``content`` whose arrays have no bytes, and the bytes in order, so that both travel the best way."""
+    buffers = []
+    records: dict[str, Any] = {}
+    for key, record in content.items():
+        if isinstance(record, ArrayRecord):
+            empty = {}
+            for name, array in record.items():
+                empty[name] = Array(array.dtype, array.shape, array.stype, b"")
+                buffers.append(array.data)
+            record = ArrayRecord(empty)
+        records[key] = record
+    return RecordDict(records), buffers
+
+
+def _attach(content: RecordDict, buffers: Iterable[Any]) -> RecordDict:
+    """Put bytes back into the arrays that `_detach` emptied (as memory views: nothing is copied)."""
+    remaining = iter(buffers)
+    for record in content.array_records.values():
+        for array in record.values():
+            array.data = memoryview(next(remaining))  # type: ignore[assignment]
+    return content
+
+
+def _failure(message: Message, error: Exception) -> Message:
+    return Message(Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+
+
+def load_client_app() -> ClientApp:
+    """The project's ClientApp, imported where it is called (in a worker process)."""
+    from fedforget.client_app import app
+
+    return app
+
+
+def choose(grid: Grid, config: EngineConfig, timeout: float = 60.0) -> Grid:
+    """The grid to use where Flower gave ``grid``, once its nodes are there.
+
+    Raises:
+        ValueError: if nodes do not connect in time, or Ray was asked for and does not run in this process.
+    """
+    wait_for_nodes(grid, config.nodes, timeout)
+    simulated = isinstance(grid, InMemoryGrid)
+    if config.transport == "ray" and not simulated:
+        raise ValueError("engine.transport=ray works only in simulation; use engine.transport=auto")
+    if config.transport == "flower" or not simulated:
+        return grid
+    import ray
+
+    # Flower starts Ray while the ServerApp already runs.
+    deadline = time.monotonic() + timeout
+    while not ray.is_initialized():
+        if time.monotonic() > deadline:
+            raise ValueError(f"Ray did not start within {timeout:g} s")
+        time.sleep(0.05)
+    return RayGrid(grid, load_client_app, config)
+
+
+def wait_for_nodes(grid: Grid, number: int, timeout: float) -> list[int]:
+    """The ids of the nodes, in order: at least ``number`` of them, or with 0 all that are there once none is added.
+
+    At the start of a run a grid lists no node, then some, then all.
+
+    Raises:
+        ValueError: if fewer have connected when the time is over.
+    """
+    deadline = time.monotonic() + timeout
+    known: list[int] = []
+    while True:
+        nodes = sorted(grid.get_node_ids())
+        if len(nodes) >= max(1, number) and (number or nodes == known):
+            return nodes
+        if time.monotonic() > deadline:
+            raise ValueError(f"{len(nodes)} of {max(1, number)} SuperNodes connected within {timeout:g} s; start the rest")
+        known = nodes
+        time.sleep(0.05)

@@ -1,0 +1,313 @@
+"""The trajectory on disk: per round the global model, the cohort, its weights and, where asked for, its updates.
+
+A recording lies in one folder, one file a round, and is complete or resumable at every moment. Its bytes are billed to
+the strategies that need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedforget.exchange import RECORDS, Card, Replies, Reply
+from fedforget.ledger import Cost
+from fedforget.params import Layout, Params
+from fedforget.seeds import Seeds
+from fedforget.store import DamagedFile, Store, load_json, load_tensors, save_json, save_tensors
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SELECTORS = ("top", "random", "bottom")
+
+
+@dataclass(frozen=True)
+class HistoryConfig:
+    """What the server records while it learns.
+
+    Args:
+        record: ``nothing``, ``globals``, ``targets``, ``all``, or ``auto`` = the least that the run's strategies need.
+        dtype: type of recorded updates: ``float32``, ``bfloat16`` or ``float16`` (global models are float32).
+        keep: share of each layer's entries that is kept of an update; the rest counts as zero.
+        select: which entries are kept: ``top`` (largest magnitude), ``bottom`` (smallest) or ``random``.
+    """
+
+    record: str = "auto"
+    dtype: str = "float32"
+    keep: float = 1.0
+    select: str = "top"
+
+
+def compress(update: Params, config: HistoryConfig, seeds: Seeds) -> dict[str, Tensor]:
+    """An update as the tensors that are stored: ``values``, and where needed which entries they are.
+
+    Layer-wise pruning keeps ``max(1, round(keep * size))`` entries of each layer. A random choice is drawn from
+    ``seeds`` and costs no bytes; others are stored as a bitmap (d/8 bytes) or, if that is shorter, as 32-bit indices.
+    """
+    dtype = DTYPES[config.dtype]
+    if config.keep >= 1:
+        return {"values": update.flat.to(dtype)}
+    kept = _kept(update.layout, config, seeds, update.flat)
+    stored = {"values": update.flat[kept].to(dtype)}
+    if config.select == "random":
+        return stored
+    if 4 * len(kept) < update.layout.size / 8:
+        return {**stored, "indices": kept.to(torch.int32)}
+    mask = np.zeros(update.layout.size, dtype=bool)
+    mask[kept.numpy()] = True
+    return {**stored, "bitmap": torch.from_numpy(np.packbits(mask))}
+
+
+def decompress(stored: Mapping[str, Tensor], layout: Layout, config: HistoryConfig, seeds: Seeds) -> Params:
+    """The update that `compress` stored, float32, with zeros where nothing was kept."""
+    values = stored["values"].float()
+    if config.keep >= 1:
+        return Params(values, layout)
+    if config.select == "random":
+        kept = _kept(layout, config, seeds)
+    elif "indices" in stored:
+        kept = stored["indices"].long()
+    else:
+        kept = torch.from_numpy(np.flatnonzero(np.unpackbits(stored["bitmap"].numpy(), count=layout.size)))
+    return Params(torch.zeros(layout.size).index_put_((kept,), values), layout)
+
+
+def _kept(layout: Layout, config: HistoryConfig, seeds: Seeds, flat: Tensor | None = None) -> Tensor:
+    """Sorted positions of the entries that pruning keeps."""
+    pieces, start = [], 0
+    for number, size in enumerate(layout.sizes):
+        count = max(1, round(config.keep * size))
+        if config.select == "random":
+            chosen = torch.from_numpy(seeds.numpy(number).permutation(size)[:count])
+        else:
+            assert flat is not None, "only a random choice can be made without the update"
+            magnitude = flat[start : start + size].abs()
+            chosen = magnitude.argsort(descending=config.select == "top", stable=True)[:count]
+        pieces.append(start + chosen.sort().values)
+        start += size
+    return torch.cat(pieces)
+
+
+class Recording:
+    """The folder of one recorded trajectory.
+
+    Args:
+        folder: where it lies.
+        layout: the layout of its vectors.
+        config: level and form of the record; the level is not ``auto``.
+        targets: the clients whose updates the level ``targets`` keeps.
+        seeds: the trajectory's random streams (for random pruning).
+    """
+
+    def __init__(
+        self, folder: Path, layout: Layout, config: HistoryConfig, targets: tuple[int, ...], seeds: Seeds
+    ) -> None:
+        assert config.record in RECORDS, "the level is resolved before anything is recorded"
+        self.folder, self.layout, self.config, self.targets, self.seeds = folder, layout, config, targets, seeds
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, model: Params) -> None:
+        """Record the initial model."""
+        self._save(0, {"global": model.flat}, {"weights": {}, "notes": []})
+
+    def add(self, round: int, model: Params, replies: Replies, notes: list[str], last: bool) -> None:
+        """Record a round: the model after it, the cohort's weights, and the updates that the level keeps."""
+        keeps_all, keeps_targets = self.config.record == "all", self.config.record == "targets"
+        tensors = {"global": model.flat} if last or self.config.record != "nothing" else {}
+        for reply in replies:
+            if keeps_all or (keeps_targets and reply.client in self.targets):
+                stored = compress(reply.update, self.config, self._stream(round, reply.client))
+                tensors.update({f"{reply.client}/{name}": tensor for name, tensor in stored.items()})
+        weights = {str(reply.client): reply.num_examples for reply in replies}
+        self._save(round, tensors, {"weights": weights, "notes": notes})
+
+    def finish(self, rounds: int, cost: Cost) -> None:
+        """Mark the recording complete."""
+        save_json(self.folder / "complete.json", {"rounds": rounds, "cost": cost.to_dict()})
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the trajectory was learned to its end."""
+        return (self.folder / "complete.json").exists()
+
+    def summary(self) -> tuple[int, Cost]:
+        """The number of rounds, and what learning them cost."""
+        content = load_json(self.folder / "complete.json")
+        assert isinstance(content, dict)
+        return content["rounds"], Cost(**content["cost"])
+
+    def verify(self) -> None:
+        """Read every file once.
+
+        Raises:
+            DamagedFile: naming the first file that does not match its checksum or is missing.
+        """
+        rounds, _ = self.summary()
+        for round in range(rounds + 1):
+            self.load(round)
+
+    def load(self, round: int) -> tuple[dict[str, Tensor], dict]:
+        """Tensors and metadata of one round."""
+        try:
+            return _load(self._path(round))
+        except FileNotFoundError as error:
+            raise DamagedFile(f"{self._path(round)} is missing; delete its folder to have it recomputed") from error
+
+    def update(self, round: int, client: int) -> Params:
+        """The recorded update of a client in a round."""
+        prefix = f"{client}/"
+        tensors, _ = self.load(round)
+        stored = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        return decompress(stored, self.layout, self.config, self._stream(round, client))
+
+    def _stream(self, round: int, client: int) -> Seeds:
+        return self.seeds.child("prune", round, client)
+
+    def _path(self, round: int) -> Path:
+        return self.folder / f"round-{round:05d}.safetensors"
+
+    def _save(self, round: int, tensors: Mapping[str, Tensor], metadata: dict) -> None:
+        save_tensors(self._path(round), tensors, metadata)
+
+
+@lru_cache(maxsize=4)
+def _load(path: Path) -> tuple[dict[str, Tensor], dict]:
+    return load_tensors(path)
+
+
+@dataclass(frozen=True)
+class History:
+    """A recording as a strategy sees it: only what its card declared, up to the request, without removed clients.
+
+    Args:
+        recording: the trajectory.
+        rounds: T, the number of rounds before the request arrived.
+        final: the model to unlearn from (the result of the request before, in a sequence).
+        card: what the strategy declared; ``None`` allows everything.
+        removed: clients that earlier requests removed; they appear in no cohort.
+        targets: the clients of the request.
+    """
+
+    recording: Recording
+    rounds: int
+    final: Params
+    card: Card | None = None
+    removed: frozenset[int] = frozenset()
+    targets: tuple[int, ...] = ()
+
+    @property
+    def initial(self) -> Params:
+        """The model before the first round."""
+        return Params(self.recording.load(0)[0]["global"], self.recording.layout)
+
+    def model(self, round: int) -> Params:
+        """The global model after ``round`` (0 is the initial one)."""
+        self._declared("globals", f"the global model of round {round}")
+        return Params(self.recording.load(round)[0]["global"], self.recording.layout)
+
+    def weights(self, round: int) -> dict[int, int]:
+        """n_k, the examples of each client that took part in ``round``, in client-id order."""
+        weights = {int(client): weight for client, weight in self.recording.load(round)[1]["weights"].items()}
+        return {client: weights[client] for client in sorted(weights) if client not in self.removed}
+
+    def cohort(self, round: int) -> tuple[int, ...]:
+        """The clients that took part in ``round``, ascending."""
+        return tuple(self.weights(round))
+
+    def update(self, round: int, client: int) -> Params:
+        """The recorded update of ``client`` in ``round``: its model after local training minus the model it was sent.
+
+        Raises:
+            ValueError: if the card did not declare it, or the client took no part.
+        """
+        needed = "targets" if client in self.targets else "all"
+        self._declared(needed, f"the update of client {client} in round {round}")
+        if client not in self.cohort(round):
+            raise ValueError(f"client {client} took no part in round {round}; its cohort was {self.cohort(round)}")
+        return self.recording.update(round, client)
+
+    def _declared(self, level: str, what: str) -> None:
+        if self.card is not None and RECORDS.index(self.card.records) < RECORDS.index(level):
+            raise ValueError(f"this strategy reads {what}, but its card declares records={self.card.records!r}")
+
+    def bytes_stored(self) -> int:
+        """Bytes that the server keeps from learning on because the strategy's card asks for them."""
+        card = self.card or Card("all")
+        if card.records == "nothing":
+            return 0
+        total = 0
+        for round in range(0, self.rounds + 1):
+            tensors, _ = self.recording.load(round)
+            due = round == 0 or (round - 1) % card.every == 0
+            for name, tensor in tensors.items():
+                owner = name.partition("/")[0]
+                wanted = owner == "global" or card.records == "all" or int(owner) in self.targets
+                if due and wanted and not (owner != "global" and card.records == "globals"):
+                    total += tensor.numel() * tensor.element_size()
+        return total
+
+
+def find_recording(
+    store: Store, key: str, layout: Layout, config: HistoryConfig, targets: tuple[int, ...], seeds: Seeds
+) -> Recording:
+    """A complete recording of trajectory ``key`` that holds at least what is asked, else the one to be made.
+
+    A richer recording serves a poorer need: a strategy that is added or dropped re-learns nothing.
+    """
+    folder = store.folder("trajectories", key)
+    levels = RECORDS[RECORDS.index(config.record) :]
+    for level in reversed(levels):
+        for candidate in sorted(folder.glob(f"{_slug(replace(config, record=level), ())}*")):
+            kept = tuple(map(int, candidate.name.partition("@")[2].split(","))) if "@" in candidate.name else ()
+            recording = Recording(candidate, layout, replace(config, record=level), kept, seeds)
+            if recording.is_complete and (level != "targets" or set(targets) <= set(kept)):
+                return recording
+    return Recording(folder / _slug(config, targets), layout, config, targets, seeds)
+
+
+def _slug(config: HistoryConfig, targets: tuple[int, ...]) -> str:
+    form = {name: value for name, value in asdict(config).items() if name != "record"}
+    plain = config.keep >= 1 or config.record in ("nothing", "globals")
+    pruned = "" if plain else f"-{form['select']}{config.keep:g}"
+    dtype = "" if config.record in ("nothing", "globals") else f"-{config.dtype}"
+    owners = f"@{','.join(map(str, targets))}" if config.record == "targets" else ""
+    return f"{config.record}{dtype}{pruned}{owners}"
+
+
+class FileJournal:
+    """Exchanges on disk, until the strategy that made them is done.
+
+    Args:
+        folder: where they lie.
+        layout: the layout of the updates.
+    """
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self.folder, self.layout = folder, layout
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, number: int) -> tuple[Replies, Cost, list[str]] | None:
+        """Exchange ``number``, or ``None`` if it is not there or damaged (it is then asked for again)."""
+        try:
+            tensors, metadata = load_tensors(self._path(number))
+        except (FileNotFoundError, DamagedFile):
+            return None
+        entries = {int(client): entry for client, entry in metadata["replies"].items()}
+        replies = Replies(
+            Reply(client, Params(tensors[str(client)], self.layout), *entries[client]) for client in sorted(entries)
+        )
+        return replies, Cost(**metadata["cost"]), metadata["notes"]
+
+    def put(self, number: int, exchange: tuple[Replies, Cost, list[str]]) -> None:
+        """Remember exchange ``number``."""
+        replies, cost, notes = exchange
+        entries = {str(reply.client): [reply.num_examples, reply.loss] for reply in replies}
+        tensors = {str(reply.client): reply.update.flat for reply in replies}
+        save_tensors(self._path(number), tensors, {"replies": entries, "cost": cost.to_dict(), "notes": notes})
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.safetensors"

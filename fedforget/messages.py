@@ -1,0 +1,189 @@
+"""What travels between server and clients: message types, record keys and encodings, and nothing else does.
+
+A message to a node carries one JSON text (what to do, for which clients) and one flat vector a parameter set, as raw
+little-endian float32. Nothing in a message can execute: names of routines are looked up, never unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedforget.data import DataConfig
+from fedforget.models import ModelConfig
+from fedforget.params import Layout, Params
+from fedforget.request import UnlearningRequest
+from fedforget.routines import LocalConfig
+from fedforget.seeds import Seeds
+
+DESCRIBE, TRAIN, EVALUATE = "query.describe", "train", "evaluate"
+TEST = -1  # the "client" that owns the global test set
+RAW = "fedforget.raw"
+ARRAYS, WORK, REPORT = "arrays", "work", "report"
+WEIGHT = "num-examples"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a node must know to build the data and the model of a run.
+
+    Args:
+        data: where the data comes from and how it lies at the clients.
+        model: the network.
+        local: how a client trains.
+        device: ``auto``, ``cpu`` or ``cuda``.
+    """
+
+    data: DataConfig
+    model: ModelConfig
+    local: LocalConfig
+    device: str = "auto"
+
+    def to_json(self) -> str:
+        """Canonical JSON; equal tasks give equal texts, so a node can cache by it."""
+        fields = {"data": json.loads(self.data.to_json()), "model": asdict(self.model), "local": asdict(self.local)}
+        return json.dumps({**fields, "device": self.device}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Task:
+        """The task that `to_json` wrote."""
+        fields = json.loads(text)
+        data = DataConfig.from_json(json.dumps(fields["data"]))
+        return cls(data, ModelConfig(**fields["model"]), LocalConfig(**fields["local"]), fields["device"])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What clients are asked in one exchange.
+
+    Args:
+        task: canonical JSON of the `Task`.
+        seeds: the random streams of the trajectory.
+        routine: ``"module:function"``; empty for an evaluation.
+        round: the round worked in.
+        split: the split of each client's data that is worked on.
+        clients: the clients asked; a node finds its own share of them here.
+        removed: requests already served.
+        request: the request being served.
+        options: numbers and words for the routine.
+        parts: for an evaluation, ``(client, split, start, stop)``: the examples from ``start`` to ``stop`` of the split
+            in its audit order.
+    """
+
+    task: str
+    seeds: Seeds
+    routine: str = ""
+    round: int = 0
+    split: str = "train"
+    clients: tuple[int, ...] = ()
+    removed: tuple[UnlearningRequest, ...] = ()
+    request: UnlearningRequest | None = None
+    options: Mapping[str, int | float | str] = field(default_factory=dict)
+    parts: tuple[tuple[int, str, int, int], ...] = ()
+
+    def to_json(self) -> str:
+        """JSON of the work; `from_json` inverts it."""
+        fields = asdict(self)
+        fields["removed"] = [request.to_dict() for request in self.removed]
+        fields["request"] = self.request and self.request.to_dict()
+        return json.dumps(fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> Work:
+        """The work that `to_json` wrote."""
+        fields = json.loads(text)
+        seeds = Seeds(fields["seeds"]["root"], tuple(fields["seeds"]["path"]))
+        removed = tuple(UnlearningRequest.from_dict(request) for request in fields["removed"])
+        request = fields["request"] and UnlearningRequest.from_dict(fields["request"])
+        clients, parts = tuple(fields["clients"]), tuple(tuple(part) for part in fields["parts"])
+        parsed = {"seeds": seeds, "removed": removed, "request": request, "clients": clients, "parts": parts}
+        return cls(**{**fields, **parsed})
+
+
+def encode(array: NDArray) -> Array:
+    """A NumPy array as a Flower `Array` of raw little-endian bytes (Flower's own encoding copies twice more)."""
+    return Array(str(array.dtype), tuple(array.shape), RAW, array.astype(array.dtype.newbyteorder("<")).tobytes())
+
+
+def decode(array: Array) -> NDArray:
+    """The NumPy array in a Flower `Array`, read-only where no copy is needed.
+
+    Raises:
+        ValueError: if the bytes do not fit the stated type and shape.
+    """
+    if array.stype != RAW:
+        return array.numpy()
+    if array.dtype not in ("float32", "float64", "int64"):
+        raise ValueError(f"a message holds an array of type {array.dtype!r}; expected float32, float64 or int64")
+    return np.frombuffer(array.data, dtype=np.dtype(array.dtype).newbyteorder("<")).reshape(array.shape)
+
+
+def pack(work: Work, vectors: Mapping[str, Params] | None = None) -> RecordDict:
+    """The content of a message to a node; every vector is float32."""
+    arrays = {name: encode(params.flat.float().numpy()) for name, params in (vectors or {}).items()}
+    return RecordDict({WORK: ConfigRecord({"json": work.to_json()}), ARRAYS: ArrayRecord(arrays)})
+
+
+def repack(content: RecordDict, work: Work) -> RecordDict:
+    """The same arrays (not copied) with other work, for another node."""
+    return RecordDict({WORK: ConfigRecord({"json": work.to_json()}), ARRAYS: content.array_records[ARRAYS]})
+
+
+def unpack(content: RecordDict) -> tuple[Work, dict[str, NDArray]]:
+    """The work and the flat vectors that `pack` wrote."""
+    arrays = {name: decode(array) for name, array in content.array_records[ARRAYS].items()}
+    return Work.from_json(str(content.config_records[WORK]["json"])), arrays
+
+
+def pack_reply(arrays: Mapping[str, NDArray], report: Mapping[str, dict]) -> RecordDict:
+    """A node's answer: arrays by ``"client"`` or ``"client/name"``, and a JSON report by client id."""
+    encoded = ArrayRecord({name: encode(array) for name, array in arrays.items()})
+    return RecordDict({ARRAYS: encoded, REPORT: ConfigRecord({"json": json.dumps(report)})})
+
+
+def unpack_reply(content: RecordDict) -> tuple[dict[str, NDArray], dict[str, dict]]:
+    """The arrays and the report that `pack_reply` wrote."""
+    arrays = {name: decode(array) for name, array in content.array_records[ARRAYS].items()}
+    return arrays, json.loads(str(content.config_records[REPORT]["json"]))
+
+
+class LearnerArray(Array):
+    """A client's model as a Flower learner sees it: float64, made only when the learner asks, never serialised."""
+
+    def __init__(self, model: Params, update: Params) -> None:
+        super().__init__("float64", (model.layout.size,), RAW, b"")
+        self.model, self.update = model, update
+
+    def numpy(self) -> NDArray:
+        """``model + update`` in float64, shape ``[d]``."""
+        return (self.model.flat.double() + self.update.flat).numpy()
+
+
+def to_learner(params: Params) -> ArrayRecord:
+    """A global model for a Flower learner: one float64 array in Flower's own encoding, so that any learner reads it."""
+    return ArrayRecord({"flat": Array(params.flat.double().numpy())})
+
+
+def from_learner(arrays: ArrayRecord, layout: Layout) -> Params:
+    """The global model, float32, that a Flower learner returned."""
+    return Params(torch.from_numpy(np.array(decode(arrays["flat"]), dtype=np.float32)), layout)
+
+
+def learner_reply(message: Message, client: int, model: Params, update: Params, num_examples: int) -> Message:
+    """A client's reply in the form that Flower's learners aggregate."""
+    arrays = ArrayRecord()
+    arrays["flat"] = LearnerArray(model, update)  # by item: the constructor would replace it by a plain Array
+    metrics = MetricRecord({WEIGHT: num_examples})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+def learner_options(content: RecordDict) -> dict[str, int | float | str]:
+    """The settings that a learner sends along with the model, such as FedProx's ``proximal-mu``."""
+    record = next(iter(content.config_records.values()), ConfigRecord())
+    return {name: value for name, value in record.items() if isinstance(value, (int, float, str))}

@@ -1,0 +1,69 @@
+"""What a model answers on a fixed set of examples, and the accuracy family of metrics.
+
+None of these has an ideal value of its own: the ideal is what the oracle scores on the same examples. All are computed
+in float64. An example with a NaN logit counts as wrong in `accuracy` and makes `loss` and `margin` NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A model's outputs on one audit set of ``n`` examples.
+
+    Args:
+        logits: ``[n, classes]`` float, at least two classes.
+        labels: ``[n]`` int64, the true classes.
+        clients: ``[n]`` int64, the owner of each example; -1 for the global test set.
+
+    Raises:
+        ValueError: if the shapes disagree or there are fewer than two classes.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    clients: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(tensor.shape) for tensor in (self.logits, self.labels, self.clients)]
+        if len(shapes[0]) != 2 or shapes[0][1] < 2 or shapes[1:] != [shapes[0][:1]] * 2:
+            raise ValueError(
+                f"outputs have shapes {shapes[0]}, {shapes[1]}, {shapes[2]} (logits, labels, clients); "
+                "they must be (n, classes >= 2), (n,) and (n,)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def accuracy(outputs: Outputs) -> float:
+    """Share of examples whose largest logit is that of the label. Higher = the model knows the examples better; [0, 1].
+
+    Source: unlearning accuracy is its complement on the forget set (Jia et al. 2023, arXiv 2304.04934).
+    """
+    right = (outputs.logits.argmax(1) == outputs.labels) & ~outputs.logits.isnan().any(1)
+    return right.double().mean().item()
+
+
+def loss(outputs: Outputs) -> float:
+    """Mean cross-entropy in nats. Lower = the model knows the examples better; [0, inf).
+
+    Source: ``-log softmax(z)_y``, the training loss of every classifier here.
+    """
+    return torch.nn.functional.cross_entropy(outputs.logits.double(), outputs.labels).item()
+
+
+def margin(outputs: Outputs) -> float:
+    """Mean of ``z_y - log sum_{j != y} exp z_j``. Higher = the model knows the examples better; (-inf, inf), nats.
+
+    Equals the log-odds ``log(p_y / (1 - p_y))`` without its rounding near 0 and 1.
+    Source: the logit-scaled confidence of Carlini et al. 2022, arXiv 2112.03570.
+    """
+    logits, column = outputs.logits.double(), outputs.labels.unsqueeze(1)
+    others = logits.scatter(1, column, -torch.inf)
+    return (logits.gather(1, column).squeeze(1) - others.logsumexp(1)).mean().item()

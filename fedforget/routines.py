@@ -1,0 +1,223 @@
+"""Client-side work shared by several papers, and the `Client` that every routine receives.
+
+A routine is a function of one `Client`. It either changes ``client.model`` and returns nothing, and the reply is the
+update (model after minus model before), or it returns `Params`, and they are the reply. A strategy names a routine as
+``"module:function"``; the function may live in this file or beside the strategy that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from fedforget.params import Params
+from fedforget.seeds import Seeds
+
+OPTIMIZERS = ("sgd", "adam")
+PACKAGES = ("fedforget.routines", "strategies.")
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """How a client trains.
+
+    Args:
+        optimizer: ``sgd`` or ``adam``.
+        lr: learning rate in round 1.
+        momentum: momentum of SGD (heavy ball, as in torch).
+        weight_decay: coefficient of the L2 penalty, added to the gradient.
+        lr_decay: factor on the learning rate after each round.
+        epochs: passes over the client's data in a round.
+        steps: optimiser steps in a round; above 0 it replaces ``epochs``.
+        batch_size: examples a step.
+    """
+
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    lr_decay: float = 1.0
+    epochs: int = 1
+    steps: int = 0
+    batch_size: int = 32
+
+
+class Optimizer:
+    """SGD or Adam over a list of tensors, equal to ``torch.optim`` to the bit for SGD.
+
+    ``torch.optim`` itself costs about a second of imports in every worker process at its first use (measured).
+    """
+
+    def __init__(self, parameters: list[Tensor], local: LocalConfig, round: int) -> None:
+        self.parameters = parameters
+        self.local = local
+        self.lr = local.lr * local.lr_decay ** (round - 1)
+        self.steps = 0
+        self.first: list[Tensor] = []
+        self.second: list[Tensor] = []
+
+    @torch.no_grad()
+    def step(self, gradients: list[Tensor]) -> None:
+        """One step along ``gradients`` (one tensor a parameter)."""
+        self.steps += 1
+        if self.local.weight_decay:
+            gradients = list(torch._foreach_add(gradients, self.parameters, alpha=self.local.weight_decay))
+        if self.local.optimizer == "adam":
+            self._adam(gradients)
+        elif self.local.momentum:
+            if not self.first:
+                self.first = [gradient.clone() for gradient in gradients]
+            else:
+                torch._foreach_mul_(self.first, self.local.momentum)
+                torch._foreach_add_(self.first, gradients)
+            torch._foreach_add_(self.parameters, self.first, alpha=-self.lr)
+        else:
+            torch._foreach_add_(self.parameters, gradients, alpha=-self.lr)
+
+    def _adam(self, gradients: list[Tensor], beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+        """Kingma and Ba, Adam, ICLR 2015 (arXiv 1412.6980), algorithm 1, with torch's defaults."""
+        if not self.first:
+            self.first = [torch.zeros_like(parameter) for parameter in self.parameters]
+            self.second = [torch.zeros_like(parameter) for parameter in self.parameters]
+        torch._foreach_lerp_(self.first, gradients, 1 - beta1)
+        torch._foreach_mul_(self.second, beta2)
+        torch._foreach_addcmul_(self.second, gradients, gradients, 1 - beta2)
+        denominator = torch._foreach_sqrt(self.second)
+        torch._foreach_div_(denominator, (1 - beta2**self.steps) ** 0.5)
+        torch._foreach_add_(denominator, eps)
+        torch._foreach_addcdiv_(self.parameters, self.first, denominator, -self.lr / (1 - beta1**self.steps))
+
+
+@dataclass
+class Client:
+    """One client at work on one split of its data, as a routine sees it.
+
+    Args:
+        id: the client id.
+        round: the round it works in; it fixes the learning rate and the random stream.
+        model: the module, holding the parameters that the server sent.
+        inputs: examples of the split, ``[n, C, H, W]``.
+        labels: their labels, ``[n]``.
+        places: where each example stands in the client's whole training split, ``[n]``. Shuffles permute the whole
+            split and then drop what is absent, so an oracle sees its data in the original's order.
+        capacity: size of that whole split.
+        local: the recipe.
+        options: what the strategy sent along, by name.
+        vectors: parameter vectors that the strategy sent along, by name.
+        seeds: the client's random streams in this round.
+    """
+
+    id: int
+    round: int
+    model: nn.Module
+    inputs: Tensor
+    labels: Tensor
+    places: Tensor
+    capacity: int
+    local: LocalConfig
+    seeds: Seeds
+    options: Mapping[str, int | float | str] = field(default_factory=dict)
+    vectors: Mapping[str, Params] = field(default_factory=dict)
+    steps: int = 0
+    examples: int = 0
+    total_loss: Tensor | float = 0.0
+    _optimizer: Optimizer | None = None
+    _sent: list[Tensor] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The module's trainable parameters, in the layout's order."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled mini-batches ``(inputs, labels)`` for as many epochs or steps as the recipe says.
+
+        The option ``effort`` (0 to 1) does that share of the steps, rounded up.
+        """
+        where = torch.full((self.capacity,), -1)
+        where[self.places] = torch.arange(len(self.places))
+        epoch_steps = -(-len(self.labels) // self.local.batch_size)
+        steps = (self.local.steps or self.local.epochs * epoch_steps) if epoch_steps else 0
+        steps = math.ceil(steps * float(self.options.get("effort", 1.0)))
+        done = 0
+        for epoch in itertools.count():
+            order = where[torch.from_numpy(self.seeds.numpy("shuffle", epoch).permutation(self.capacity))]
+            for batch in order[order >= 0].to(self.labels.device).split(self.local.batch_size):
+                if done == steps:
+                    return
+                self.examples += len(batch)
+                done += 1
+                yield self.inputs[batch], self.labels[batch]
+            if done == steps:
+                return
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of the model on a batch, in nats."""
+        return nn.functional.cross_entropy(self.model(inputs), labels)
+
+    def step(self, loss: Tensor) -> None:
+        """One optimiser step down ``loss``."""
+        if self._optimizer is None:
+            self._optimizer = Optimizer([parameter.data for parameter in self.parameters], self.local, self.round)
+        gradients = list(torch.autograd.grad(loss, self.parameters))
+        mu = self.options.get("proximal-mu")
+        if mu:
+            # FedProx (Li et al., MLSys 2020, arXiv 1812.06127): the gradient of mu/2 ||w - w_global||^2.
+            torch._foreach_add_(gradients, torch._foreach_sub(self.parameters, self._anchor()), alpha=float(mu))
+        self._optimizer.step(gradients)
+        self.steps += 1
+        self.total_loss = self.total_loss + loss.detach()
+
+    def _anchor(self) -> list[Tensor]:
+        """The parameters as the server sent them, kept from the first step on."""
+        if not self._sent:
+            self._sent = [parameter.detach().clone() for parameter in self.parameters]
+        return self._sent
+
+    def with_recipe(self) -> Client:
+        """This client, with those options that name fields of the recipe applied to it (``lr=0.01``, ``epochs=2``)."""
+        fields = {name: value for name, value in self.options.items() if name in LocalConfig.__dataclass_fields__}
+        return replace(self, local=replace(self.local, **fields))  # type: ignore[arg-type]
+
+
+Routine = Callable[[Client], Params | None]
+
+
+def train(client: Client) -> None:
+    """Minimise the mean cross-entropy by mini-batch steps (FedAvg's ClientUpdate; McMahan et al., AISTATS 2017)."""
+    for inputs, labels in client.batches():
+        client.step(client.loss(inputs, labels))
+
+
+def gradient(client: Client) -> Params:
+    """The gradient of the mean cross-entropy over the whole split, at the parameters sent."""
+    gradients = torch.autograd.grad(client.loss(client.inputs, client.labels), client.parameters)
+    client.steps, client.examples = 1, len(client.labels)
+    named = dict(zip((name for name, _ in client.model.named_parameters()), gradients, strict=True))
+    return Params.from_tensors(client.model, named)
+
+
+def find(name: str) -> Routine:
+    """The routine called ``"module:function"``.
+
+    Names arrive in messages, so only packages that hold routines are imported.
+
+    Raises:
+        ValueError: if the name is malformed, lies outside the packages of routines, or does not exist.
+    """
+    module, _, function = name.partition(":")
+    if not function.isidentifier() or not (module == PACKAGES[0] or module.startswith(PACKAGES[1])):
+        raise ValueError(f"routine {name!r} is refused; routines are 'fedforget.routines:NAME' or 'strategies.FILE:NAME'")
+    try:
+        routine = vars(importlib.import_module(module))[function]
+    except (ImportError, KeyError) as error:
+        raise ValueError(f"there is no routine {name!r}") from error
+    if getattr(routine, "__module__", None) != module:
+        raise ValueError(f"routine {name!r} is refused; {function} is not defined in {module}")
+    return routine

@@ -1,0 +1,41 @@
+"""The ServerApp: run config -> `Experiment`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedforget.cohort import TooFewClients
+from fedforget.config import compose
+from fedforget.experiment import Experiment
+
+app = ServerApp()
+
+
+def say(line: str) -> None:
+    """Print at once: the launcher follows the output line by line."""
+    print(line, flush=True)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that the run config names.
+
+    Raises:
+        RuntimeError: with one sentence, if the run cannot be done or had to stop.
+    """
+    # Flower's learners log two lines a round; a run has thousands of rounds and says itself how far it is.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    settings = context.run_config
+    output = Path(str(settings["output-dir"]) or Path.home() / ".fedforget")
+    try:
+        if not output.is_absolute():
+            raise ValueError(f"output-dir={str(output)!r} must be an absolute path: the run has another working directory")
+        config = compose(str(settings["experiment"]), str(settings["overrides"]))
+        Experiment(config, grid, output, say).run()
+    except (ValueError, TooFewClients) as error:
+        say(f"fedforget: error: {error}")
+        raise RuntimeError(str(error)) from None

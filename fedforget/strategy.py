@@ -1,0 +1,211 @@
+"""What an unlearning strategy is, and how strategies are found by name.
+
+A strategy *is* a Flower `Strategy`: learning is delegated to any Flower learner by composition. It adds one abstract
+method, `unlearn`, whose body reads like the paper's algorithm. Each lives in one file of the package ``strategies``
+and is found by that file's name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as learners
+from flwr.serverapp.strategy import Strategy
+
+from fedforget import messages
+from fedforget.cohort import Cohort
+from fedforget.exchange import Card
+from fedforget.history import History, Recording
+from fedforget.params import Params
+from fedforget.request import SCOPES, UnlearningRequest
+
+LEARNERS: dict[str, type[Strategy]] = {
+    "fedavg": learners.FedAvg,
+    "fedprox": learners.FedProx,
+    "fedavgm": learners.FedAvgM,
+    "fedadam": learners.FedAdam,
+    "fedyogi": learners.FedYogi,
+    "fedadagrad": learners.FedAdagrad,
+    "krum": learners.Krum,
+    "multikrum": learners.MultiKrum,
+    "trimmed_mean": learners.FedTrimmedAvg,
+    "median": learners.FedMedian,
+}
+
+
+@dataclass(frozen=True)
+class LearningConfig:
+    """How the federation learns.
+
+    Args:
+        learner: the Flower strategy that aggregates: one of `LEARNERS`.
+        options: its settings under Flower's names, for instance ``{proximal_mu: 0.1}``.
+        rounds: T, the number of rounds.
+        fraction: share of all clients asked in a round.
+        min_share: a round is void, and the run stops, if a smaller share of the clients asked answers.
+        timeout: seconds that a round may take.
+    """
+
+    learner: str = "fedavg"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 10
+    fraction: float = 1.0
+    min_share: float = 0.5
+    timeout: float = 600.0
+
+
+def make_learner(config: LearningConfig) -> Strategy:
+    """A fresh Flower learner that asks every client it is shown (the cohort has done the sampling).
+
+    Raises:
+        ValueError: if the name is unknown or an option does not fit it.
+    """
+    if config.learner not in LEARNERS:
+        raise ValueError(f"learning.learner {config.learner!r} is unknown{nearest(config.learner, LEARNERS)}")
+    settings = {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1, **config.options}
+    try:
+        return LEARNERS[config.learner](**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"learning.options {dict(config.options)} do not fit {config.learner!r}: {error}") from error
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest valid one, or all of them."""
+    valid = sorted(names)
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(valid)}"
+
+
+class UnlearningStrategy(Strategy):
+    """Base class of all unlearning strategies.
+
+    A subclass gives `unlearn` and, where its defaults do not fit, `Config`, `scopes` and `card`.
+
+    Args:
+        config: the strategy's own settings.
+        learning: how the federation learns; the learner also serves rounds after the request.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings; each field has a default, and metadata with its meaning and the paper's symbol."""
+
+    scopes: ClassVar[frozenset[str]] = frozenset(SCOPES)
+
+    def __init__(self, config: Any = None, learning: LearningConfig | None = None) -> None:
+        self.config = self.Config() if config is None else config
+        self.learning = learning or LearningConfig()
+        self.learner = make_learner(self.learning)
+
+    @property
+    def card(self) -> Card:
+        """What the strategy assumes."""
+        return Card()
+
+    @abstractmethod
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
+        """Serve a request: yield the global model after each round spent (at least once; the last is the result).
+
+        Args:
+            request: what to forget.
+            history: the recorded trajectory, and ``history.final``, the model to unlearn from.
+            cohort: the door to the clients.
+        """
+
+    # ------------------------------------------------------------------ learning, by the composed Flower learner
+
+    def learn(
+        self, cohort: Cohort, initial: Params, rounds: int, first_round: int = 1, recording: Recording | None = None
+    ) -> Iterator[Params]:
+        """Ordinary federated rounds with a fresh learner, on what the cohort's clients retain.
+
+        Args:
+            cohort: the clients.
+            initial: the model to start from.
+            rounds: how many rounds.
+            first_round: number of the first, which fixes cohorts, client randomness and learning rate.
+            recording: records the rounds, if given.
+
+        Yields:
+            The global model after each round.
+        """
+        self.learner = make_learner(self.learning)
+        arrays, model = messages.to_learner(initial), initial
+        last = first_round + rounds - 1
+        for round in range(first_round, last + 1):
+            cohort.next_round = round
+            noted = len(cohort.notes)
+            asked = list(self.configure_train(round, arrays, ConfigRecord(), cohort))
+            replies = cohort.send_and_receive(asked)
+            aggregated, _ = self.aggregate_train(round, replies)
+            if aggregated is not None:
+                arrays, model = aggregated, messages.from_learner(aggregated, initial.layout)
+            if recording:
+                recording.add(round, model, cohort.last_replies, cohort.notes[noted:], round == last)
+            yield model
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Delegated to the learner; ``grid`` is a `Cohort`."""
+        return self.learner.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Delegated to the learner, in client-id order."""
+        return self.learner.aggregate_train(server_round, sorted(replies, key=lambda m: m.metadata.src_node_id))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No messages: evaluation is the framework's (`Cohort.evaluate`)."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to aggregate, see `configure_evaluate`."""
+        return None
+
+    def summary(self) -> None:
+        """Delegated to the learner."""
+        self.learner.summary()
+
+
+def find(name: str) -> type[UnlearningStrategy]:
+    """The strategy in ``strategies/<name>.py``.
+
+    Raises:
+        ValueError: if there is no such file, or it does not hold exactly one strategy.
+    """
+    names = strategy_names()
+    if name not in names:
+        raise ValueError(f"strategy {name!r} is unknown{nearest(name, names)}")
+    module = importlib.import_module(f"strategies.{name}")
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, UnlearningStrategy) and value.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        raise ValueError(f"strategies/{name}.py holds {len(classes)} strategies; it must hold exactly one")
+    return classes[0]
+
+
+def strategy_names() -> list[str]:
+    """Names of all strategies: the files of the package ``strategies``."""
+    import strategies
+
+    return sorted(module.name for module in pkgutil.iter_modules(strategies.__path__) if module.name[0] != "_")
+
+
+def all_strategies() -> dict[str, type[UnlearningStrategy]]:
+    """Every strategy, by name."""
+    return {name: find(name) for name in strategy_names()}

@@ -1,0 +1,52 @@
+"""Amnesiac unlearning, federated: subtract what the target's updates added.
+
+Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981. There, the updates of the
+batches that hold the data are subtracted; the federated form subtracts the target's weighted updates of every round
+(also stage 1 of Wu, Zhu and Mitra, "Federated Unlearning with Knowledge Distillation", arXiv 2201.09441).
+
+Symbols: w global weights; D_c^t update of client c in round t; p_c^t its share n_c / sum_k n_k of the round's cohort;
+T rounds; R repair rounds.
+
+Deviations: subtraction is per client and round, not per batch, because that is what a server sees. With a learner other
+than FedAvg the subtracted sum is what FedAvg would have added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedforget.exchange import Card
+from fedforget.strategy import UnlearningStrategy
+
+
+class Amnesiac(UnlearningStrategy):
+    """Roll back the target's recorded updates, then repair."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        repair_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
+
+        def __post_init__(self):
+            if self.repair_rounds < 0:
+                raise ValueError(f"amnesiac.repair_rounds={self.repair_rounds} must not be negative")
+
+    scopes = frozenset({"client"})
+
+    @property
+    def card(self):
+        """The targets' updates are needed; nobody is contacted unless there is repair."""
+        return Card(records="targets", retained_online=self.config.repair_rounds > 0)
+
+    def unlearn(self, request, history, cohort):
+        """``w <- w - sum_t p_c^t D_c^t`` for every target c, then R ordinary rounds."""
+        w = history.final
+        for t in range(1, history.rounds + 1):
+            n = history.weights(t)
+            for c in request.clients:
+                if c in n:
+                    p = n[c] / sum(n.values())
+                    w = w - p * history.update(t, c)
+        yield w
+        yield from self.learn(cohort, w, self.config.repair_rounds, first_round=history.rounds + 1)

@@ -1,0 +1,34 @@
+"""Fine-tuning on the retained data: FedAvg goes on without the forgotten data.
+
+The usual cheap baseline ("naive retraining" of Graves, Nagisetty and Ganesh, Amnesiac Machine Learning, AAAI 2021,
+arXiv 2010.10981). In the interpolating regime it cannot forget: Ding et al. (arXiv 2410.03833) show for linear models
+that the fine-tuned model equals the original.
+
+Symbols: R rounds.
+
+Deviations: none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedforget.strategy import UnlearningStrategy
+
+
+class FineTune(UnlearningStrategy):
+    """Some more ordinary rounds, on retained data only."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        rounds: int = field(default=5, metadata={"help": "rounds on the retained data", "symbol": "R"})
+
+        def __post_init__(self):
+            if self.rounds < 1:
+                raise ValueError(f"finetune.rounds={self.rounds} must be at least 1")
+
+    def unlearn(self, request, history, cohort):
+        """R ordinary rounds from the model to unlearn."""
+        yield from self.learn(cohort, history.final, self.config.rounds, first_round=history.rounds + 1)

@@ -1,0 +1,149 @@
+"""The audit against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedforget.evaluation import LEVELS, EvaluationConfig, ModelResult, audit, bill, measure
+from fedforget.ledger import Cost
+from fedforget.metrics import Outputs
+
+T2 = 4.302652729911275  # the 97.5 % quantile of Student's t with 2 degrees of freedom
+
+
+def scored(label: str, scores: list[float], cost: Cost | None = None, request: int = 0) -> list[ModelResult]:
+    return [ModelResult(request, label, k, {"forget/margin": s}, cost or Cost()) for k, s in enumerate(scores)]
+
+
+def row(results: list[ModelResult], label: str, request: int = 0) -> dict:
+    (found,) = [row for row in audit(results) if row["label"] == label and row["request"] == request]
+    return found
+
+
+RUN = [
+    *scored("retrain", [1.0, 2.0, 3.0]),
+    *scored("original", [11.0, 12.0, 13.0]),
+    *scored("finetune", [2.0, 4.0, 6.0]),
+]
+
+
+def test_gap_is_paired_and_has_a_t_interval() -> None:
+    found = row(RUN, "finetune")
+    # gaps 1, 2, 3: mean 2, sd 1; values 2, 4, 6: mean 4, sd 2
+    assert (found["gap"], found["value"], found["seeds"]) == (2.0, 4.0, 3)
+    assert found["gap_half_width"] == pytest.approx(T2 / math.sqrt(3))
+    assert found["value_half_width"] == pytest.approx(2 * T2 / math.sqrt(3))
+
+
+def test_floor_is_leave_one_out() -> None:
+    found = row(RUN, "finetune")
+    # 1 - (2+3)/2 = -1.5, 2 - (1+3)/2 = 0, 3 - (1+2)/2 = 1.5: mean size 1, sd 1.5
+    assert (found["floor"], found["floor_sd"]) == (1.0, 1.5)
+    assert found["gap_in_floors"] == 2.0
+
+
+def test_gap_closed_counts_from_doing_nothing_to_the_oracle() -> None:
+    assert row(RUN, "finetune")["gap_closed"] == pytest.approx(1 - 2 / 10)
+    assert row(RUN, "original")["gap_closed"] == 0.0
+    assert row(RUN, "original")["gap"] == row(RUN, "finetune")["noop_gap"] == 10.0
+
+
+def test_gap_closed_is_hidden_where_there_is_nothing_to_forget() -> None:
+    weak = [*RUN[:3], *scored("original", [5.0, 6.0, 7.0]), *RUN[6:]]  # signal 4 < 3 x 1.5
+    assert row(weak, "finetune")["gap_closed"] is None
+    assert row(weak, "finetune")["gap"] == 2.0
+
+
+def test_the_oracle_has_a_floor_and_no_gap() -> None:
+    found = row(RUN, "retrain")
+    assert found["gap"] is found["gap_half_width"] is found["gap_in_floors"] is found["gap_closed"] is None
+    assert (found["value"], found["floor"], found["noop_gap"]) == (2.0, 1.0, 10.0)
+
+
+def test_equal_oracles_have_a_floor_of_exactly_zero() -> None:
+    found = row([*scored("retrain", [0.1] * 3), *scored("original", [0.1] * 3)], "original")
+    assert (found["floor"], found["floor_sd"]) == (0.0, 0.0)
+    assert found["gap_in_floors"] is found["gap_closed"] is None
+
+
+def test_one_seed_has_no_interval_and_no_floor() -> None:
+    found = row([*scored("retrain", [1.0]), *scored("original", [9.0]), *scored("finetune", [2.0])], "finetune")
+    assert (found["value"], found["gap"], found["noop_gap"]) == (2.0, 1.0, 8.0)
+    for column in ("value_half_width", "gap_half_width", "floor", "floor_sd", "gap_in_floors", "gap_closed"):
+        assert found[column] is None
+
+
+def test_a_diverged_model_keeps_its_row() -> None:
+    found = row([*RUN, *scored("ascent", [math.inf, 1.0, math.nan])], "ascent")
+    assert math.isnan(found["gap"])
+
+
+def test_requests_have_their_own_oracles_and_originals_come_first() -> None:
+    later = [replace(result, request=1, values={"forget/margin": 0.0}) for result in RUN]
+    rows = audit([*later, *RUN])
+    assert [(found["request"], found["label"]) for found in rows] == [
+        (request, label) for request in (0, 1) for label in ("original", "retrain", "finetune")
+    ]
+    assert row([*later, *RUN], "finetune", request=1)["gap"] == 0.0
+
+
+@pytest.mark.parametrize("work", [audit, bill])
+def test_a_missing_oracle_is_an_error(work) -> None:
+    with pytest.raises(ValueError, match="request 0: 'original' with seed 1 has no oracle"):
+        work([result for result in RUN if (result.label, result.seed) != ("retrain", 1)])
+
+
+def test_incomplete_or_repeated_results_are_errors() -> None:
+    with pytest.raises(ValueError, match="request 0 has no 'original' model"):
+        audit([result for result in RUN if result.label != "original"])
+    with pytest.raises(ValueError, match="two results for 'finetune' with seed 2"):
+        audit([*RUN, RUN[-1]])
+    with pytest.raises(ValueError, match="'finetune' with seed 2 differs in its metrics: test/loss"):
+        audit([*RUN[:-1], replace(RUN[-1], values=RUN[-1].values | {"test/loss": 1.0})])
+
+
+def test_bill_means_and_speedups() -> None:
+    full, part = Cost(rounds=30, client_examples=600, bytes_down=90, bytes_up=30), Cost(rounds=10, bytes_stored=7)
+    rows = bill(
+        [
+            *scored("original", [0.0] * 2),
+            *scored("retrain", [0.0] * 2, full),
+            *scored("a", [0.0] * 2, part + Cost(client_examples=150, bytes_up=40)),
+        ]
+    )
+    found = {row["label"]: row for row in rows}
+    assert list(found) == ["original", "retrain", "a"]
+    assert (found["a"]["rounds"], found["a"]["bytes_stored"], found["a"]["client_examples"]) == (10, 7, 150)
+    assert (found["a"]["rounds_speedup"], found["a"]["client_examples_speedup"]) == (3.0, 4.0)
+    assert found["a"]["bytes_speedup"] == (90 + 30) / 40
+    assert found["retrain"]["bytes_speedup"] == 1.0
+    assert found["original"]["rounds_speedup"] == math.inf
+
+
+def test_bill_averages_over_seeds() -> None:
+    results = [*scored("original", [0.0] * 2), *scored("retrain", [0.0] * 2, Cost(rounds=6))]
+    results += [ModelResult(0, "a", k, {"forget/margin": 0.0}, Cost(rounds=k + 1)) for k in range(2)]
+    assert (bill(results)[-1]["rounds"], bill(results)[-1]["rounds_speedup"]) == (1.5, 4.0)
+
+
+def test_measure_skips_empty_sets() -> None:
+    answers = Outputs(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]), torch.tensor([3, 3]))
+    none = Outputs(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+    values = measure({"forget": answers, "holdout": none})
+    assert list(values) == ["forget/accuracy", "forget/loss", "forget/margin"]
+    assert values["forget/accuracy"] == 0.5 and values["forget/margin"] == 0.0
+
+
+def test_levels_need_their_seeds() -> None:
+    assert EvaluationConfig().claim == LEVELS["screen"].claim
+    assert EvaluationConfig("smoke", 1).seeds == 1
+    with pytest.raises(ValueError, match="seeds=2 is too few for level 'screen', which needs at least 3"):
+        EvaluationConfig(seeds=2)
+    with pytest.raises(ValueError, match="level 'leaderbord' is unknown.*did you mean 'leaderboard'"):
+        EvaluationConfig("leaderbord", 5)
+    with pytest.raises(ValueError, match="max_examples=0"):
+        EvaluationConfig(max_examples=0)

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+
+from fedforget.models import ModelConfig, build, initial, names
+
+DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
+
+
+def shapes(name: str, width: float = 1.0, input_shape: tuple[int, int, int] = CIFAR) -> dict[str, torch.Size]:
+    """Parameter shapes; the meta device allocates and draws nothing."""
+    with torch.device("meta"):
+        model = build(ModelConfig(name, width), input_shape, 10)
+    return {key: parameter.shape for key, parameter in model.named_parameters()}
+
+
+def count(name: str, width: float = 1.0, input_shape: tuple[int, int, int] = CIFAR) -> int:
+    return sum(shape.numel() for shape in shapes(name, width, input_shape).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "input_shape", "parameters"),
+    [
+        ("linear", MNIST, 784 * 10 + 10),
+        ("mlp", MNIST, 199_210),  # McMahan et al. 2017, section 3
+        ("cnn", MNIST, 1_663_370),  # McMahan et al. 2017, section 3
+        ("cnn", DIGITS, (25 + 1) * 32 + (25 * 32 + 1) * 64 + (2 * 2 * 64 + 1) * 512 + 513 * 10),
+        ("lenet5", DIGITS, 61_706),
+        ("lenet5", MNIST, 61_706),
+        ("lenet5", (1, 32, 32), 61_706),
+        ("lenet5", (1, 36, 32), 61_706 + 16 * 5 * 120),  # one more row of the last 5-wide map
+        ("resnet18", CIFAR, 11_689_512 - 990 * 513 - (49 - 9) * 3 * 64),  # torchvision's, 10 classes, 3x3 stem
+        ("resnet34", CIFAR, 21_797_672 - 990 * 513 - (49 - 9) * 3 * 64),
+        # patches, class token, positions; six layers of attention, MLP and two norms; last norm and head
+        (
+            "vit",
+            CIFAR,
+            49 * 256 + 256 + 65 * 256 + 6 * (4 * 257 * 256 + 257 * 512 + 513 * 256 + 4 * 256) + 2 * 256 + 257 * 10,
+        ),
+    ],
+)
+def test_parameter_counts(name, input_shape, parameters):
+    assert count(name, 1.0, input_shape) == parameters
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_resnet_is_torchvisions_but_for_its_stem(name):
+    with torch.device("meta"):
+        published = getattr(torchvision.models, name)(num_classes=10)
+    expected = {key: parameter.shape for key, parameter in published.named_parameters()}
+    assert shapes(name) == expected | {"conv1.weight": torch.Size([64, 3, 3, 3])}
+
+
+def test_resnet_computes_what_torchvisions_does():
+    ours = initial(ModelConfig("resnet18"), CIFAR, 10, seed=0)
+    theirs = torchvision.models.resnet18(num_classes=10, norm_layer=lambda channels: nn.GroupNorm(2, channels))
+    theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = nn.Identity()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, *CIFAR, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(images), theirs(images))
+
+
+def test_vit_computes_what_torchvisions_does():
+    ours = randomised(initial(ModelConfig("vit"), CIFAR, 10, seed=0))
+    theirs = torchvision.models.VisionTransformer(32, 4, 6, 4, 256, 512, num_classes=10)
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, *CIFAR, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(images), theirs(images))
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Noise on every parameter: torchvision's ViT starts with a head of zeros, which would hide all before it."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    return model
+
+
+@pytest.mark.parametrize("input_shape", [DIGITS, MNIST, CIFAR])
+@pytest.mark.parametrize("name", names())
+def test_every_model_takes_every_image_size_and_depends_on_all_its_parameters(name, input_shape):
+    model = randomised(initial(ModelConfig(name, 0.25), input_shape, 7, seed=0))
+    logits = model(torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)))
+    assert logits.shape == (2, 7)
+    logits.square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_model_is_its_parameters(name):
+    model = build(ModelConfig(name, 0.25), DIGITS, 10)
+    assert list(model.buffers()) == []
+    for module in model.modules():
+        assert not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        assert not isinstance(module, nn.Dropout) or module.p == 0
+        assert not getattr(module, "inplace", False)
+    images = torch.randn(2, *DIGITS, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.train()(images), model.train()(images))
+    torch.testing.assert_close(model.train()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize("name", names())
+def test_vmap_over_models_equals_a_loop(name):
+    models = [randomised(initial(ModelConfig(name, 0.125), DIGITS, 10, seed)) for seed in (0, 1)]
+    images = torch.randn(2, 3, *DIGITS, generator=torch.Generator().manual_seed(0))
+
+    def loss(parameters, batch):
+        return functional_call(models[0], parameters, (batch,)).square().sum()
+
+    stacked = {key: value.detach() for key, value in stack_module_state(models)[0].items()}
+    gradients = vmap(grad(loss))(stacked, images)
+    for index, model in enumerate(models):
+        model(images[index]).square().sum().backward()
+        for key, parameter in model.named_parameters():
+            torch.testing.assert_close(gradients[key][index], parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", names())
+def test_second_derivative_exists(name):
+    model = randomised(initial(ModelConfig(name, 0.125), DIGITS, 10, seed=0))
+    images = torch.randn(2, *DIGITS, generator=torch.Generator().manual_seed(0))
+    parameters = list(model.parameters())
+    gradient = torch.autograd.grad(model(images).logsumexp(1).sum(), parameters, create_graph=True)
+    product = torch.autograd.grad(sum(part.square().sum() for part in gradient), parameters)
+    assert all(part.isfinite().all() for part in product)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "full"),
+    [
+        ("mlp", "1.weight", 200),
+        ("cnn", "3.weight", 64),
+        ("lenet5", "3.weight", 16),
+        ("resnet18", "layer4.1.conv2.weight", 512),
+        ("resnet34", "layer4.2.conv2.weight", 512),
+        ("vit", "conv_proj.weight", 256),
+    ],
+)
+def test_width_scales_hidden_channels(name, key, full):
+    assert shapes(name)[key][0] == full
+    assert shapes(name, 0.5)[key][0] == full // 2
+    assert shapes(name, 2.0)[key][0] == full * 2
+    counts = [count(name, width) for width in (1e-9, 0.05, 0.3, 0.7, 1.0, 1.6)]
+    assert counts == sorted(set(counts))
+
+
+def test_width_leaves_linear_alone():
+    assert shapes("linear", 0.5) == shapes("linear", 2.0)
+
+
+@pytest.mark.parametrize("name", names())
+def test_initial_weights_depend_on_the_seed_alone(name):
+    config = ModelConfig(name, 0.25)
+    before = torch.random.get_rng_state()
+    first = initial(config, DIGITS, 10, seed=2**63 - 1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(1)
+    again = initial(config, DIGITS, 10, seed=2**63 - 1)
+    other = initial(config, DIGITS, 10, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_initial_weights_survive_concurrent_builds():
+    config = ModelConfig("cnn", 0.25)
+
+    def weights(seed: int) -> torch.Tensor:
+        build(config, DIGITS, 10)
+        return nn.utils.parameters_to_vector(initial(config, DIGITS, 10, seed).parameters()).detach()
+
+    alone = [weights(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = list(pool.map(weights, range(8)))
+            assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_small_models_do_not_load_torchvision():
+    code = (
+        "import sys; from fedforget.models import ModelConfig, build; build(ModelConfig('cnn'), (1, 8, 8), 10);"
+        "sys.exit('torchvision' in sys.modules)"
+    )
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "message"),
+    [
+        ("resnet19", 1.0, "'resnet19' is unknown; nearest is 'resnet18'"),
+        ("CNN", 1.0, "'CNN' is unknown; nearest is 'cnn'"),
+        ("mlp", 0.0, "width 0.0 must be a positive finite number"),
+        ("mlp", -1.0, "width -1.0"),
+        ("mlp", float("nan"), "width nan"),
+        ("mlp", float("inf"), "width inf"),
+    ],
+)
+def test_config_rejects(name, width, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(name, width)
+
+
+@pytest.mark.parametrize(
+    ("name", "input_shape", "num_classes", "message"),
+    [
+        ("cnn", (1, 8, 3), 10, "at least 4x4 pixels, not 8x3"),
+        ("vit", (1, 28, 32), 10, "square images whose side 4 divides, not 28x32"),
+        ("vit", (3, 30, 30), 10, "not 30x30"),
+        ("vit", (1, 1, 1), 10, "side 2 divides, not 1x1"),
+        ("linear", (0, 8, 8), 10, r"input shape \(0, 8, 8\) must be positive"),
+        ("linear", DIGITS, 1, "num_classes 1 must be at least 2"),
+    ],
+)
+def test_build_rejects(name, input_shape, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        build(ModelConfig(name), input_shape, num_classes)
