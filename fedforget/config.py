@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import math
 import shlex
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -28,16 +27,44 @@ from fedforget.data.corruption import CorruptionConfig
 from fedforget.data.partition import PartitionConfig
 from fedforget.data.sources import TaskConfig
 from fedforget.evaluation import EvaluationConfig
+from fedforget.exchange import RECORDS
 from fedforget.grid import EngineConfig
-from fedforget.history import HistoryConfig
+from fedforget.history import DTYPES, HistoryConfig
 from fedforget.models import ModelConfig
 from fedforget.request import SCOPES, UnlearningRequest
 from fedforget.routines import LocalConfig
-from fedforget.strategy import LearningConfig, find
+from fedforget.strategy import LearningConfig, find, make_learner, nearest
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GROUPS = ("task", "model", "partition", "corruption", "request", "evaluation")
 PATH_FIELDS = ("path", "root")  # of the task
+
+_CHOICES = {
+    "local.optimizer": ("sgd", "adam"),
+    "history.record": ("auto", *RECORDS),
+    "history.dtype": tuple(DTYPES),
+    "history.select": ("top", "random", "bottom"),
+    "engine.transport": ("auto", "ray", "flower"),
+    "engine.device": ("auto", "cpu", "cuda"),
+}
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "local.lr": ("above 0", lambda x: x > 0),
+    "local.momentum": ("in [0, 1)", lambda x: 0 <= x < 1),
+    "local.weight_decay": ("at least 0", lambda x: x >= 0),
+    "local.lr_decay": ("in (0, 1]", lambda x: 0 < x <= 1),
+    "local.epochs": ("at least 1", lambda x: x >= 1),
+    "local.steps": ("at least 0", lambda x: x >= 0),
+    "local.batch_size": ("at least 1", lambda x: x >= 1),
+    "learning.rounds": ("at least 1", lambda x: x >= 1),
+    "learning.fraction": ("in (0, 1]", lambda x: 0 < x <= 1),
+    "learning.min_share": ("in (0, 1]", lambda x: 0 < x <= 1),
+    "learning.timeout": ("above 0", lambda x: x > 0),
+    "history.keep": ("in (0, 1]", lambda x: 0 < x <= 1),
+    "engine.workers": ("at least 0", lambda x: x >= 0),
+    "engine.gpus_per_worker": ("at least 0", lambda x: x >= 0),
+    "engine.nodes": ("at least 0", lambda x: x >= 0),
+    "engine.trajectories": ("at least 0", lambda x: x >= 0),
+}
 
 
 @dataclass(frozen=True)
@@ -154,20 +181,11 @@ class RunConfig:
     strategies: tuple[StrategySpec, ...]
 
     def __post_init__(self) -> None:
+        _check_values(self)
+        make_learner(self.learning)  # refuses unknown learners and options
         _check_request(self.request, self.learning.rounds)
         _check_clients(self)
-        labels = [spec.label for spec in self.strategies]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise ValueError(f"strategies lists {label!r} twice")
-        for spec in self.strategies:
-            scopes = find(spec.name).scopes
-            for step in self.request.steps:
-                if step.scope not in scopes:
-                    raise ValueError(
-                        f"strategy {spec.label!r} cannot serve {step.scope} requests, only {', '.join(sorted(scopes))}; "
-                        f"leave it out of strategies or change request.scope"
-                    )
+        _check_strategies(self)
 
 
 _SECTIONS: dict[str, type] = {
@@ -234,16 +252,14 @@ def to_yaml(config: RunConfig) -> str:
     return comment + OmegaConf.to_yaml(OmegaConf.create(tree))
 
 
-def digest(value: Any) -> str:
-    """The first 16 hex digits of the SHA-256 of ``value``'s canonical JSON; ``value`` may contain dataclasses."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dataclasses.asdict)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def describe() -> dict[str, Any]:
+    """What can be named, each with its file's first comment line: ``experiments``, and ``groups`` by group."""
 
+    def titles(folder: str) -> dict[str, str]:
+        texts = {name: _file(folder, name).read_text(encoding="utf-8") for name in _names(folder)}
+        return {name: text.partition("\n")[0].lstrip("# ") for name, text in texts.items()}
 
-def describe() -> dict[str, dict[str, str]]:
-    """What can be named: for ``experiment``, each group and ``strategy``, the files and their first comment line."""
-    return {folder: {name: _title(CONFIGS / folder / f"{name}.yaml") for name in _names(folder)}
-            for folder in ("experiment", *GROUPS, "strategy")}
+    return {"experiments": titles("experiment"), "groups": {group: titles(group) for group in (*GROUPS, "strategy")}}
 
 
 # Files and overrides -> one nested dict
@@ -251,10 +267,6 @@ def describe() -> dict[str, dict[str, str]]:
 
 def _names(folder: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml"))
-
-
-def _title(path: Path) -> str:
-    return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 
 def _file(folder: str, name: str) -> Path:
@@ -326,7 +338,7 @@ def _group(group: str, name: str) -> dict:
 
 def _absolute(task: dict, folder: Path | None) -> dict:
     """The task's content with absolute paths, for the process that reads them may work in any folder."""
-    paths = {field: Path(task[field]) for field in PATH_FIELDS if task.get(field) and isinstance(task[field], str)}
+    paths = {field: Path(task[field]).expanduser() for field in PATH_FIELDS if task.get(field)}
     for field, path in paths.items():
         if folder is None and not path.is_absolute():
             raise ValueError(f"task.{field} is {str(path)!r}, a relative path; give an absolute one")
@@ -358,20 +370,21 @@ def _strategy_file(label: str) -> tuple[str, dict]:
     return name, _merge(base, fields)
 
 
-_WORDS = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false", dict: "a mapping"}
+_WORDS = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
 
 
 def _convert(kind: Any, value: Any, key: str) -> Any:
-    """``value`` as the type annotation ``kind``: a dataclass, X | None, tuple[X, ...] or a key of `_WORDS`."""
+    """``value`` as the type annotation ``kind``: a dataclass, X | None, tuple[X, ...], a mapping or a key of `_WORDS`."""
     if dataclasses.is_dataclass(kind):
         return _build(kind, _mapping(value, key), key)
     if get_origin(kind) is types.UnionType:
         return None if value is None else _convert(get_args(kind)[0], value, key)
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
-            raise ValueError(f"{key} is {value!r}, but must be a list")
+            raise ValueError(f"{key} is {value!r}, but must be a list, e.g. [{value}]")
         return tuple(_convert(get_args(kind)[0], item, f"{key}[{index}]") for index, item in enumerate(value))
-    kind = get_origin(kind) or kind
+    if get_origin(kind) is Mapping:
+        return _mapping(value, key)
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
@@ -394,7 +407,20 @@ def _mapping(value: object, key: str) -> dict:
     return value
 
 
-# Checks across sections
+# Checks of values, and across sections
+
+
+def _check_values(config: RunConfig) -> None:
+    def value(key: str) -> Any:
+        section, field = key.split(".")
+        return getattr(getattr(config, section), field)
+
+    for key, valid in _CHOICES.items():
+        if value(key) not in valid:
+            raise _unknown(key, value(key), valid)
+    for key, (words, holds) in _RANGES.items():
+        if not holds(value(key)):
+            raise ValueError(f"{key} is {value(key)}, but must be {words}")
 
 
 def _check_request(request: RequestConfig, rounds: int) -> None:
@@ -425,23 +451,34 @@ def _check_clients(config: RunConfig) -> None:
         raise ValueError(f"request.clients names all {count} clients, so none is left to learn from")
 
 
+def _check_strategies(config: RunConfig) -> None:
+    labels = [spec.label for spec in config.strategies]
+    for spec in config.strategies:
+        if labels.count(spec.label) > 1:
+            raise ValueError(f"strategies lists {spec.label!r} twice")
+        scopes = find(spec.name).scopes
+        for step in config.request.steps:
+            if step.scope not in scopes:
+                raise ValueError(
+                    f"strategy {spec.label!r} cannot serve {step.scope} requests, only {', '.join(sorted(scopes))}; "
+                    f"leave it out of strategies [{', '.join(labels)}]"
+                )
+
+
 # Messages
 
 
 def _unknown(what: str, name: object, valid: Iterable[str]) -> ValueError:
-    valid = sorted(valid)
-    near = difflib.get_close_matches(str(name), valid, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}"
-    return ValueError(f"unknown {what} {name!r}; {hint}")
+    return ValueError(f"unknown {what} {name!r}{nearest(str(name), valid)}")
 
 
 def _unknown_key(key: str, siblings: Iterable[str] = _TOP) -> ValueError:
     """Suggests a near sibling, or else the same field of another section (``rounds`` -> ``learning.rounds``)."""
     if difflib.get_close_matches(key, siblings):
         return _unknown("key", key, siblings)
-    fields = {field.name: f"{name}.{field.name}" for name, kind in _SECTIONS.items() for field in dataclasses.fields(kind)}
-    elsewhere = fields.get(key.rpartition(".")[2])
-    return ValueError(f"unknown key {key!r}; did you mean {elsewhere!r}?") if elsewhere else _unknown("key", key, siblings)
+    fields = [f"{name}.{field.name}" for name, kind in _SECTIONS.items() for field in dataclasses.fields(kind)]
+    elsewhere = [field for field in fields if field.endswith("." + key.rpartition(".")[2])]
+    return _unknown("key", key, elsewhere or siblings)
 
 
 def _one_line(error: Exception) -> str:

@@ -9,13 +9,15 @@ from fedforget.seeds import Seeds
 
 @dataclass(frozen=True)
 class DataConfig:
-    task: dict = field(default_factory=dict, hash=False)
-    clients: int = 10
+    task: object = None
+    partition: object = None
+    corruption: object = None
     seed: int = 0
+    clients = 10
     def to_json(self): return json.dumps({"clients": self.clients, "seed": self.seed})
     @classmethod
     def from_json(cls, t):
-        f = json.loads(t); return cls({}, f["clients"], f["seed"])
+        f = json.loads(t); return cls(seed=f["seed"])
 
 class FederatedData:
     def __init__(self, c):
