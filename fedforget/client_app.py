@@ -22,7 +22,10 @@ app = ClientApp()
 def describe(message: Message, context: Context) -> Message:
     """Which clients this node hosts (all of them in simulation, its own when deployed), and their sizes."""
     work, _ = messages.unpack(message.content)
-    bench = engine.workbench(work.task)
+    try:
+        bench = engine.workbench(work.task)
+    except ValueError as error:  # what the user must mend: sent as a sentence, not as a traceback
+        return Message(messages.pack_reply({}, {"node": {"error": str(error)}}), reply_to=message)
     federated = bench.data
     hosted = context.node_config.get(HOSTED)
     clients = range(federated.num_clients) if hosted is None else [int(hosted)]

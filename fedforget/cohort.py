@@ -80,9 +80,11 @@ def describe(grid: Grid, task: Task, timeout: float = 600.0) -> Federation:
         if node not in replies:
             raise ValueError(f"a SuperNode did not describe itself within {timeout:g} s")
         if replies[node].has_error():
-            raise ValueError(replies[node].error.reason.removeprefix("ValueError: "))
+            raise ValueError(f"a SuperNode could not describe itself: {replies[node].error.reason}")
         _, report = messages.unpack_reply(replies[node].content)
         node_about = report.pop("node")
+        if "error" in node_about:
+            raise ValueError(node_about["error"])
         if about and node_about["data"] != about["data"]:
             raise ValueError("two SuperNodes hold different data for the same task; give them the same files")
         about = about or node_about

@@ -37,7 +37,6 @@ from fedforget.strategy import LearningConfig, find, make_learner, nearest
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GROUPS = ("task", "model", "partition", "corruption", "request", "evaluation")
-PATH_FIELDS = ("path", "root")  # of the task
 
 _CHOICES = {
     "local.optimizer": ("sgd", "adam"),
@@ -188,10 +187,8 @@ class RunConfig:
         _check_strategies(self)
 
 
-_SECTIONS: dict[str, type] = {
-    name: kind
-    for name, kind in get_type_hints(RunConfig).items()
-    if dataclasses.is_dataclass(kind)  # all but experiment, seed and strategies
+_SECTIONS: dict[str, Any] = {  # all but experiment, seed and strategies
+    name: kind for name, kind in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(kind)
 }
 _TOP = (*_SECTIONS, "seed", "strategies", "strategy")
 
@@ -221,18 +218,23 @@ def compose(experiment: str, overrides: str | Sequence[str] = "") -> RunConfig:
     options = tree.pop("strategy", {})
     for label in (label for layer in layers for label in layer.get("strategy", {})):
         if label not in labels:
-            raise ValueError(f"strategy.{label} is set, but {label!r} is not in strategies [{', '.join(labels)}]")
+            raise ValueError(f"strategy.{label} is set, but strategies does not list {label!r}{nearest(label, labels)}")
     specs = {label: _strategy(label, options.get(label, {})) for label in (*labels, *options)}
+    _check_paths(tree["task"])
     sections = {name: _convert(kind, tree.get(name, {}), name) for name, kind in _SECTIONS.items()}
     return RunConfig(path.stem, seed, **sections, strategies=tuple(specs[label] for label in labels))
 
 
 def absolute_paths(overrides: str | Sequence[str], base: Path) -> list[str]:
-    """The overrides with relative paths resolved against ``base``, for a launcher that knows the user's folder."""
+    """The overrides with relative paths resolved against ``base``, for a launcher that knows the user's folder.
+
+    A ``task.path`` that is no folder there stays as it is, because it may be the name of a data set.
+    """
     items = []
     for key, value in _items(overrides):
-        if value and key in {f"task.{field}" for field in PATH_FIELDS}:
-            value = str(base / Path(value).expanduser())
+        path = base / Path(value).expanduser()
+        if value and (key == "task.root" or key == "task.path" and path.is_dir()):
+            value = str(path)
         items.append(f"{key}={value}")
     return items
 
@@ -314,7 +316,7 @@ def _parse(key: str, value: str) -> dict:
 
 
 def _apply(tree: dict, layer: dict, folder: Path | None) -> None:
-    """Put ``layer`` on top of ``tree``; relative paths belong to ``folder``, and are refused without one."""
+    """Put ``layer`` on top of ``tree``; relative paths in it are relative to ``folder``, if there is one."""
     for key, content in layer.items():
         if key not in _TOP:
             raise _unknown_key(str(key))
@@ -326,23 +328,23 @@ def _apply(tree: dict, layer: dict, folder: Path | None) -> None:
             content = {"use": content} if isinstance(content, str) else dict(_mapping(content, key))
             if "use" in content:
                 base = _group(key, content.pop("use"))
-        if key == "task":
-            content = _absolute(content, folder)
-        tree[key] = _merge(base, _mapping(content, key))
+        merged = _merge(base, _mapping(content, key))
+        tree[key] = _resolve(merged, folder) if key == "task" and folder else merged
 
 
 def _group(group: str, name: str) -> dict:
     content = _read(_file(group, name))
-    return _absolute(content, CONFIGS / group) if group == "task" else content
+    return _resolve(content, CONFIGS / group) if group == "task" else content
 
 
-def _absolute(task: dict, folder: Path | None) -> dict:
-    """The task's content with absolute paths, for the process that reads them may work in any folder."""
-    paths = {field: Path(task[field]).expanduser() for field in PATH_FIELDS if task.get(field)}
-    for field, path in paths.items():
-        if folder is None and not path.is_absolute():
-            raise ValueError(f"task.{field} is {str(path)!r}, a relative path; give an absolute one")
-    return task | {field: str(path if folder is None else folder / path) for field, path in paths.items()}
+def _paths(task: dict) -> dict[str, str]:
+    """The task's fields that are paths; ``path`` is one for a folder only, else it is a name."""
+    fields = ("path", "root") if task.get("source") == "folder" else ("root",)
+    return {field: task[field] for field in fields if isinstance(task.get(field), str) and task[field]}
+
+
+def _resolve(task: dict, folder: Path) -> dict:
+    return task | {field: str(folder / Path(path).expanduser()) for field, path in _paths(task).items()}
 
 
 def _merge(base: dict, layer: dict) -> dict:
@@ -374,7 +376,7 @@ _WORDS = {int: "an integer", float: "a finite number", str: "a text", bool: "tru
 
 
 def _convert(kind: Any, value: Any, key: str) -> Any:
-    """``value`` as the type annotation ``kind``: a dataclass, X | None, tuple[X, ...], a mapping or a key of `_WORDS`."""
+    """``value`` as the annotation ``kind``: a dataclass, X | None, a tuple, a mapping or a key of `_WORDS`."""
     if dataclasses.is_dataclass(kind):
         return _build(kind, _mapping(value, key), key)
     if get_origin(kind) is types.UnionType:
@@ -382,7 +384,13 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{key} is {value!r}, but must be a list, e.g. [{value}]")
-        return tuple(_convert(get_args(kind)[0], item, f"{key}[{index}]") for index, item in enumerate(value))
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(value) != len(kinds):
+            raise ValueError(f"{key} is {value!r}, but must have {len(kinds)} entries")
+        pairs = zip(kinds, value, strict=True)
+        return tuple(_convert(kind, item, f"{key}[{index}]") for index, (kind, item) in enumerate(pairs))
     if get_origin(kind) is Mapping:
         return _mapping(value, key)
     if kind is float and type(value) is int:
@@ -410,6 +418,16 @@ def _mapping(value: object, key: str) -> dict:
 # Checks of values, and across sections
 
 
+def _check_paths(task: dict) -> None:
+    if task.get("source") == "folder" and not task.get("path"):
+        raise ValueError(
+            "task.path is empty: give the folder with the parquet files, e.g. overrides='task.path=/data/mnist'"
+        )
+    for field, path in _paths(task).items():
+        if not Path(path).is_absolute():  # the processes that read it work in folders of their own
+            raise ValueError(f"task.{field} is {path!r}, but must be the absolute path of a folder")
+
+
 def _check_values(config: RunConfig) -> None:
     def value(key: str) -> Any:
         section, field = key.split(".")
@@ -417,14 +435,19 @@ def _check_values(config: RunConfig) -> None:
 
     for key, valid in _CHOICES.items():
         if value(key) not in valid:
-            raise _unknown(key, value(key), valid)
+            raise ValueError(f"{key} is {value(key)!r}, but must be one of {', '.join(valid)}")
     for key, (words, holds) in _RANGES.items():
         if not holds(value(key)):
             raise ValueError(f"{key} is {value(key)}, but must be {words}")
 
 
 def _check_request(request: RequestConfig, rounds: int) -> None:
+    gone: set[int] = set()
     for step in request.steps:
+        again = gone & set(step.clients)
+        if again:
+            raise ValueError(f"request.then names client {min(again)} again, but it is forgotten by then")
+        gone |= set(step.clients) if step.scope == "client" else set()
         if step.after_round != request.after_round:
             raise ValueError(
                 f"request.after_round is {request.after_round} first and {step.after_round} in request.then, "
@@ -478,7 +501,9 @@ def _unknown_key(key: str, siblings: Iterable[str] = _TOP) -> ValueError:
         return _unknown("key", key, siblings)
     fields = [f"{name}.{field.name}" for name, kind in _SECTIONS.items() for field in dataclasses.fields(kind)]
     elsewhere = [field for field in fields if field.endswith("." + key.rpartition(".")[2])]
-    return _unknown("key", key, elsewhere or siblings)
+    if not elsewhere:
+        return _unknown("key", key, siblings)
+    return ValueError(f"unknown key {key!r}; did you mean {' or '.join(map(repr, elsewhere))}?")
 
 
 def _one_line(error: Exception) -> str:

@@ -266,7 +266,7 @@ class Experiment:
                 gone = frozenset(c for earlier in self.requests[:i] if earlier.scope == "client" for c in earlier.targets)
                 history = History(recording, rounds, previous.params, card, gone, cohort.targets)
                 result = None
-                for result in strategy.unlearn(request, history, cohort):  # noqa: B007 (the last one counts)
+                for result in strategy.serve(request, history, cohort):  # noqa: B007 (the last one counts)
                     self._check_stopped()
                 if result is None:
                     raise ValueError(f"strategy {spec.label!r} yielded no model")

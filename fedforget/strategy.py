@@ -120,6 +120,13 @@ class UnlearningStrategy(Strategy):
             cohort: the door to the clients.
         """
 
+    def serve(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
+        """`unlearn`, except that a request which names no data leaves the model as it is."""
+        if cohort.targets:
+            yield from self.unlearn(request, history, cohort)
+        else:
+            yield history.final
+
     # ------------------------------------------------------------------ learning, by the composed Flower learner
 
     def learn(

@@ -1,50 +1,209 @@
+"""The data of a federation: sources, partitioning, corruption, and the splits that clients work on."""
+
 from __future__ import annotations
+
+import dataclasses
+import hashlib
 import json
-from dataclasses import dataclass, field, asdict
+import threading
+from dataclasses import dataclass
 from functools import lru_cache
-import numpy as np, torch
-from sklearn.datasets import load_digits
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedforget.data.corruption import CorruptionConfig, coins, corrupt
+from fedforget.data.partition import PartitionConfig, partition, split_holdout
+from fedforget.data.sources import TaskConfig, load_source, unknown
 from fedforget.request import UnlearningRequest
 from fedforget.seeds import Seeds
 
+SPLITS = ("train", "retain", "forget", "holdout", "canary_in", "canary_out")
+
+
 @dataclass(frozen=True)
 class DataConfig:
-    task: object = None
-    partition: object = None
-    corruption: object = None
+    """Everything that determines the data of a federation.
+
+    Args:
+        task: which data set.
+        partition: who holds what.
+        corruption: what is done to it.
+        seed: root of the random draws in all three.
+    """
+
+    task: TaskConfig = TaskConfig()
+    partition: PartitionConfig = PartitionConfig()
+    corruption: CorruptionConfig = CorruptionConfig()
     seed: int = 0
-    clients = 10
-    def to_json(self): return json.dumps({"clients": self.clients, "seed": self.seed})
+
+    def to_json(self) -> str:
+        """Canonical JSON; `from_json` inverts it."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
     @classmethod
-    def from_json(cls, t):
-        f = json.loads(t); return cls(seed=f["seed"])
+    def from_json(cls, text: str) -> DataConfig:
+        """The configuration that `to_json` wrote."""
+        fields = json.loads(text)
+        return cls(
+            TaskConfig(**fields["task"]),
+            PartitionConfig(**fields["partition"]),
+            CorruptionConfig(**fields["corruption"]),
+            fields["seed"],
+        )
+
 
 class FederatedData:
-    def __init__(self, c):
-        x, y = load_digits(return_X_y=True)
-        x = torch.tensor(x/16, dtype=torch.float32).view(-1,1,8,8); y = torch.tensor(y)
-        self.inputs, self.labels, self.test_inputs, self.test_labels = x[:1437], y[:1437], x[1437:], y[1437:]
-        self.num_classes, self.input_shape, self.num_clients = 10, (1,8,8), c.clients
-        self.seeds = Seeds(c.seed).child("data")
-        perm = self.seeds.numpy("p").permutation(1437)
-        parts = np.array_split(perm, c.clients)
-        self.tr = [torch.tensor(np.sort(p[len(p)//5:])) for p in parts]
-        self.ho = [torch.tensor(np.sort(p[:len(p)//5])) for p in parts]
-        self.record = {}; self.fingerprint = "x"
-    def num_train(self, c): return len(self.tr[c])
-    def class_counts(self, c): return torch.bincount(self.labels[self.tr[c]], minlength=10).tolist()
-    def split(self, client, name, trajectory, removed=(), request=None):
-        if name == "holdout": return self.ho[client]
-        def keep(reqs):
-            m = torch.ones(len(self.tr[client]), dtype=torch.bool)
-            for r in reqs:
-                if r.scope == "client" and client in r.targets: m[:] = False
-                if r.scope == "class": m &= ~torch.isin(self.labels[self.tr[client]], torch.tensor(r.targets))
-                if r.scope == "sample": m[list(r.positions(client))] = False
-            return m
-        k = keep(removed)
-        if name == "train": return self.tr[client][k]
-        k2 = keep((*removed, request)) if request else k
-        return self.tr[client][k2] if name == "retain" else self.tr[client][k & ~k2]
-@lru_cache(2)
-def load(c): return FederatedData(c)
+    """The data of all clients, decoded once a process. Read-only by agreement: every client shares the tensors.
+
+    Attributes:
+        inputs: training and holdout images of all clients, corrupted, float32 ``[N, C, H, W]``.
+        labels: their labels, corrupted, int64 ``[N]``.
+        test_inputs: the clean global test set, float32 ``[M, C, H, W]``.
+        test_labels: int64 ``[M]``.
+        num_classes: labels are below it.
+        input_shape: ``(C, H, W)``.
+        num_clients: clients are ``0..num_clients-1``.
+        record: what corruption touched, in JSON types: ``{}`` for none, else ``{"kind": ..., "positions":
+            {client: [...]}}`` with positions as in sample requests.
+        seeds: the random streams of the data.
+        fingerprint: digest of all the above; nodes that differ in it hold different data.
+
+    Raises:
+        ValueError: if the data cannot be loaded, divided or corrupted as asked.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.seeds = Seeds(config.seed).child("data")
+        source = load_source(config.task, self.seeds)
+        parts = partition(source.train_labels.numpy(), source.train_ids, config.partition, self.seeds)
+        halves = [
+            split_holdout(part, config.partition.holdout, self.seeds.numpy("holdout", client))
+            for client, part in enumerate(parts)
+        ]
+        self._train = [train for train, _ in halves]
+        self._holdout = [holdout for _, holdout in halves]
+        self.inputs, self.labels, touched = corrupt(
+            source.train_inputs, source.train_labels, self._train, source.num_classes, config.corruption, self.seeds
+        )
+        self._labels = self.labels.numpy()
+        self._canaries = touched if config.corruption.kind == "canary" else {}
+        positions = {str(client): rows.tolist() for client, rows in touched.items()}
+        self.record = {"kind": config.corruption.kind, "positions": positions} if touched else {}
+        self.test_inputs, self.test_labels = source.test_inputs, source.test_labels
+        self.num_classes, self.input_shape = source.num_classes, source.input_shape
+        self.num_clients = len(parts)
+        self.fingerprint = self._digest()
+
+    def num_train(self, client: int) -> int:
+        """Size of the client's training split, candidate canaries included; sample requests count up to it."""
+        return len(self._train[client])
+
+    def class_counts(self, client: int) -> list[int]:
+        """Examples of each class in the client's training split, candidate canaries included."""
+        return np.bincount(self._labels[self._train[client]], minlength=self.num_classes).tolist()
+
+    def split(
+        self,
+        client: int,
+        name: str,
+        trajectory: Seeds,
+        removed: tuple[UnlearningRequest, ...] = (),
+        request: UnlearningRequest | None = None,
+    ) -> Tensor:
+        """A part of a client's data.
+
+        Args:
+            client: the client's id.
+            name: ``train`` (the training split without canaries whose coin is 0 and without what ``removed`` names);
+                ``retain`` and ``forget`` (``train`` without, and only, what ``request`` names); ``holdout`` (never
+                trained on); ``canary_in`` and ``canary_out`` (the candidates by coin, whatever was removed).
+            trajectory: the streams of the training run, from which the canaries' coins come.
+            removed: requests served before.
+            request: the request being served.
+
+        Returns:
+            int64 positions in `inputs`, ascending.
+
+        Raises:
+            ValueError: if the client or the name is unknown, a position is outside the client's training split, or
+                ``retain`` or ``forget`` lacks a request.
+        """
+        if name not in SPLITS:
+            raise unknown("split", name, SPLITS)
+        if not 0 <= client < self.num_clients:
+            raise ValueError(f"client {client} does not exist; the clients are 0 to {self.num_clients - 1}")
+        if name == "holdout":
+            return torch.from_numpy(self._holdout[client])
+        train = self._train[client]
+        candidates = self._canaries.get(client, np.zeros(0, dtype=np.int64))
+        heads = coins(client, len(candidates), trajectory)
+        if name.startswith("canary"):
+            return torch.from_numpy(train[candidates[heads if name == "canary_in" else ~heads]])
+        chosen = np.ones(len(train), dtype=bool)
+        chosen[candidates[~heads]] = False
+        for earlier in removed:
+            chosen &= ~self._named(client, earlier)
+        if name != "train":
+            if request is None:
+                raise ValueError(f"split {name!r} needs a request, but there is none")
+            named = self._named(client, request)
+            chosen &= named if name == "forget" else ~named
+        return torch.from_numpy(train[chosen])
+
+    def check(self, request: UnlearningRequest) -> None:
+        """Check a request against the data.
+
+        Raises:
+            ValueError: if a target does not exist, nothing would be forgotten, or nothing retained.
+        """
+        limit, noun = {"class": (self.num_classes, "class")}.get(request.scope, (self.num_clients, "client"))
+        for target in request.targets if request.scope == "class" else request.clients:
+            if target >= limit:
+                raise ValueError(f"the request names {noun} {target}, but there are only {limit}: 0 to {limit - 1}")
+        forgotten = sum(int(self._named(client, request).sum()) for client in range(self.num_clients))
+        if forgotten == 0:
+            raise ValueError(f"the request ({request}) names no training example, so there is nothing to forget")
+        if forgotten == sum(map(self.num_train, range(self.num_clients))):
+            raise ValueError(f"the request ({request}) names all training examples, so there is nothing to retain")
+
+    def _named(self, client: int, request: UnlearningRequest) -> np.ndarray:
+        """Which examples of the client's training split a request names: bool ``[num_train(client)]``."""
+        train = self._train[client]
+        if request.scope == "client":
+            return np.full(len(train), client in request.targets)
+        if request.scope == "class":
+            return np.isin(self._labels[train], request.targets)
+        positions = request.positions(client)
+        if positions and positions[-1] >= len(train):
+            raise ValueError(
+                f"the request names position {positions[-1]} of client {client}, "
+                f"whose training split has only {len(train)} examples"
+            )
+        named = np.zeros(len(train), dtype=bool)
+        named[list(positions)] = True
+        return named
+
+    def _digest(self) -> str:
+        hasher = hashlib.sha256()
+        for tensor in (self.inputs, self.labels, self.test_inputs, self.test_labels):
+            hasher.update(json.dumps(list(tensor.shape)).encode())
+            hasher.update(tensor.contiguous().numpy().data)
+        for part in (*self._train, *self._holdout, *self._canaries.values()):
+            hasher.update(json.dumps(part.tolist()).encode())
+        return hasher.hexdigest()
+
+
+_loading = threading.Lock()  # two threads that ask at once must not decode twice
+_build = lru_cache(maxsize=2)(FederatedData)
+
+
+def load(config: DataConfig) -> FederatedData:
+    """The data that a configuration describes, built once a process.
+
+    Raises:
+        ValueError: as `FederatedData`.
+    """
+    with _loading:
+        return _build(config)

@@ -1,6 +1,46 @@
+"""Marks on the data of clients that will be forgotten: backdoor triggers, wrong labels, coin-flip canaries.
+
+A mark makes forgetting measurable. Positions in this file are those of requests: they count a client's training split
+from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedforget.data.sources import unknown
+from fedforget.seeds import Seeds
+
+KINDS = ("none", "trigger", "label_swap", "label_random", "canary")
+CANARY_LABELS = ("random", "true")
+
+
 @dataclass(frozen=True)
 class CorruptionConfig:
+    """What is done to the training splits of some clients; holdout and test data stay clean.
+
+    Args:
+        kind: ``none``; ``trigger`` (a bright square and the target label: a backdoor); ``label_swap`` (two classes
+            change names); ``label_random`` (wrong labels); ``canary`` (candidates that are trained on only where a coin
+            says so: the randomised-inclusion audit, arXiv:2305.08846).
+        clients: whose data is corrupted.
+        share: share of each such client's eligible training examples: for ``trigger`` those not of the target class,
+            for ``label_swap`` those of the two classes, for ``label_random`` all. Not for ``canary``.
+        target_class: for ``trigger``, the label given to marked images.
+        patch: for ``trigger``, side of the square in the lower right corner, in pixels.
+        classes: for ``label_swap``, the two classes.
+        canaries: for ``canary``, candidates at each client.
+        canary_label: for ``canary``, ``random`` (uniform over the wrong labels) or ``true`` (natural, held back).
+
+    Raises:
+        ValueError: if a name is unknown, a number is out of range, or no client is named.
+    """
+
     kind: str = "none"
     clients: tuple[int, ...] = ()
     share: float = 1.0
@@ -9,3 +49,136 @@ class CorruptionConfig:
     classes: tuple[int, int] = (0, 1)
     canaries: int = 100
     canary_label: str = "random"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "clients", tuple(sorted(int(client) for client in self.clients)))
+        object.__setattr__(self, "classes", tuple(int(label) for label in self.classes))
+        if self.kind not in KINDS:
+            raise unknown("corruption.kind", self.kind, KINDS)
+        if self.canary_label not in CANARY_LABELS:
+            raise unknown("corruption.canary_label", self.canary_label, CANARY_LABELS)
+        if self.kind != "none" and not self.clients:
+            raise ValueError(f"corruption.kind={self.kind} needs corruption.clients, but none is named")
+        if len(set(self.clients)) != len(self.clients):
+            raise ValueError(f"corruption.clients={list(self.clients)} names one client twice")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"corruption.share={self.share} must be above 0 and at most 1")
+        if len(set(self.classes)) != 2:
+            raise ValueError(f"corruption.classes={list(self.classes)} must be two different classes")
+        for field in ("patch", "canaries"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"corruption.{field}={getattr(self, field)} must be at least 1")
+
+
+def stamp(inputs: Tensor, patch: int, value: Tensor) -> Tensor:
+    """Copies of images with a square in the lower right corner.
+
+    Args:
+        inputs: ``[N, C, H, W]``.
+        patch: side of the square in pixels.
+        value: its colour ``[C, 1, 1]``; see `brightest`.
+    """
+    marked = inputs.clone()
+    marked[..., -patch:, -patch:] = value
+    return marked
+
+
+def brightest(inputs: Tensor) -> Tensor:
+    """The largest value per channel ``[C, 1, 1]`` of images ``[N, C, H, W]``; stamping with it does not change it."""
+    return inputs.amax((0, 2, 3))[:, None, None]
+
+
+def coins(client: int, count: int, seeds: Seeds) -> np.ndarray:
+    """Which candidates of a client are trained on: bool ``[count]``, fair coins, flipped anew in each trajectory.
+
+    Args:
+        client: the client's id.
+        count: how many candidates it has.
+        seeds: the streams of the trajectory: ``("coins", client)``.
+    """
+    return seeds.numpy("coins", client).integers(0, 2, size=count).astype(bool)
+
+
+def corrupt(
+    inputs: Tensor, labels: Tensor, train: Sequence[np.ndarray], num_classes: int, config: CorruptionConfig, seeds: Seeds
+) -> tuple[Tensor, Tensor, dict[int, np.ndarray]]:
+    """Corrupt the training splits of the named clients.
+
+    Args:
+        inputs: ``[N, C, H, W]``.
+        labels: int64 ``[N]``.
+        train: each client's training split, as positions in ``inputs``.
+        num_classes: labels are below it.
+        config: what to do.
+        seeds: the streams of the data: ``("corruption", client)``.
+
+    Returns:
+        Corrupted copies of inputs and labels (the given ones, where nothing is done), and for each named client the
+        positions touched, ascending.
+
+    Raises:
+        ValueError: if the task lacks a named client or class, the patch does not fit, or too few examples are eligible.
+    """
+    if config.kind == "none":
+        return inputs, labels, {}
+    _check(inputs, len(train), num_classes, config)
+    touched, marked, renamed = {}, inputs, labels.clone()
+    if config.kind == "trigger":
+        marked = inputs.clone()
+        white = brightest(inputs)
+    for client in config.clients:
+        rng = seeds.numpy("corruption", client)
+        old = labels[train[client]].numpy()
+        touched[client] = _choose(old, config, rng, client)
+        rows, old = torch.from_numpy(train[client][touched[client]]), old[touched[client]]
+        if config.kind == "trigger":
+            marked[rows] = stamp(inputs[rows], config.patch, white)
+        renamed[rows] = torch.from_numpy(_rename(old, num_classes, config, rng))
+    return marked, renamed, touched
+
+
+def _check(inputs: Tensor, num_clients: int, num_classes: int, config: CorruptionConfig) -> None:
+    outside = [client for client in config.clients if not 0 <= client < num_clients]
+    if outside:
+        raise ValueError(f"corruption.clients names client {outside[0]}, but the clients are 0 to {num_clients - 1}")
+    named = {"trigger": (config.target_class,), "label_swap": config.classes}.get(config.kind, ())
+    for label in named:
+        if not 0 <= label < num_classes:
+            raise ValueError(f"corruption names class {label}, but the classes are 0 to {num_classes - 1}")
+    if config.kind == "trigger" and config.patch > min(inputs.shape[2:]):
+        raise ValueError(f"corruption.patch={config.patch} does not fit images of {list(inputs.shape[2:])} pixels")
+
+
+def _choose(labels: np.ndarray, config: CorruptionConfig, rng: np.random.Generator, client: int) -> np.ndarray:
+    """The positions to touch, ascending, given the labels of the client's training split."""
+    eligible = np.arange(len(labels))
+    if config.kind == "trigger":
+        eligible = np.flatnonzero(labels != config.target_class)
+    if config.kind == "label_swap":
+        eligible = np.flatnonzero(np.isin(labels, config.classes))
+    if config.kind == "canary":
+        if config.canaries >= len(labels):
+            raise ValueError(
+                f"corruption.canaries={config.canaries} leaves client {client} nothing else to train on: "
+                f"it has {len(labels)} training examples"
+            )
+        size = config.canaries
+    else:
+        size = round(config.share * len(eligible))
+    if size == 0:
+        raise ValueError(
+            f"corruption.kind={config.kind} with share={config.share:g} touches nothing at client {client}: "
+            f"{len(eligible)} of its {len(labels)} training examples are eligible"
+        )
+    return np.sort(rng.permutation(eligible)[:size])
+
+
+def _rename(labels: np.ndarray, num_classes: int, config: CorruptionConfig, rng: np.random.Generator) -> np.ndarray:
+    """The new labels of the touched examples."""
+    if config.kind == "trigger":
+        return np.full_like(labels, config.target_class)
+    if config.kind == "label_swap":
+        return np.where(labels == config.classes[0], config.classes[1], config.classes[0])
+    if config.kind == "canary" and config.canary_label == "true":
+        return labels
+    return (labels + rng.integers(1, num_classes, size=len(labels))) % num_classes  # uniform over the wrong ones

@@ -1,6 +1,40 @@
+"""Who holds which training examples, and which of them each client never trains on."""
+
+from __future__ import annotations
+
+import warnings
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedforget.data.sources import unknown
+from fedforget.seeds import Seeds
+
+KINDS = ("iid", "dirichlet", "pathological", "shards", "sizes", "natural")
+GROWTHS = ("linear", "square", "exponential")
+
+
 @dataclass(frozen=True)
 class PartitionConfig:
+    """How the training examples are divided among clients.
+
+    Args:
+        kind: ``iid``; ``dirichlet`` (class proportions drawn per client, arXiv:1905.12022); ``pathological`` (a few
+            classes a client); ``shards`` (a few runs of the examples sorted by class, arXiv:1602.05629); ``sizes``
+            (identically distributed, of growing size); ``natural`` (one client per value of ``task.id_column``).
+        clients: number of clients; for ``natural`` either 0 or the number of ids.
+        alpha: for ``dirichlet``, the concentration; smaller is more skewed.
+        classes_per_client: for ``pathological``.
+        shards_per_client: for ``shards``; what does not fill a shard is left out.
+        growth: for ``sizes``, how the size grows with the client id: ``linear``, ``square`` or ``exponential``.
+        min_examples: for ``dirichlet``, the smallest client that is accepted; the draw is repeated ten times at most.
+        holdout: share of every client's examples that it never trains on.
+
+    Raises:
+        ValueError: if a name is unknown or a number is out of range.
+    """
+
     kind: str = "iid"
     clients: int = 10
     alpha: float = 0.3
@@ -9,3 +43,119 @@ class PartitionConfig:
     growth: str = "linear"
     min_examples: int = 10
     holdout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise unknown("partition.kind", self.kind, KINDS)
+        if self.growth not in GROWTHS:
+            raise unknown("partition.growth", self.growth, GROWTHS)
+        least = {"clients": 0 if self.kind == "natural" else 1}
+        least |= dict.fromkeys(("classes_per_client", "shards_per_client", "min_examples"), 1)
+        for field, bound in least.items():
+            if getattr(self, field) < bound:
+                raise ValueError(f"partition.{field}={getattr(self, field)} must be at least {bound}")
+        if not self.alpha > 0:
+            raise ValueError(f"partition.alpha={self.alpha} must be above 0")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"partition.holdout={self.holdout} must be at least 0 and below 1")
+
+
+def partition(labels: np.ndarray, ids: np.ndarray | None, config: PartitionConfig, seeds: Seeds) -> list[np.ndarray]:
+    """Divide the examples with the partitioners of ``flwr_datasets``.
+
+    Args:
+        labels: classes ``[N]``.
+        ids: natural client ids ``[N]``; needed for ``kind="natural"`` only.
+        config: how to divide.
+        seeds: the streams of the data: ``"order"``, ``"partition"``.
+
+    Returns:
+        For each client its positions in ``labels``, ascending; disjoint, none empty.
+
+    Raises:
+        ValueError: if the examples cannot be divided as asked.
+    """
+    _check(labels, ids, config)
+    import datasets
+
+    # The partitioners cut runs out of the given order, so the order must be random.
+    order = seeds.numpy("order").permutation(len(labels))
+    columns = {"position": order, "label": labels[order]}
+    if config.kind == "natural":
+        assert ids is not None
+        columns["id"] = ids[order]
+    partitioner = _partitioner(config, seeds.integer("partition"))
+    partitioner.dataset = datasets.Dataset.from_dict(columns).with_format("numpy")
+    try:
+        with warnings.catch_warnings():  # each of them either becomes an error below or is what was asked for
+            warnings.simplefilter("ignore")
+            count = partitioner.num_partitions
+            parts = [np.sort(partitioner.load_partition(client)["position"][:]) for client in range(count)]
+    except ValueError as error:
+        raise ValueError(_explain(config, error)) from error
+    empty = [client for client, part in enumerate(parts) if len(part) == 0]
+    if empty:
+        raise ValueError(f"partition.kind={config.kind} leaves client {empty[0]} without examples; use fewer clients")
+    return parts
+
+
+def split_holdout(positions: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw what a client never trains on.
+
+    Returns:
+        Training and holdout positions, in their given order; at least one is a training position.
+    """
+    size = min(round(share * len(positions)), len(positions) - 1)
+    held = np.zeros(len(positions), dtype=bool)
+    held[rng.permutation(len(positions))[:size]] = True
+    return positions[~held], positions[held]
+
+
+def _check(labels: np.ndarray, ids: np.ndarray | None, config: PartitionConfig) -> None:
+    if config.kind == "natural":
+        if ids is None:
+            raise ValueError("partition.kind=natural needs task.id_column, but the task names no such column")
+        found = len(np.unique(ids))
+        if config.clients not in (0, found):
+            raise ValueError(f"partition.clients={config.clients} but the task has {found} natural ids; use 0 or {found}")
+    if config.clients > len(labels):
+        raise ValueError(f"partition.clients={config.clients} but the task has only {len(labels)} training examples")
+    shards = config.clients * config.shards_per_client
+    if config.kind == "shards" and shards > len(labels):
+        raise ValueError(
+            f"partition.shards_per_client={config.shards_per_client} makes {shards} shards, "
+            f"but the task has only {len(labels)} training examples"
+        )
+
+
+def _explain(config: PartitionConfig, error: ValueError) -> str:
+    if config.kind == "dirichlet":
+        return (
+            f"partition.alpha={config.alpha:g} gives some of {config.clients} clients fewer than "
+            f"partition.min_examples={config.min_examples} examples in every draw; "
+            "raise alpha, or lower min_examples or clients"
+        )
+    return f"partition.kind={config.kind} cannot divide the task among {config.clients} clients: {error}"
+
+
+def _partitioner(config: PartitionConfig, seed: int) -> Any:
+    from flwr_datasets import partitioner as known  # takes a second to import
+
+    count = config.clients
+    match config.kind:
+        case "iid":
+            return known.IidPartitioner(count)
+        case "dirichlet":
+            return known.DirichletPartitioner(count, "label", config.alpha, config.min_examples, seed=seed)
+        case "pathological":
+            # "first-deterministic": no class is left out while there are clients for it
+            return known.PathologicalPartitioner(
+                count, "label", config.classes_per_client, class_assignment_mode="first-deterministic", seed=seed
+            )
+        case "shards":
+            return known.ShardPartitioner(count, "label", config.shards_per_client, seed=seed)
+        case "sizes":
+            growths = (known.LinearPartitioner, known.SquarePartitioner, known.ExponentialPartitioner)
+            return dict(zip(GROWTHS, growths, strict=True))[config.growth](count)
+        case _:
+            return known.NaturalIdPartitioner("id")

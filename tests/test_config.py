@@ -1,0 +1,289 @@
+"""Layers, groups and variants compose as documented; every mistake is one sentence; every shipped YAML works."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedforget import models
+from fedforget.config import CONFIGS, GROUPS, absolute_paths, compose, describe, to_dict, to_yaml
+from fedforget.store import digest
+from fedforget.strategy import all_strategies
+
+FILES = describe()["groups"]
+DATA = "task.path=/data/x"
+ONLY = "strategies=[finetune]"  # it serves every scope
+
+
+def experiment(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+# Layers
+
+
+def test_overrides_beat_the_experiment_which_beats_the_default(tmp_path):
+    mine = experiment(tmp_path, "seed: 1\nlearning: {rounds: 7}\nlocal: {lr: 0.2}\n")
+    config = compose(mine, "seed=2 local.lr=1e-3")
+    assert config.experiment == "mine"
+    assert (config.seed, config.learning.rounds, config.local.lr) == (2, 7, 0.001)
+    assert config.local.batch_size == 32  # the default's
+
+
+def test_a_group_name_replaces_the_group_and_a_mapping_is_merged_onto_it(tmp_path):
+    mine = experiment(tmp_path, "partition: {use: pathological, clients: 5}\nevaluation: {seeds: 4}\n")
+    config = compose(mine)
+    assert (config.partition.kind, config.partition.clients) == ("pathological", 5)
+    assert (config.evaluation.level, config.evaluation.seeds) == ("screen", 4)
+    assert compose(mine, "partition=iid").partition.clients == 10
+
+
+def test_groups_are_selected_before_values_are_set():
+    assert compose("quickstart", "partition.clients=6 partition=iid") == compose(
+        "quickstart", ["partition=iid", "partition.clients=6"]
+    )
+
+
+def test_lists_replace_lists_and_mappings_are_merged():
+    config = compose("quickstart", "request.clients=[2] learning.learner=fedadam learning.options.eta=0.1")
+    assert config.request.clients == (2,)
+    assert config.learning.options == {"eta": 0.1}
+
+
+def test_a_string_of_overrides_is_split_like_a_command_line():
+    text = "task=mnist 'task.path=/my data/mnist' seed=3"
+    assert compose("quickstart", text) == compose("quickstart", ["task=mnist", "task.path=/my data/mnist", "seed=3"])
+    assert compose("quickstart", text).task.path == "/my data/mnist"
+
+
+def test_a_sequence_of_requests():
+    config = compose("quickstart", ["request=sequence", "request.then=[{clients: [4]}, {clients: [5, 6]}]"])
+    assert [step.clients for step in config.request.steps] == [(3,), (4,), (5, 6)]
+
+
+# Strategies
+
+
+def test_a_variant_has_its_own_label_and_the_options_of_its_base():
+    config = compose("quickstart", "strategies=[federaser,fedaccum,amnesiac_repair] strategy.fedaccum.interval=4")
+    federaser, fedaccum, repair = config.strategies
+    assert (federaser.name, federaser.options.interval, federaser.options.calibration) == ("federaser", 2, True)
+    assert (fedaccum.label, fedaccum.name) == ("fedaccum", "federaser")
+    assert (fedaccum.options.interval, fedaccum.options.calibration) == (4, False)
+    assert (repair.name, repair.options.repair_rounds) == ("amnesiac", 5)
+
+
+def test_an_experiment_may_set_strategies_that_an_override_leaves_out(tmp_path):
+    mine = experiment(tmp_path, "strategy: {finetune: {rounds: 3}, amnesiac: {repair_rounds: 1}}\n")
+    (only,) = compose(mine, ONLY).strategies
+    assert only.options.rounds == 3
+
+
+# Paths
+
+
+def test_a_relative_path_in_a_file_is_relative_to_that_file(tmp_path):
+    mine = experiment(tmp_path, "task: {use: mnist, path: data/mnist}\n")
+    assert compose(mine).task.path == str(tmp_path / "data" / "mnist")
+
+
+def test_names_of_data_sets_are_no_paths(tmp_path):
+    mine = experiment(tmp_path, "task: {use: fashion_mnist, root: files}\n")
+    config = compose(mine)
+    assert (config.task.path, config.task.root) == ("FashionMNIST", str(tmp_path / "files"))
+    assert compose("quickstart", "task=femnist task.path=me/mine").task.path == "me/mine"
+
+
+def test_absolute_paths_resolves_folders_and_leaves_the_rest(tmp_path):
+    (tmp_path / "my data").mkdir()
+    overrides = ["task.path=my data", "task.root=files", "seed=3", "model=cnn"]
+    expected = [f"task.path={tmp_path}/my data", f"task.root={tmp_path}/files", "seed=3", "model=cnn"]
+    assert absolute_paths(overrides, tmp_path) == expected
+    assert absolute_paths(expected, tmp_path / "elsewhere") == expected
+    assert absolute_paths("task.path=flwrlabs/femnist task.path=", tmp_path) == [
+        "task.path=flwrlabs/femnist",
+        "task.path=",
+    ]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        # unknown names
+        ("learning.roundz=5", "unknown key 'learning.roundz'; did you mean 'learning.rounds'?"),
+        ("rounds=5", "unknown key 'rounds'; did you mean 'learning.rounds'?"),
+        ("sed=5", "unknown key 'sed'; did you mean 'seed'?"),
+        ("zzz=5", "unknown key 'zzz'; choose one of corruption, engine, "),
+        ("'request.then=[{client: [4]}]'", "unknown key 'request.then[0].client'; did you mean 'request.then[0]"),
+        ("strategy.finetune.round=5", "unknown key 'strategy.finetune.round'; did you mean 'strategy.fine"),
+        ("task=mnst", "unknown task 'mnst'; did you mean 'mnist'?"),
+        ("request.use=klass", "unknown request 'klass'; did you mean 'class'?"),
+        ("strategies=[finetun]", "unknown strategy 'finetun'; did you mean 'finetune'?"),
+        ("strategy.finetun.rounds=5", "strategy.finetun is set, but strategies does not list 'finetun'; did you mean"),
+        (f"{ONLY} strategy.amnesiac.repair_rounds=5", "strategy.amnesiac is set, but strategies does not list"),
+        ("model.name=cnnn", "model 'cnnn' is unknown; nearest is 'cnn'"),
+        ("learning.learner=fedag", "learning.learner 'fedag' is unknown; did you mean 'fedavg'?"),
+        ("learning.options.eta=1", "learning.options {'eta': 1} do not fit 'fedavg'"),
+        ("local.optimizer=sdg", "local.optimizer is 'sdg', but must be one of sgd, adam"),
+        (
+            "history.record=target",
+            "history.record is 'target', but must be one of auto, nothing, globals, targets, all",
+        ),
+        ("history.dtype=float8", "history.dtype is 'float8', but must be one of float32, bfloat16, float16"),
+        ("history.select=first", "history.select is 'first', but must be one of top, random, bottom"),
+        ("engine.device=gpu", "engine.device is 'gpu', but must be one of auto, cpu, cuda"),
+        ("engine.transport=rey", "engine.transport is 'rey', but must be one of auto, ray, flower"),
+        ("request.scope=clint", "unknown request.scope 'clint'; did you mean 'client'?"),
+        # types
+        ("learning.rounds=many", "learning.rounds is 'many', but must be an integer"),
+        ("learning.rounds=1.5", "learning.rounds is 1.5, but must be an integer"),
+        ("local.lr=fast", "local.lr is 'fast', but must be a finite number"),
+        ("local.lr=.inf", "local.lr is inf, but must be a finite number"),
+        ("seed=true", "seed is True, but must be an integer"),
+        ("strategy.federaser.calibration=1", "strategy.federaser.calibration is 1, but must be true or false"),
+        ("task.path=5", "task.path is 5, but must be a text"),
+        ("request.clients=3", "request.clients is 3, but must be a list, e.g. [3]"),
+        ("request.clients=[a]", "request.clients[0] is 'a', but must be an integer"),
+        ("request.after_round=x", "request.after_round is 'x', but must be an integer"),
+        ("corruption.classes=[1]", "corruption.classes is [1], but must have 2 entries"),
+        ("learning=5", "learning is 5, but must be a mapping"),
+        ("strategy.finetune=5", "strategy.finetune is 5, but must be a mapping"),
+        # ranges
+        ("learning.rounds=0", "learning.rounds is 0, but must be at least 1"),
+        ("learning.fraction=0", "learning.fraction is 0.0, but must be in (0, 1]"),
+        ("learning.min_share=2", "learning.min_share is 2.0, but must be in (0, 1]"),
+        ("learning.timeout=0", "learning.timeout is 0.0, but must be above 0"),
+        ("local.lr=0", "local.lr is 0.0, but must be above 0"),
+        ("local.momentum=1", "local.momentum is 1.0, but must be in [0, 1)"),
+        ("local.weight_decay=-1", "local.weight_decay is -1.0, but must be at least 0"),
+        ("local.lr_decay=0", "local.lr_decay is 0.0, but must be in (0, 1]"),
+        ("local.epochs=0", "local.epochs is 0, but must be at least 1"),
+        ("local.steps=-1", "local.steps is -1, but must be at least 0"),
+        ("local.batch_size=0", "local.batch_size is 0, but must be at least 1"),
+        ("history.keep=0", "history.keep is 0.0, but must be in (0, 1]"),
+        ("engine.workers=-1", "engine.workers is -1, but must be at least 0"),
+        ("engine.gpus_per_worker=-1", "engine.gpus_per_worker is -1.0, but must be at least 0"),
+        ("engine.nodes=-1", "engine.nodes is -1, but must be at least 0"),
+        ("engine.trajectories=-1", "engine.trajectories is -1, but must be at least 0"),
+        ("partition.holdout=1", "partition.holdout=1.0 must be at least 0 and below 1"),
+        ("strategy.finetune.rounds=0", "finetune.rounds=0 must be at least 1"),
+        # contradictions
+        ("evaluation=leaderboard evaluation.seeds=3", "evaluation seeds=3 is too few for level 'leaderboard'"),
+        ("strategies=[amnesiac,amnesiac]", "strategies lists 'amnesiac' twice"),
+        ("request=class", "strategy 'amnesiac' cannot serve class requests, only client; leave it out of strategies ["),
+        ("request.clients=[]", "request.clients is empty, but a client request must name clients, e.g. [3]"),
+        ("request.clients=[3,10]", "request.clients names client 10, but partition.clients is 10: clients"),
+        ("request.clients=[3,3]", "request targets [3, 3] name one target twice"),
+        ("request.clients=[-1]", "request target -1 is negative"),
+        ("partition.clients=2 request.clients=[0,1]", "request.clients names all 2 clients, so none is left"),
+        ("partition.clients=2 request.clients=[0] 'request.then=[{clients: [1]}]'", "request.clients names all 2"),
+        ("request=sequence request.clients=[7]", "request.then names client 7 again"),
+        ("request=class request.classes=[]", "request.classes is empty, but a class request must name classes"),
+        ("request=class request.clients=[3]", "request.clients is [3], but a class request has none"),
+        ("request.classes=[3]", "request.classes is [3], but a client request has none"),
+        ("request.samples=[3]", "request.samples is [3], but a client request has none"),
+        ("request.share=0.5", "request.share is 0.5, but only a sample request has a share"),
+        ("request=sample request.clients=[]", "request.clients is empty, but a sample request must name clients"),
+        ("request=sample request.clients=[1,2]", "request.clients is [1, 2], but a sample request names one client"),
+        ("request=sample request.share=1", "request.share is 1.0, but a sample request without samples needs"),
+        ("request=sample request.samples=[1]", "request.samples and request.share are both given"),
+        ("request.after_round=0", "request after_round 0 must be at least 1"),
+        ("request.after_round=21", "request.after_round is 21, but learning.rounds is 20"),
+        ("request=sequence request.after_round=5", "request.after_round is 5 first and None in request.then"),
+        ("corruption=trigger corruption.clients=[12]", "corruption.clients names client 12, but"),
+        # paths
+        ("task=mnist", "task.path is empty: give the folder with the parquet files, e.g. overrides='task.path=/"),
+        ("task=mnist task.path=data/mnist", "task.path is 'data/mnist', but must be the absolute path of a folder"),
+        ("task.root=files", "task.root is 'files', but must be the absolute path of a folder"),
+        # the form of overrides
+        ("learning.rounds", "override 'learning.rounds' is not of the form key=value"),
+        ("strategies=[none, finetune]", "override 'finetune]' is not of the form key=value (write lists"),
+        ("strategies=[none", "override 'strategies=[none' is not valid YAML: "),
+        ("seed='3", 'overrides "seed=\'3" have an unclosed quote'),
+    ],
+)
+def test_a_mistake_is_one_sentence(overrides, sentence):
+    with pytest.raises(ValueError) as error:
+        compose("quickstart", overrides)
+    assert str(error.value).startswith(sentence)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_experiment_is_one_sentence(tmp_path):
+    for name, sentence in {
+        "quickstat": "unknown experiment 'quickstat'; did you mean 'quickstart'?",
+        "mine.yaml": "experiment path 'mine.yaml' is relative; give an absolute path",
+        str(tmp_path / "none.yaml"): f"experiment file '{tmp_path}/none.yaml' does not exist",
+        experiment(tmp_path, "seed: [1\n"): f"{tmp_path}/mine.yaml is not valid YAML: ",
+    }.items():
+        with pytest.raises(ValueError) as error:
+            compose(name)
+        assert str(error.value).startswith(sentence)
+    with pytest.raises(ValueError, match="mine.yaml is .*, but must be a mapping"):
+        compose(experiment(tmp_path, "- seed\n"))
+
+
+# Copies
+
+
+def test_the_yaml_copy_composes_to_the_same_run(tmp_path):
+    config = compose("quickstart", "strategies=[fedaccum,finetune] strategy.finetune.rounds=3 request=sequence seed=9")
+    again = compose(experiment(tmp_path, to_yaml(config)))
+    assert dataclasses.replace(again, experiment="quickstart") == config
+
+
+def test_the_digest_depends_on_values_only():
+    value = to_dict(compose("quickstart"))
+    assert digest(value) == digest(to_dict(compose("quickstart", "local.lr=1e-1 learning.fraction=1")))
+    assert digest(value) != digest(to_dict(compose("quickstart", "local.lr=0.2")))
+    assert value["request"]["clients"] == [3]
+    assert value["strategies"][1] == {"label": "finetune", "name": "finetune", "options": {"rounds": 5}}
+
+
+def test_a_run_is_frozen():
+    config = compose("quickstart")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+
+
+# The shipped files
+
+
+@pytest.mark.parametrize("name", sorted(describe()["experiments"]))
+def test_every_experiment_composes(name):
+    assert compose(name, DATA).experiment == name
+    assert "# Takes: " in (CONFIGS / "experiment" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in FILES[group]])
+def test_every_group_file_composes(group, name):
+    content = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
+    if content.get("source") == "folder":
+        content["path"] = "/data/x"
+    overrides = [ONLY, f"{group}={name}"] + [DATA] * ("path" in content and content["source"] == "folder")
+    section = to_dict(compose("quickstart", overrides))[group]
+    assert {key: section[key] for key in content if key != "then"} == {k: v for k, v in content.items() if k != "then"}
+
+
+@pytest.mark.parametrize("label", FILES["strategy"])
+def test_every_strategy_file_composes(label):
+    (spec,) = compose("quickstart", f"strategies=[{label}]").strategies
+    assert spec.label == label
+
+
+def test_every_strategy_and_every_model_has_a_file_of_its_name():
+    assert set(all_strategies()) <= set(FILES["strategy"])
+    assert set(models.names()) == set(FILES["model"])
+
+
+def test_every_file_says_in_its_first_line_what_it_is():
+    assert all((CONFIGS / path).read_text().startswith("# ") for path in CONFIGS.glob("**/*.yaml"))
+    assert describe()["groups"]["evaluation"]["screen"].startswith("Three seeds: ")
