@@ -4,10 +4,10 @@
 
 (a) plain      One process, one intra-op thread: for each client load the global weights, one epoch of shuffled
                mini-batches with ``torch.optim.SGD``, then the weighted mean. Memory layout as torch gives it.
-(b) flower     Flower's simulation: `FedAvg`, one SuperNode a client, one CPU a client (so one actor a core), one intra-op
-               thread each; a client runs the loop of (a). Each process keeps its data and its network in memory.
-(c) fedforget  `UnlearningStrategy.learn` over `Cohort` and `RayGrid`, one SuperNode and one worker a core. Its engine
-               trains convolutional nets channels-last and has its own SGD; both are part of what is measured.
+(b) flower     Flower's simulation: `FedAvg`, one SuperNode a client, one CPU a client (so one actor a core). A client runs
+               the loop of (a) on one intra-op thread; each actor keeps its data and its network in memory.
+(c) fedforget  `UnlearningStrategy.learn` in Flower's simulation, over `Cohort` and `RayGrid`: one SuperNode and one
+               worker a core. Its engine trains convolutional nets channels-last and has its own SGD; both count.
 
 All train every client in every round on the same split, with the same shuffles, learning rate and initial weights;
 nothing is evaluated or recorded. (a) and (b) get their shuffles ready-made, (c) draws them in the round. That nobody
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -37,15 +38,21 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
 from fedforget import data, models
+from fedforget.client_app import app as fedforget_app
+from fedforget.cohort import Cohort, describe
 from fedforget.data.partition import PartitionConfig
 from fedforget.data.sources import TaskConfig
+from fedforget.grid import EngineConfig, choose
 from fedforget.messages import Task
 from fedforget.params import Params
 from fedforget.routines import LocalConfig
 from fedforget.seeds import Seeds
+from fedforget.strategy import find
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CORES = len(os.sched_getaffinity(0))
@@ -97,11 +104,11 @@ class Clients:
         self.model = models.initial(task.model, federated.input_shape, federated.num_classes, 0)
         splits = [federated.split(client, "train", SEEDS) for client in range(self.case.clients)]
         self.examples = [(federated.inputs[split], federated.labels[split]) for split in splits]
-        self.orders = {
-            (client, round): torch.from_numpy(SEEDS.numpy("client", client, round, "shuffle", 0).permutation(len(split)))
-            for client, split in enumerate(splits)
-            for round in range(1, rounds + 1)
-        }
+        self.orders: dict[tuple[int, int], Tensor] = {}
+        for client, split in enumerate(splits):
+            for round in range(1, rounds + 1):
+                generator = SEEDS.numpy("client", client, round, "shuffle", 0)
+                self.orders[client, round] = torch.from_numpy(generator.permutation(len(split)))
 
     def train(self, state: dict[str, Tensor], client: int, round: int) -> tuple[int, float]:
         """One epoch from ``state``, whose result stays in the network; returns the examples and the mean loss."""
@@ -152,63 +159,60 @@ def train(message: Message, context: Context) -> Message:
     clients = kept(config["case"], config["folder"], config["rounds"])
     state = message.content["arrays"].to_torch_state_dict()
     number, loss = clients.train(state, context.node_config["partition-id"], config["server-round"])
-    metrics = MetricRecord({"train_loss": loss, "num-examples": number})
-    return Message(RecordDict({"arrays": ArrayRecord(clients.model.state_dict()), "metrics": metrics}), reply_to=message)
+    arrays, metrics = ArrayRecord(clients.model.state_dict()), MetricRecord({"train_loss": loss, "num-examples": number})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+def simulate(main: Callable[[Grid], Outcome], clients: ClientApp, nodes: int) -> Outcome:
+    """Run a ServerApp made of ``main`` in Flower's simulation, on one actor a core."""
+    from flwr.simulation import run_simulation
+
+    server, outcome = ServerApp(), []
+    server.main()(lambda grid, context: outcome.append(main(grid)))
+    warnings.simplefilter("ignore")  # run_simulation is deprecated, but nothing else runs an app in this process
+    run_simulation(server, clients, nodes, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
+    return outcome[0]
 
 
 def flower(name: str, folder: str, rounds: int) -> Outcome:
     """(b)"""
-    from flwr.serverapp import Grid, ServerApp
-    from flwr.serverapp.strategy import FedAvg
-    from flwr.simulation import run_simulation
-
     number, initial = CASES[name].clients, Clients(name, folder, 0).model.state_dict()
-    app, outcome = ServerApp(), []
 
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
+    def main(grid: Grid) -> Outcome:
         stamps: list[float] = []
         strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=number, min_available_nodes=number)
-        config = ConfigRecord({"case": name, "folder": folder, "rounds": rounds})
-        # Flower calls this once before the first round and once after each aggregation.
-        stamp = lambda round, arrays: stamps.append(time.perf_counter()) if round else None  # noqa: E731
-        result = strategy.start(grid, ArrayRecord(initial), rounds, train_config=config, evaluate_fn=stamp)
+        result = strategy.start(
+            grid,
+            ArrayRecord(initial),
+            rounds,
+            train_config=ConfigRecord({"case": name, "folder": folder, "rounds": rounds}),
+            # Called once before the first round, and after each aggregation.
+            evaluate_fn=lambda round, arrays: stamps.append(time.perf_counter()) if round else None,
+        )
         moved = flat(result.arrays.to_torch_state_dict()) - flat(initial)
-        outcome.append((stamps, moved, result.train_metrics_clientapp[rounds]["train_loss"]))
+        return stamps, moved, result.train_metrics_clientapp[rounds]["train_loss"]
 
-    warnings.simplefilter("ignore")  # run_simulation is deprecated, but nothing else runs an app in this process
-    run_simulation(app, client_app, number, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
-    return outcome[0]
-
-
-class Nodes:
-    """As much of a Flower grid as `RayGrid` asks of it."""
-
-    def get_node_ids(self) -> list[int]:
-        """One SuperNode a core."""
-        return list(range(1, CORES + 1))
+    return simulate(main, client_app, number)
 
 
 def fedforget(name: str, folder: str, rounds: int) -> Outcome:
     """(c)"""
-    import ray
-
-    from fedforget.cohort import Cohort, describe
-    from fedforget.grid import EngineConfig, RayGrid, load_client_app
-    from fedforget.strategy import find
-
-    ray.init(num_cpus=CORES, include_dashboard=False)
     task = CASES[name].task(folder)
-    grid = RayGrid(Nodes(), load_client_app, EngineConfig())  # type: ignore[arg-type]
-    federation = describe(grid, task)
-    shape, classes = federation.about["input_shape"], federation.about["num_classes"]
-    initial = Params.from_module(models.initial(task.model, tuple(shape), classes, 0))
-    cohort = Cohort(grid, federation, task, initial.layout, SEEDS)
-    stamps = []
-    for model in find("none")().learn(cohort, initial, rounds):
-        stamps.append(time.perf_counter())
-    weighted = [reply.loss * reply.num_examples for reply in cohort.last_replies]
-    return stamps, model.flat - initial.flat, sum(weighted) / sum(reply.num_examples for reply in cohort.last_replies)
+
+    def main(grid: Grid) -> Outcome:
+        chosen = choose(grid, EngineConfig(nodes=CORES))
+        federation = describe(chosen, task)
+        shape, classes = federation.about["input_shape"], federation.about["num_classes"]
+        initial = Params.from_module(models.initial(task.model, tuple(shape), classes, 0))
+        cohort, stamps = Cohort(chosen, federation, task, initial.layout, SEEDS), []
+        model = initial
+        for model in find("none")().learn(cohort, initial, rounds):  # noqa: B007 (the last one counts)
+            stamps.append(time.perf_counter())
+        numbers = [reply.num_examples for reply in cohort.last_replies]
+        loss = sum(reply.loss * reply.num_examples for reply in cohort.last_replies) / sum(numbers)
+        return stamps, model.flat - initial.flat, loss
+
+    return simulate(main, fedforget_app, CORES)
 
 
 SIDES = {"plain": plain, "flower": flower, "fedforget": fedforget}

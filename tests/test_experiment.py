@@ -1,0 +1,209 @@
+"""Whole runs in this process: numbers do not depend on nodes, results are shared, bad input is refused before work."""
+
+import json
+
+import pytest
+import torch
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from fedforget import client_app, messages
+from fedforget.cohort import TooFewClients
+from fedforget.store import load_tensors
+
+LIST = "strategies=[finetune,amnesiac,amnesiac_repair,federaser,fedaccum,truncated_retrain] strategy.finetune.rounds=2"
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_numbers_do_not_depend_on_the_number_of_nodes(run_small, stored_models, tmp_path):
+    results = []
+    for nodes in (1, 2, 4):
+        run_small(f"{LIST} learning.fraction=0.6", tmp_path / str(nodes), nodes)
+        results.append(stored_models(tmp_path / str(nodes)))
+    assert len(results[0]) == 8
+    assert equal(results[0], results[1]) and equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    "request_overrides",
+    [
+        "request.clients=[1,3]",
+        "request=sample request.clients=[2] request.share=0.3",
+        "request=sample request.clients=[2] request.share=1.0 request.samples=[0,5,9]",
+        "request=class request.classes=[3,4]",
+    ],
+)
+def test_every_scope_is_served_and_paired_with_an_oracle(run_small, request_overrides):
+    experiment, said = run_small(f"{request_overrides} strategies=[finetune] evaluation.seeds=2")
+    lines = [json.loads(line) for line in (experiment.folder / "results.jsonl").read_text().splitlines()]
+    results = [line["result"] for line in lines if "result" in line]
+    assert {(r["label"], r["seed"]) for r in results} == {
+        (label, seed) for label in ("original", "retrain", "none", "finetune") for seed in (0, 1)
+    }
+    assert all("forget/accuracy" in r["values"] and "test/loss" in r["values"] for r in results)
+    assert "oracle (retrain)" in said[-2]
+
+
+def test_a_sequence_redefines_the_oracle(run_small):
+    experiment, _ = run_small("request.then='[{clients: [1]}]' strategies=[finetune,amnesiac]")
+    lines = [json.loads(line) for line in (experiment.folder / "results.jsonl").read_text().splitlines()]
+    header = next(line["header"] for line in lines if "header" in line)
+    models = {(m["request"], m["label"]): m["model"] for m in header["models"]}
+    assert models[0, "retrain"] != models[1, "retrain"] and models[0, "amnesiac"] != models[1, "amnesiac"]
+    assert models[0, "original"] == models[1, "original"]
+    # The second oracle never asks either client.
+    _, metadata = load_tensors(experiment.store.root / "models" / models[1, "retrain"] / "model.safetensors")
+    assert metadata["contacted"] == [0, 2, 4]
+
+
+def test_none_is_the_original_and_oracles_are_paired(run_small):
+    experiment, _ = run_small("strategies=[]")
+    lines = [json.loads(line) for line in (experiment.folder / "results.jsonl").read_text().splitlines()]
+    values = {r["label"]: r["values"] for r in (line["result"] for line in lines if "result" in line)}
+    assert values["none"] == values["original"] != values["retrain"]
+
+
+def test_forgetting_data_that_took_no_part_gives_the_original_to_the_bit(run_small, tmp_path):
+    """Client 4 is asked in no round of a short run with small cohorts, so its oracle is the original."""
+    for client in range(5):
+        overrides = f"learning.rounds=1 learning.fraction=0.4 request.clients=[{client}] strategies=[]"
+        experiment, _ = run_small(overrides, tmp_path / str(client))
+        lines = [json.loads(line) for line in (experiment.folder / "results.jsonl").read_text().splitlines()]
+        values = {r["label"]: r["values"] for r in (line["result"] for line in lines if "result" in line)}
+        asked = client in experiment._cohort(experiment._seeds(0), None).sample(1)
+        assert (values["retrain"] == values["original"]) == (not asked)
+
+
+def test_a_second_run_and_a_changed_strategy_make_nothing_again(run_small, tmp_path, monkeypatch):
+    run_small("strategies=[federaser,finetune]")
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("store/*/*/*.safetensors")}
+    asked = []
+    original = client_app.app
+
+    def counting(message, context):
+        asked.append(message.metadata.message_type)
+        return original(message, context)
+
+    run_small("strategies=[federaser,finetune]", client_app=counting)
+    assert asked == [messages.DESCRIBE] * 2
+    asked.clear()
+    run_small("strategies=[federaser,finetune,amnesiac]", client_app=counting)
+    assert messages.TRAIN not in asked
+    asked.clear()
+    run_small("strategies=[federaser,finetune] strategy.finetune.rounds=1", client_app=counting)
+    assert asked.count(messages.TRAIN) == 2  # one round, on two nodes
+    assert all(path.stat().st_mtime_ns == then for path, then in files.items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        ("request=class request.classes=[12] strategies=[finetune]", "class 12 does not exist"),
+        ("request=sample request.clients=[1] request.share=1.0 request.samples=[5000] strategies=[]", "training examples"),
+        ("partition=iid partition.clients=5000", "5000"),
+        ("task=mnist task.path=/nowhere partition=iid", "/nowhere"),
+        ("history.record=nothing strategies=[federaser]", "history.record"),
+        ("engine.device=cuda" if not torch.cuda.is_available() else "engine.device=xpu", "engine.device"),
+    ],
+)
+def test_bad_input_is_refused_before_any_training(run_small, tmp_path, overrides, complaint):
+    with pytest.raises(ValueError, match=complaint) as caught:
+        run_small(overrides)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("store/**/*.safetensors"))
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(run_small, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="choose another output-dir"):
+        run_small(output=tmp_path / "file" / "inside")
+
+
+def faulty(clients, rounds=None, nodes=None, fault="raise"):
+    """The project's ClientApp, except that some clients fail in some rounds on some nodes."""
+
+    def app(message: Message, context) -> Message:
+        reply = client_app.app(message, context)
+        if message.metadata.message_type != messages.TRAIN:
+            return reply
+        work, _ = messages.unpack(message.content)
+        if (rounds and work.round not in rounds) or (nodes and context.node_id not in nodes):
+            return reply
+        arrays, report = messages.unpack_reply(reply.content)
+        arrays = dict(arrays)
+        for client in map(str, set(clients).intersection(work.clients)):
+            if fault == "raise":
+                arrays.pop(client)
+                report[client] = {"error": "RuntimeError: boom", "seconds": 0.0}
+            elif fault == "nan":
+                arrays[client] = arrays[client] * float("nan")
+            elif fault == "shape":
+                arrays[client] = arrays[client][:-1]
+            elif fault == "silent":
+                arrays.pop(client)
+                report.pop(client)
+            elif fault == "node":
+                raise RuntimeError("the node is gone")
+        return Message(messages.pack_reply(arrays, report), reply_to=message)
+
+    return app
+
+
+@pytest.mark.parametrize("fault", ["raise", "nan", "shape", "silent"])
+def test_a_client_that_fails_everywhere_is_left_out_of_the_round_and_the_run_says_so(run_small, fault):
+    experiment, said = run_small("strategies=[finetune]", client_app=faulty({2}, {2}, fault=fault))
+    weights = [experiment_recording(experiment).load(round)[1] for round in (1, 2, 3)]
+    assert ["2" in entry["weights"] for entry in weights] == [True, False, True]
+    assert "client 2 left out" in weights[1]["notes"][0]
+    assert any("note: learning, seed 0: round 2: client 2 left out" in line for line in said)
+
+
+@pytest.mark.parametrize("fault", ["raise", "nan", "node"])
+def test_a_client_that_fails_on_one_node_is_retried_on_another_with_equal_numbers(
+    run_small, stored_models, tmp_path, fault
+):
+    run_small("strategies=[finetune]", tmp_path / "well")
+    run_small("strategies=[finetune]", tmp_path / "ill", client_app=faulty({2, 3}, nodes={1}, fault=fault))
+    assert equal(stored_models(tmp_path / "well"), stored_models(tmp_path / "ill"))
+
+
+def test_too_few_clients_stop_the_run_and_it_goes_on_later(run_small, stored_models, tmp_path):
+    ill = faulty({0, 2, 3}, {3})
+    with pytest.raises(TooFewClients, match="round 3: only 2 of 5 clients answered"):
+        run_small("strategies=[finetune]", tmp_path / "ill", client_app=ill)
+    run_small("strategies=[finetune]", tmp_path / "ill")
+    run_small("strategies=[finetune]", tmp_path / "well")
+    assert equal(stored_models(tmp_path / "well"), stored_models(tmp_path / "ill"))
+
+
+def test_two_runs_at_once_on_one_store_do_everything_once(run_small, stored_models, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    trained = []
+    original = client_app.app
+
+    def counting(message, context):
+        if message.metadata.message_type == messages.TRAIN:
+            trained.append(messages.unpack(message.content)[0])
+        return original(message, context)
+
+    overrides = "strategies=[finetune,amnesiac] strategy.finetune.rounds=2"
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(run_small, overrides, tmp_path / "shared", 1, counting) for _ in range(2)]
+        for run in runs:
+            run.result()
+    assert len(trained) == 3 + 3 + 2  # learning, the oracle, fine-tuning: each round once
+    run_small(overrides, tmp_path / "alone")
+    assert equal(stored_models(tmp_path / "shared"), stored_models(tmp_path / "alone"))
+
+
+def experiment_recording(experiment):
+    original = experiment._original(0, experiment._history_config())
+    return original.recording
+
+
+def test_client_app_is_flowers():
+    assert isinstance(client_app.app, ClientApp)
