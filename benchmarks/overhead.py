@@ -4,7 +4,7 @@
 
 (a) plain      One process, one intra-op thread: for each client load the global weights, one epoch of shuffled
                mini-batches with ``torch.optim.SGD``, then the weighted mean. Memory layout as torch gives it.
-(b) flower     Flower's simulation: `FedAvg`, one SuperNode a client, one CPU a client (so one actor a core). A client runs
+(b) flower     Flower's simulation: `FedAvg`, one SuperNode a client, one CPU a client (one actor a core). A client runs
                the loop of (a) on one intra-op thread; each actor keeps its data and its network in memory.
 (c) fedforget  `UnlearningStrategy.learn` in Flower's simulation, over `Cohort` and `RayGrid`: one SuperNode and one
                worker a core. Its engine trains convolutional nets channels-last and has its own SGD; both count.
@@ -159,7 +159,8 @@ def train(message: Message, context: Context) -> Message:
     clients = kept(config["case"], config["folder"], config["rounds"])
     state = message.content["arrays"].to_torch_state_dict()
     number, loss = clients.train(state, context.node_config["partition-id"], config["server-round"])
-    arrays, metrics = ArrayRecord(clients.model.state_dict()), MetricRecord({"train_loss": loss, "num-examples": number})
+    metrics = MetricRecord({"train_loss": loss, "num-examples": number})
+    arrays = ArrayRecord(clients.model.state_dict())
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 

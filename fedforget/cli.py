@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("doctor", help="versions, devices, and a self-test of some seconds")
 
     options = parser.parse_args(arguments)
+    # The user's own strategies/ and configs/ in the current folder join the installed ones, here and in the run.
+    sys.path.insert(0, str(Path.cwd()))
     try:
         return {"run": _run, "list": _list, "report": _report, "doctor": _doctor}[options.command](options)
     except ValueError as error:
@@ -122,7 +124,6 @@ def _launch(home: Path, experiment: str, overrides: list[str], output: Path, opt
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        # The user's own strategies/ and configs/ in the current folder join the installed ones.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),
     }
     process = subprocess.Popen(
@@ -277,7 +278,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        config = compose("quickstart", "learning.rounds=2 evaluation=smoke strategies=[finetune] strategy.finetune.rounds=1")
+        config = compose(
+            "quickstart", "learning.rounds=2 evaluation=smoke strategies=[finetune] strategy.finetune.rounds=1"
+        )
         Experiment(config, InProcessGrid(app), Path(folder), lambda line: None).run()
     print(f"self-test    a small run in this process took {time.monotonic() - started:.1f} s: all is well")
     return 0

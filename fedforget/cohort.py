@@ -209,9 +209,7 @@ class Cohort(Grid):
         split = "train" if split == "retain" and self.request is None else split
         self._check_card(asked, split)
         self.contacted.update(asked)
-        work = Work(
-            self.task.to_json(), self.seeds, routine, round, split, asked, self.removed, self.request, options
-        )
+        work = Work(self.task.to_json(), self.seeds, routine, round, split, asked, self.removed, self.request, options)
         self.last_replies = self._remembered(lambda: self._exchange(work, {**(vectors or {}), "model": model}))
         self.progress(round)
         return self.last_replies
@@ -269,7 +267,9 @@ class Cohort(Grid):
     def _check_card(self, clients: tuple[int, ...], split: str) -> None:
         unknown = set(clients) - set(self.federation.clients)
         if unknown:
-            raise ValueError(f"client {min(unknown)} does not exist; there are clients 0 to {self.federation.clients[-1]}")
+            raise ValueError(
+                f"client {min(unknown)} does not exist; there are clients 0 to {self.federation.clients[-1]}"
+            )
         if self.card is None or not clients:
             return
         gone = {client for client in self.targets if client not in self.retained}
@@ -329,7 +329,7 @@ class Cohort(Grid):
     def _ask(
         self, content: RecordDict, work: Work, clients: Sequence[int], tried: dict[int, int]
     ) -> Iterable[tuple[int, NDArray | None, dict]]:
-        """Send each node its share of ``clients``; yields what comes back. ``tried`` is the node that had each before."""
+        """Send each node its share of ``clients``; yields the answers. ``tried``: which node had it before."""
         sizes = {client: float(self.federation.num_train[client]) for client in clients}
         shares = self._schedule(sizes, tried)
         tried.update({client: node for node, share in shares.items() for client in share})
@@ -346,7 +346,7 @@ class Cohort(Grid):
             yield from ((c, arrays.get(str(c)), report[str(c)]) for c in share if str(c) in report)
 
     def _schedule(self, sizes: Mapping[int, float], tried: Mapping[int, int]) -> dict[int, list[int]]:
-        """Longest work first, each to the least loaded node that hosts the client, elsewhere than last time if possible."""
+        """Longest work first, to the least loaded node that hosts the client; not the same one twice, if possible."""
         shares: dict[int, list[int]] = {}
         load = dict.fromkeys(self.federation.hosts, 0.0)
         for client in sorted(sizes, key=lambda c: (-sizes[c], c)):
@@ -357,7 +357,9 @@ class Cohort(Grid):
             shares.setdefault(node, []).append(client)
         return shares
 
-    def _evaluate_parts(self, model: Params, parts: list[tuple[int, str, int, int]]) -> dict[int, tuple[NDArray, NDArray]]:
+    def _evaluate_parts(
+        self, model: Params, parts: list[tuple[int, str, int, int]]
+    ) -> dict[int, tuple[NDArray, NDArray]]:
         work = Work(self.task.to_json(), self.seeds, removed=self.removed, request=self.request)
         content = messages.pack(work, {"model": model})
         shares: dict[int, list[int]] = {}
@@ -368,7 +370,9 @@ class Cohort(Grid):
             load[node] += stop - start
             shares.setdefault(node, []).append(number)
         sent = [
-            Message(messages.repack(content, replace(work, parts=tuple(parts[i] for i in share))), node, messages.EVALUATE)
+            Message(
+                messages.repack(content, replace(work, parts=tuple(parts[i] for i in share))), node, messages.EVALUATE
+            )
             for node, share in shares.items()
         ]
         outputs = {}
@@ -427,7 +431,7 @@ class Cohort(Grid):
         content = next(iter(by_client.values())).content
         assert all(m.content is content for m in by_client.values()), "a learner sends all clients the same model"
         model = messages.from_learner(next(iter(content.array_records.values())), self.layout)
-        options = messages.learner_options(content)
+        options: dict[str, Any] = messages.learner_options(content)
         replies = self.train(model, by_client, round=self.next_round, **options)
         return [
             messages.learner_reply(by_client[reply.client], reply.client, model, reply.update, reply.num_examples)

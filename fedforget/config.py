@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import json
 import math
 import shlex
@@ -35,7 +36,6 @@ from fedforget.request import SCOPES, UnlearningRequest
 from fedforget.routines import LocalConfig
 from fedforget.strategy import LearningConfig, find, make_learner, nearest
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GROUPS = ("task", "model", "partition", "corruption", "request", "evaluation")
 
 _CHOICES = {
@@ -207,7 +207,7 @@ def compose(experiment: str, overrides: str | Sequence[str] = "") -> RunConfig:
     """
     path = _experiment_path(experiment)
     tree: dict[str, Any] = {}
-    _apply(tree, _read(CONFIGS / "default.yaml"), CONFIGS)
+    _apply(tree, _read(_files("")["default"]), None)
     _apply(tree, _read(path), path.parent)
     layers = [_parse(key, value) for key, value in sorted(_items(overrides), key=lambda item: item[0] not in GROUPS)]
     for layer in layers:
@@ -258,7 +258,7 @@ def describe() -> dict[str, Any]:
     """What can be named, each with its file's first comment line: ``experiments``, and ``groups`` by group."""
 
     def titles(folder: str) -> dict[str, str]:
-        texts = {name: _file(folder, name).read_text(encoding="utf-8") for name in _names(folder)}
+        texts = {name: path.read_text(encoding="utf-8") for name, path in _files(folder).items()}
         return {name: text.partition("\n")[0].lstrip("# ") for name, text in texts.items()}
 
     return {"experiments": titles("experiment"), "groups": {group: titles(group) for group in (*GROUPS, "strategy")}}
@@ -267,14 +267,21 @@ def describe() -> dict[str, Any]:
 # Files and overrides -> one nested dict
 
 
-def _names(folder: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml"))
+def _files(folder: str) -> dict[str, Path]:
+    """The YAML files of a config folder, by name.
+
+    ``configs`` is a namespace package: a ``configs/`` folder of the user's joins the installed one, as ``strategies/``
+    does, and a file of the same name in the folder that comes first on the path hides the other.
+    """
+    places = reversed([Path(place) / folder for place in importlib.import_module("configs").__path__])
+    return dict(sorted((path.stem, path) for place in places for path in place.glob("*.yaml")))
 
 
 def _file(folder: str, name: str) -> Path:
-    if name not in _names(folder):
-        raise _unknown(folder, name, _names(folder))
-    return CONFIGS / folder / f"{name}.yaml"
+    files = _files(folder)
+    if name not in files:
+        raise _unknown(folder, name, list(files))
+    return files[name]
 
 
 def _experiment_path(experiment: str) -> Path:
@@ -333,8 +340,9 @@ def _apply(tree: dict, layer: dict, folder: Path | None) -> None:
 
 
 def _group(group: str, name: str) -> dict:
-    content = _read(_file(group, name))
-    return _resolve(content, CONFIGS / group) if group == "task" else content
+    path = _file(group, name)
+    content = _read(path)
+    return _resolve(content, path.parent) if group == "task" else content
 
 
 def _paths(task: dict) -> dict[str, str]:

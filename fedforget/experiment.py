@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 import fedforget
 from fedforget import config as configuration
 from fedforget import models, report
-from fedforget.cohort import Cohort, Federation, describe
+from fedforget.cohort import Cohort, describe
 from fedforget.config import RequestStep, RunConfig, StrategySpec
 from fedforget.data import DataConfig
 from fedforget.evaluation import ORACLE, ORIGINAL, ModelResult, audit, bill, measure
@@ -193,7 +193,13 @@ class Experiment:
             for i, label, k, model, path in found
         ]
         index = [
-            {"request": i, "label": label, "seed": k, "model": model.key, "outputs": str(path.relative_to(self.store.root))}
+            {
+                "request": i,
+                "label": label,
+                "seed": k,
+                "model": model.key,
+                "outputs": str(path.relative_to(self.store.root)),
+            }
             for i, label, k, model, path in found
         ]
         return results, index
@@ -229,6 +235,8 @@ class Experiment:
                 recording.finish(config.learning.rounds, cohort.cost)
                 self.store.remove(journal.folder)
         _, cost = recording.summary()
+        for round in range(1, rounds + 1):
+            self._say_notes(f"learning, seed {k}", recording.load(round)[1]["notes"])
         final = Params(recording.load(rounds)[0]["global"], start.layout)
         self._finished(f"learned the original, seed {k}: {rounds} rounds")
         return Original(Model(digest([key, rounds]), final, cost), recording)
@@ -250,8 +258,10 @@ class Experiment:
             "trajectory": self._trajectory_key(k),
             "previous": previous.key,
             "requests": [request.to_dict() for request in self.requests[: i + 1]],
-            "strategy": [spec.name, asdict(spec.options), digest(inspect.getsource(inspect.getmodule(strategy)))],
-            "recorded": None if card.records in ("nothing", "globals") else asdict(replace(recording.config, record="")),
+            "strategy": [spec.name, asdict(spec.options), digest(Path(inspect.getfile(type(strategy))).read_text())],
+            "recorded": None
+            if card.records in ("nothing", "globals")
+            else asdict(replace(recording.config, record="")),
         }
         key = digest(determines)
         folder = self.store.folder("models", key)
@@ -263,7 +273,9 @@ class Experiment:
                 cohort.card, cohort.next_round = card, rounds + 1
                 cohort.journal = FileJournal(folder / "journal", layout)
                 cohort.progress = self._progress(f"{spec.label}, seed {k}", None)
-                gone = frozenset(c for earlier in self.requests[:i] if earlier.scope == "client" for c in earlier.targets)
+                gone = frozenset(
+                    c for earlier in self.requests[:i] if earlier.scope == "client" for c in earlier.targets
+                )
                 history = History(recording, rounds, previous.params, card, gone, cohort.targets)
                 result = None
                 for result in strategy.serve(request, history, cohort):  # noqa: B007 (the last one counts)
@@ -272,12 +284,16 @@ class Experiment:
                     raise ValueError(f"strategy {spec.label!r} yielded no model")
                 cost = cohort.cost + Cost(bytes_stored=history.bytes_stored())
                 contacted = sorted(cohort.contacted)
-                metadata = {"cost": cost.to_dict(), "notes": cohort.notes, "contacted": contacted, "made_of": determines}
+                metadata: dict[str, Any] = {
+                    "cost": cost.to_dict(),
+                    "notes": cohort.notes,
+                    "contacted": contacted,
+                    "made_of": determines,
+                }
                 save_tensors(path, {"model": result.flat}, metadata)
                 self.store.remove(cohort.journal.folder)
         tensors, metadata = load_tensors(path)
-        for note in metadata["notes"]:
-            self.say(f"  note: {spec.label}, seed {k}: {note}")
+        self._say_notes(f"{spec.label}, seed {k}", metadata["notes"])
         cost = Cost(**metadata["cost"])
         self._finished(f"{spec.label}, seed {k}: {cost.rounds} rounds, {request} forgotten")
         return Model(key, Params(tensors["model"], layout), cost)
@@ -304,7 +320,9 @@ class Experiment:
     def _load_outputs(self, path: Path) -> dict[str, Outputs]:
         tensors, _ = load_tensors(path)
         names = sorted({name.partition("/")[0] for name in tensors}, key=AUDIT_SETS.index)
-        return {name: Outputs(*(tensors[f"{name}/{part}"] for part in ("logits", "labels", "clients"))) for name in names}
+        return {
+            name: Outputs(*(tensors[f"{name}/{part}"] for part in ("logits", "labels", "clients"))) for name in names
+        }
 
     def _header(self, index: list[dict]) -> dict:
         """What the report says about the run itself."""
@@ -368,6 +386,10 @@ class Experiment:
                     self._last_said = time.monotonic()
 
         return progress
+
+    def _say_notes(self, what: str, notes: list[str]) -> None:
+        for note in notes:
+            self.say(f"  note: {what}: {note}")
 
     def _check_stopped(self) -> None:
         if self._stop.is_set():

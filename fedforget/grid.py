@@ -103,8 +103,8 @@ class _LocalGrid(Grid):
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     break
-                if waiting:
-                    self._arrived.wait_for(lambda: not waiting.isdisjoint(self._replies), left)
+                if waiting and waiting.isdisjoint(self._replies):
+                    self._arrived.wait(left)
         self._abandon(waiting)
         return replies
 
@@ -112,7 +112,7 @@ class _LocalGrid(Grid):
     def _deliver(self, messages: list[Message]) -> None:
         """Start work on messages; `_answer` is called for each, now or later."""
 
-    def _abandon(self, message_ids: set[str]) -> None:  # noqa: B027 (nothing to do is a valid answer)
+    def _abandon(self, message_ids: set[str]) -> None:
         """Called with the messages whose replies are no longer awaited."""
 
     def _answer(self, message: Message, reply: Message) -> None:
@@ -175,7 +175,7 @@ class RayGrid(_LocalGrid):
         # Workers reserve no CPU: Flower's own idle pool already holds every core that Ray has.
         actor = ray.remote(_Worker).options(num_cpus=0, num_gpus=share, max_restarts=-1)
         workers = config.workers or max(1, min(most, len(self._node_ids)))
-        self._workers = [actor.remote(load_client_app) for _ in range(workers)]
+        self._workers: list[Any] = [actor.remote(load_client_app) for _ in range(workers)]
         self._assigned = {node: self._workers[i % workers] for i, node in enumerate(self._node_ids)}
         self._waiting: dict[Any, tuple[Message, Any]] = {}
         self._wake = threading.Event()
@@ -222,7 +222,11 @@ class RayGrid(_LocalGrid):
     def _abandon(self, message_ids: set[str]) -> None:
         # A worker that did not answer in time may hang for ever: it is ended, and Ray starts it again.
         with self._arrived:
-            late = [(f, worker) for f, (message, worker) in self._waiting.items() if message.metadata.message_id in message_ids]
+            late = [
+                (f, worker)
+                for f, (message, worker) in self._waiting.items()
+                if message.metadata.message_id in message_ids
+            ]
             for future, _ in late:
                 del self._waiting[future]
         for worker in {id(worker): worker for _, worker in late}.values():
@@ -318,6 +322,8 @@ def wait_for_nodes(grid: Grid, number: int, timeout: float) -> list[int]:
         if len(nodes) >= max(1, number) and (number or nodes == known):
             return nodes
         if time.monotonic() > deadline:
-            raise ValueError(f"{len(nodes)} of {max(1, number)} SuperNodes connected within {timeout:g} s; start the rest")
+            raise ValueError(
+                f"{len(nodes)} of {max(1, number)} SuperNodes connected within {timeout:g} s; start the rest"
+            )
         known = nodes
         time.sleep(0.05)

@@ -33,12 +33,12 @@ class UnlearningRequest:
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise ValueError(f"request scope {self.scope!r} is unknown; choose one of {', '.join(SCOPES)}")
+        targets: tuple
         if self.scope == "sample":
             targets = tuple(sorted((int(client), int(position)) for client, position in self.targets))
-            negative = [target for target in targets if min(target) < 0]
         else:
-            targets = tuple(sorted(int(target) for target in self.targets))
-            negative = [target for target in targets if target < 0]
+            targets = tuple(sorted(map(int, self.targets)))
+        negative = [target for target in targets if min(target if self.scope == "sample" else (target,)) < 0]
         if negative:
             raise ValueError(f"request target {negative[0]} is negative; targets count from 0")
         if len(set(targets)) != len(targets):

@@ -213,7 +213,9 @@ def find(name: str) -> Routine:
     """
     module, _, function = name.partition(":")
     if not function.isidentifier() or not (module == PACKAGES[0] or module.startswith(PACKAGES[1])):
-        raise ValueError(f"routine {name!r} is refused; routines are 'fedforget.routines:NAME' or 'strategies.FILE:NAME'")
+        raise ValueError(
+            f"routine {name!r} is refused; routines are 'fedforget.routines:NAME' or 'strategies.FILE:NAME'"
+        )
     try:
         routine = vars(importlib.import_module(module))[function]
     except (ImportError, KeyError) as error:

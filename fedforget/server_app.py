@@ -33,7 +33,9 @@ def main(grid: Grid, context: Context) -> None:
     output = Path(str(settings["output-dir"]) or Path.home() / ".fedforget")
     try:
         if not output.is_absolute():
-            raise ValueError(f"output-dir={str(output)!r} must be an absolute path: the run has another working directory")
+            raise ValueError(
+                f"output-dir={str(output)!r} must be an absolute path: the run has another working directory"
+            )
         config = compose(str(settings["experiment"]), str(settings["overrides"]))
         Experiment(config, grid, output, say).run()
     except (ValueError, TooFewClients) as error:

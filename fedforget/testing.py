@@ -1,7 +1,7 @@
 """A toy federation and the conformance check, for the authors of strategies.
 
-    from fedforget.testing import check_strategy
-    check_strategy(MyStrategy)
+from fedforget.testing import check_strategy
+check_strategy(MyStrategy)
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class Toy:
     def learn(self, strategy: UnlearningStrategy, targets: tuple[int, ...] = ()) -> tuple[Recording, Params]:
         """The recorded trajectory and its last model."""
         config = HistoryConfig(self.record)
-        recording = Recording(self.folder / f"{self.record}-{self.num_nodes}", self.start.layout, config, targets, self.seeds)
+        recording = Recording(
+            self.folder / f"{self.record}-{self.num_nodes}", self.start.layout, config, targets, self.seeds
+        )
         cohort, final = self.cohort(), self.start
         recording.begin(self.start)
         for final in strategy.learn(cohort, self.start, self.learning.rounds, recording=recording):  # noqa: B007
@@ -147,7 +149,9 @@ def _check_ledger(what: str, toy: Toy, cohort: Cohort) -> None:
     asked = sum(len(work.clients) for work in toy.grid.work)
     assert len(rounds) <= cohort.cost.rounds, f"{what}: {len(rounds)} rounds passed, {cohort.cost.rounds} were billed"
     assert cohort.cost.bytes_down >= asked * 4 * toy.start.layout.size, f"{what}: bytes sent were not all billed"
-    assert (asked == 0) == (cohort.cost.rounds == 0), f"{what}: {asked} clients were asked in {cohort.cost.rounds} rounds"
+    assert (asked == 0) == (cohort.cost.rounds == 0), (
+        f"{what}: {asked} clients were asked in {cohort.cost.rounds} rounds"
+    )
 
 
 def _check_contacts(what: str, toy: Toy, cohort: Cohort, request: UnlearningRequest) -> None:

@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from fedforget import models
-from fedforget.config import CONFIGS, GROUPS, absolute_paths, compose, describe, to_dict, to_yaml
+from fedforget.config import GROUPS, absolute_paths, compose, describe, to_dict, to_yaml
 from fedforget.store import digest
 from fedforget.strategy import all_strategies
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 FILES = describe()["groups"]
 DATA = "task.path=/data/x"

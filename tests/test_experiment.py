@@ -102,7 +102,10 @@ def test_a_second_run_and_a_changed_strategy_make_nothing_again(run_small, tmp_p
     ("overrides", "complaint"),
     [
         ("request=class request.classes=[12] strategies=[finetune]", "class 12 does not exist"),
-        ("request=sample request.clients=[1] request.share=1.0 request.samples=[5000] strategies=[]", "training examples"),
+        (
+            "request=sample request.clients=[1] request.share=1.0 request.samples=[5000] strategies=[]",
+            "training examples",
+        ),
         ("partition=iid partition.clients=5000", "5000"),
         ("task=mnist task.path=/nowhere partition=iid", "/nowhere"),
         ("history.record=nothing strategies=[federaser]", "history.record"),

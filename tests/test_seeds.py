@@ -82,4 +82,3 @@ def test_no_global_generator_is_touched() -> None:
 def test_names_that_are_no_plain_values_are_refused(name: object) -> None:
     with pytest.raises(TypeError):
         Seeds(0).integer(name)  # type: ignore[arg-type]
-

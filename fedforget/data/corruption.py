@@ -100,7 +100,12 @@ def coins(client: int, count: int, seeds: Seeds) -> np.ndarray:
 
 
 def corrupt(
-    inputs: Tensor, labels: Tensor, train: Sequence[np.ndarray], num_classes: int, config: CorruptionConfig, seeds: Seeds
+    inputs: Tensor,
+    labels: Tensor,
+    train: Sequence[np.ndarray],
+    num_classes: int,
+    config: CorruptionConfig,
+    seeds: Seeds,
 ) -> tuple[Tensor, Tensor, dict[int, np.ndarray]]:
     """Corrupt the training splits of the named clients.
 

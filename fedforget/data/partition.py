@@ -117,7 +117,9 @@ def _check(labels: np.ndarray, ids: np.ndarray | None, config: PartitionConfig) 
             raise ValueError("partition.kind=natural needs task.id_column, but the task names no such column")
         found = len(np.unique(ids))
         if config.clients not in (0, found):
-            raise ValueError(f"partition.clients={config.clients} but the task has {found} natural ids; use 0 or {found}")
+            raise ValueError(
+                f"partition.clients={config.clients} but the task has {found} natural ids; use 0 or {found}"
+            )
     if config.clients > len(labels):
         raise ValueError(f"partition.clients={config.clients} but the task has only {len(labels)} training examples")
     shards = config.clients * config.shards_per_client

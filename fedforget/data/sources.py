@@ -39,7 +39,7 @@ class TaskConfig:
 
     Args:
         source: ``digits`` (scikit-learn's, 8x8, no download), ``folder``, ``hub`` or ``torchvision``.
-        path: for ``folder`` its path, for ``hub`` the data set's name, for ``torchvision`` its class, as ``FashionMNIST``.
+        path: ``folder``: its path; ``hub``: the data set's name; ``torchvision``: its class, such as ``FashionMNIST``.
         root: for ``torchvision``, where the files lie or go to; ``""`` means ``~/.cache/fedforget/torchvision``.
         input_column: the images; ``""`` where there is one image column.
         label_column: the classes; ``""`` means ``label``, ``labels``, ``fine_label`` or the only integer column.
@@ -140,7 +140,9 @@ def load_source(task: TaskConfig, seeds: Seeds) -> Dataset:
     train = train.draw(task.max_train, seeds.numpy("max_train"))
     test = test.draw(task.max_test, seeds.numpy("max_test"))
     if not len(train.labels) or not len(test.labels):
-        raise ValueError(f"the task has {len(train.labels)} training and {len(test.labels)} test examples; it needs both")
+        raise ValueError(
+            f"the task has {len(train.labels)} training and {len(test.labels)} test examples; it needs both"
+        )
     lowest = min(train.labels.min(), test.labels.min())
     if lowest < 0:
         raise ValueError(f"label {lowest} is negative; classes count from 0")
@@ -178,7 +180,7 @@ def _folder(task: TaskConfig) -> tuple[_Split, _Split | None]:
         raise ValueError(f"task.path={task.path} holds no parquet file")
 
     def named(split: str) -> list[Path]:
-        # train.parquet, train-00000-of-00002.parquet, data/train-*.parquet and default/train/0000.parquet are all in use
+        # train.parquet, train-00000-of-00002.parquet, data/train-*.parquet, default/train/0000.parquet all occur
         start = re.compile(rf"(^|/){split}(?![a-z])")
         return [file for file in files if start.search(file.relative_to(folder).as_posix())]
 
@@ -245,7 +247,9 @@ def _columns(table: Any, task: TaskConfig) -> _Split:
         return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 or pa.types.is_binary(kind)
 
     images = [field.name for field in table.schema if is_image(field.type)]
-    integers = [field.name for field in table.schema if pa.types.is_integer(field.type) and field.name != task.id_column]
+    integers = [
+        field.name for field in table.schema if pa.types.is_integer(field.type) and field.name != task.id_column
+    ]
     usual = [name for name in LABEL_COLUMNS if name in integers]
     image = _choose("input_column", task.input_column, images, images, table.column_names)
     label = _choose("label_column", task.label_column, usual[:1] or integers, integers, table.column_names)
@@ -271,7 +275,9 @@ def _choose(field: str, wanted: str, guesses: list[str], fitting: list[str], col
     if wanted and wanted not in columns:
         raise unknown(f"task.{field}", wanted, columns)
     if wanted and wanted not in fitting:
-        raise ValueError(f"task.{field}={wanted} is no {kind} column; such columns are {', '.join(fitting) or 'absent'}")
+        raise ValueError(
+            f"task.{field}={wanted} is no {kind} column; such columns are {', '.join(fitting) or 'absent'}"
+        )
     if wanted or len(guesses) == 1:
         return wanted or guesses[0]
     if guesses:
@@ -291,7 +297,9 @@ def _decode(images: np.ndarray) -> Tensor:
             raise ValueError(f"an image cannot be decoded: {error}") from error
         shapes = sorted({tuple(image.shape) for image in decoded})
         if len(shapes) > 1:
-            raise ValueError(f"images have different sizes: {list(shapes[0])} and {list(shapes[1])}; a task needs one size")
+            raise ValueError(
+                f"images have different sizes: {list(shapes[0])} and {list(shapes[1])}; a task needs one size"
+            )
         stacked = torch.stack(decoded)
     else:
         stacked = torch.from_numpy(np.ascontiguousarray(images))
