@@ -235,7 +235,10 @@ def write_random(folder: Path, case: Case) -> None:
 
 def compare(name: str, measured: int, mnist: Path) -> tuple[str, str]:
     """Run the sides of a case; returns its row of the table, and a line that shows that they did the same work."""
-    case, outcomes, path = CASES[name], {}, os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "benchmarks")))
+    case, outcomes = CASES[name], {}
+    # Ray runs its workers at niceness 15; on a machine that is not idle, (b) and (c) would lose their cores to others.
+    environment = {**os.environ, "RAY_worker_niceness": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "benchmarks")))
     measured = measured or case.rounds
     with TemporaryDirectory() as temporary:
         folder = mnist.resolve() if name == "cnn" and mnist.is_dir() else Path(temporary)
@@ -245,9 +248,8 @@ def compare(name: str, measured: int, mnist: Path) -> tuple[str, str]:
             call = f"overhead.SIDES[{side!r}]({name!r}, {str(folder)!r}, {WARM_UP + measured})"
             # Imported, not run as __main__, so that workers find the functions by name and do not unpickle copies.
             program = f"import overhead, torch; torch.save({call}, {temporary + '/outcome'!r})"
-            process = subprocess.run(
-                [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-            )
+            command = [sys.executable, "-c", program]
+            process = subprocess.run(command, env=environment, capture_output=True, text=True)
             if process.returncode:
                 sys.exit(f"{name}, {side}:\n{process.stderr[-4000:]}")
             outcomes[side] = torch.load(f"{temporary}/outcome")

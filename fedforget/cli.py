@@ -92,7 +92,8 @@ def _run(options: argparse.Namespace) -> int:
     output = options.output_dir.expanduser().resolve()
     Store(output / "store")
 
-    home = Path(tempfile.mkdtemp(prefix="fedforget-"))
+    # Not in TMPDIR: the paths of Ray's sockets in it must stay below 107 bytes.
+    home = Path(tempfile.mkdtemp(prefix="fedforget-", dir="/tmp"))
     try:
         return _launch(home, experiment, overrides, output, options)
     finally:
@@ -119,6 +120,7 @@ def _launch(home: Path, experiment: str, overrides: list[str], output: Path, opt
     environment = {
         **os.environ,
         "FLWR_HOME": str(home),
+        "RAY_TMPDIR": str(home),
         "FLWR_LOCAL_CONTROL_API_PORT": str(control),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

@@ -7,6 +7,7 @@ by a run that was killed and started again, not by a second run that shares orig
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -86,6 +87,8 @@ class Experiment:
             ValueError: if the configuration does not fit the data; nothing has been trained then.
             TooFewClients: if a round failed; what was finished is stored, and the same command goes on from there.
         """
+        # Flower's learners log two lines a round; a run has thousands of rounds and says itself how far it is.
+        logging.getLogger("flwr").setLevel(logging.WARNING)
         self.say(f"waiting for the SuperNodes to load {self.config.task.source} data")
         self.federation = describe(self.grid, self.task)
         self.layout = Layout.of(models.build(self.config.model, *self._shape()))

@@ -130,13 +130,14 @@ class InProcessGrid(_LocalGrid):
         node_configs: the node config of each node, by node id 1..num_nodes; empty for nodes not named.
     """
 
+    _one_at_a_time = threading.Lock()  # of the class: all such grids of a process share its one workbench
+
     def __init__(self, client_app: ClientApp, num_nodes: int = 1, node_configs: Mapping[int, dict] | None = None):
         super().__init__(range(1, num_nodes + 1))
         self._client_app = client_app
         self._contexts = {
             node: Context(0, node, (node_configs or {}).get(node, {}), RecordDict(), {}) for node in self._node_ids
         }
-        self._one_at_a_time = threading.Lock()
         # Messages take their run and sender from here; a SuperLink's process sets it, a plain process does not.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, 0, 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from flwr.app import Context
@@ -27,8 +26,6 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         RuntimeError: with one sentence, if the run cannot be done or had to stop.
     """
-    # Flower's learners log two lines a round; a run has thousands of rounds and says itself how far it is.
-    logging.getLogger("flwr").setLevel(logging.WARNING)
     settings = context.run_config
     output = Path(str(settings["output-dir"]) or Path.home() / ".fedforget")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,9 +79,18 @@ def test_pruning_by_hand() -> None:
 
 
 @pytest.mark.parametrize("select", ["top", "random", "bottom"])
-@pytest.mark.parametrize(("keep", "kept"), [(0.01, (1, 1)), (0.25, (2, 1)), (0.5, (4, 1)), (0.7, (6, 1)), (0.9, (7, 2))])
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (0.01, (1, 1)),  # 0.08 and 0.02: at least one
+        (0.25, (2, 1)),
+        (0.5, (4, 1)),
+        (0.7, (6, 1)),  # 5.6 and 1.4
+        (0.9, (7, 2)),  # 7.2 and 1.8
+    ],
+)
 def test_each_layer_keeps_its_own_share(select: str, keep: float, kept: tuple[int, int]) -> None:
-    # max(1, round(keep * size)) for layers of 8 and 2; no entry of the update is zero. 0.7: 5.6 and 1.4.
+    """``max(1, round(keep * size))`` entries of layers of 8 and 2; no entry of the update is zero."""
     config = HistoryConfig(keep=keep, select=select)
     stored = compress(UPDATE, config, SEEDS)
     restored = decompress(stored, TEN, config, SEEDS).layers()
@@ -118,8 +128,9 @@ def test_a_random_choice_belongs_to_its_stream() -> None:
     assert kept(SEEDS) == kept(SEEDS)
     assert len({tuple(kept(SEEDS.child(1, client))) for client in range(8)}) > 4
     # Read with other streams, the values would land elsewhere: the stream is part of what is stored.
-    stored = compress(UPDATE, config, SEEDS.child(1, 0))
-    assert not decompress(stored, TEN, config, SEEDS.child(1, 1)).equals(decompress(stored, TEN, config, SEEDS.child(1, 0)))
+    mine, other = SEEDS.child(1, 0), SEEDS.child(1, 1)
+    stored = compress(UPDATE, config, mine)
+    assert not decompress(stored, TEN, config, other).equals(decompress(stored, TEN, config, mine))
 
 
 @pytest.mark.parametrize("select", ["top", "bottom"])
@@ -180,8 +191,8 @@ def replies(round: int) -> Replies:
     return Replies(Reply(client, update(round, client), SIZES[client], 0.5) for client in cohort)
 
 
-def record(folder: Path, level: str, rounds: int = 4, targets: tuple[int, ...] = (1,), **form: object) -> Recording:
-    config = HistoryConfig(level, **form)  # type: ignore[arg-type]
+def record(folder: Path, level: str, rounds: int = 4, targets: tuple[int, ...] = (1,), **form: Any) -> Recording:
+    config = HistoryConfig(level, **form)
     recording = Recording(folder, PAIR, config, targets if level == "targets" else (), Seeds(3))
     recording.begin(model(0))
     for round in range(1, rounds + 1):
@@ -190,9 +201,9 @@ def record(folder: Path, level: str, rounds: int = 4, targets: tuple[int, ...] =
     return recording
 
 
-def history(recording: Recording, card: Card | None = None, **fields: object) -> History:
+def history(recording: Recording, card: Card | None = None, **fields: Any) -> History:
     rounds, _ = recording.summary()
-    return History(recording, rounds, model(rounds), card, **fields)  # type: ignore[arg-type]
+    return History(recording, rounds, model(rounds), card, **fields)
 
 
 def test_what_was_recorded_reads_back(tmp_path: Path) -> None:
@@ -224,7 +235,7 @@ def test_two_digit_clients_stay_in_numerical_order_and_apart(tmp_path: Path) -> 
 
 
 def test_a_pruned_recording_reads_back(tmp_path: Path) -> None:
-    # Half of layers of 2 and 1 entries: one each. Client 0 in round 1: (1.5, 0.25, -0), client 2 in round 2: (2.5, 2.25, -2).
+    # Half of layers of 2 and 1 entries is one entry each, of (1.5, 0.25 | 0) and (2.5, 2.25 | -2).
     recording = record(tmp_path, "all", keep=0.5, select="top", dtype="bfloat16")
     assert recording.update(1, 0).flat.tolist() == [1.5, 0, 0]
     assert recording.update(2, 2).flat.tolist() == [2.5, 0, -2]
@@ -291,6 +302,14 @@ def test_verify_names_the_first_damaged_file(tmp_path: Path, round: int, damage:
     else:
         path.write_bytes(content if damage == "flip" else content[:-5])
     with pytest.raises(DamagedFile, match=path.name):
+        recording.verify()
+
+
+def test_damage_is_found_in_a_file_that_was_read_before(tmp_path: Path) -> None:
+    recording = record(tmp_path, "globals", rounds=2)
+    recording.verify()
+    (tmp_path / "round-00001.safetensors").write_bytes(b"x")
+    with pytest.raises(DamagedFile, match="round-00001"):
         recording.verify()
 
 
@@ -381,11 +400,11 @@ def test_only_rounds_before_the_request_are_billed(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- finding a recording
 
 
-def need(store: Store, level: str, targets: tuple[int, ...] = (), **form: object) -> Recording:
-    return find_recording(store, "key", PAIR, HistoryConfig(level, **form), targets, Seeds(3))  # type: ignore[arg-type]
+def need(store: Store, level: str, targets: tuple[int, ...] = (), **form: Any) -> Recording:
+    return find_recording(store, "key", PAIR, HistoryConfig(level, **form), targets, Seeds(3))
 
 
-def make(store: Store, level: str, targets: tuple[int, ...] = (), **form: object) -> Recording:
+def make(store: Store, level: str, targets: tuple[int, ...] = (), **form: Any) -> Recording:
     return record(need(store, level, targets, **form).folder, level, targets=targets, **form)
 
 
@@ -435,7 +454,7 @@ def test_an_unfinished_recording_serves_only_its_own_need(tmp_path: Path) -> Non
 )
 @pytest.mark.parametrize("level", ["targets", "all"])
 def test_updates_in_another_form_do_not_serve(
-    tmp_path: Path, level: str, made: dict[str, object], asked: dict[str, object]
+    tmp_path: Path, level: str, made: dict[str, Any], asked: dict[str, Any]
 ) -> None:
     store, targets = Store(tmp_path), (1,) if level == "targets" else ()
     existing = make(store, level, targets, **made)
@@ -510,7 +529,7 @@ def test_a_damaged_exchange_is_asked_for_again(tmp_path: Path, damage: str) -> N
     [path] = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     content[-2] ^= 16
-    path.write_bytes({"flip": content, "truncate": content[:-3], "empty": b""}[damage])
+    path.write_bytes({"flip": content, "truncate": content[:-3], "empty": bytearray()}[damage])
     assert journal.get(1) is None
     journal.put(1, exchange(1))
     assert journal.get(1) is not None

@@ -8,6 +8,7 @@ import json
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ class FederatedData:
         self._labels = self.labels.numpy()
         self._canaries = touched if config.corruption.kind == "canary" else {}
         positions = {str(client): rows.tolist() for client, rows in touched.items()}
-        self.record = {"kind": config.corruption.kind, "positions": positions} if touched else {}
+        self.record: dict[str, Any] = {"kind": config.corruption.kind, "positions": positions} if touched else {}
         self.test_inputs, self.test_labels = source.test_inputs, source.test_labels
         self.num_classes, self.input_shape = source.num_classes, source.input_shape
         self.num_clients = len(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -227,9 +228,7 @@ def _torchvision(task: TaskConfig) -> tuple[_Split, _Split]:
             raise ValueError(f"torchvision cannot load task.path={task.path} from {root}: {error}") from error
         if not hasattr(source, "targets"):
             raise ValueError(f"task.path={task.path} has no class labels, so it is no classification task")
-        images = np.asarray(source.data)
-        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-        return _Split(images, np.asarray(source.targets))
+        return _Split(_channels_first(np.asarray(source.data)), np.asarray(source.targets))
 
     return read(True), read(False)
 
@@ -287,35 +286,41 @@ def _choose(field: str, wanted: str, guesses: list[str], fitting: list[str], col
 
 def _decode(images: np.ndarray) -> Tensor:
     """uint8 ``[N, C, H, W]`` from raw or encoded images."""
-    if images.dtype == object:
-        from torchvision.io import decode_image
+    if images.dtype != object:
+        return torch.from_numpy(images)
+    from PIL import Image  # torchvision's own decoders are deprecated
 
+    pixels = None
+    for number, encoded in enumerate(images):
         try:
-            # bytearray, because a tensor over immutable bytes is an error waiting to happen
-            decoded = [decode_image(torch.frombuffer(bytearray(image), dtype=torch.uint8)) for image in images]
-        except RuntimeError as error:
-            raise ValueError(f"an image cannot be decoded: {error}") from error
-        shapes = sorted({tuple(image.shape) for image in decoded})
-        if len(shapes) > 1:
-            raise ValueError(
-                f"images have different sizes: {list(shapes[0])} and {list(shapes[1])}; a task needs one size"
-            )
-        stacked = torch.stack(decoded)
-    else:
-        stacked = torch.from_numpy(np.ascontiguousarray(images))
-    if stacked.dtype != torch.uint8 or stacked.shape[1] not in (1, 3):
-        kind = f"{stacked.shape[1]} channels of {stacked.dtype}"
-        raise ValueError(f"images have {kind}; only 8-bit grayscale and RGB images are supported")
-    return stacked
+            image = np.asarray(Image.open(io.BytesIO(encoded)))
+        except OSError as error:
+            raise ValueError(f"image {number} cannot be decoded: {error}") from error
+        if image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)):
+            kind = f"shape {list(image.shape)} and type {image.dtype}"
+            raise ValueError(f"image {number} has {kind}; only 8-bit grayscale and RGB images are supported")
+        if pixels is None:
+            pixels = np.empty((len(images), *image.shape), dtype=np.uint8)
+        if image.shape != pixels.shape[1:]:
+            sizes = f"{list(pixels.shape[1:])} and {list(image.shape)}"
+            raise ValueError(f"images have different sizes: {sizes}; a task needs one size")
+        pixels[number] = image
+    assert pixels is not None, "load_source refuses empty splits"
+    return torch.from_numpy(_channels_first(pixels))
+
+
+def _channels_first(images: np.ndarray) -> np.ndarray:
+    """``[N, C, H, W]`` from ``[N, H, W]`` or ``[N, H, W, C]``."""
+    return images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, float32 ``[C, 1, 1]`` each, of uint8 ``[N, C, H, W]``."""
-    # Integer sums: exact, so the numbers do not depend on how many threads a node has.
-    count = images[:, 0].numel()
-    sums = [int(images[:, c].sum(dtype=torch.int64)) for c in range(images.shape[1])]
-    squares = [int(images[:, c].int().square_().sum(dtype=torch.int64)) for c in range(images.shape[1])]
-    mean = torch.tensor(sums, dtype=torch.float64) / count
-    std = (torch.tensor(squares, dtype=torch.float64) / count - mean.square()).sqrt()
+    # Sums of integers: exact, so the numbers do not depend on how many threads a node has.
+    levels = torch.arange(256)
+    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])])
+    total = counts.sum(1).double()
+    mean = (counts * levels).sum(1) / total
+    std = ((counts * levels.square()).sum(1) / total - mean.square()).sqrt()
     std[std == 0] = 1.0  # a constant channel becomes 0, not NaN
     return mean.float()[:, None, None], std.float()[:, None, None]

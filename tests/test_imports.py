@@ -1,0 +1,179 @@
+"""Who may import whom: the table of the design, checked against what the files say.
+
+A new module must be entered here, which is the moment to think about where it belongs.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EVERYTHING = "*"
+
+# Module -> modules of this project, and other packages, that it may import. The standard library is free to all.
+ALLOWED: dict[str, tuple[str, str]] = {
+    "__init__": ("", ""),
+    "params": ("", "torch"),
+    "seeds": ("", "numpy torch"),
+    "request": ("", ""),
+    "ledger": ("", ""),
+    "exchange": ("params ledger", ""),
+    "store": ("", "torch safetensors filelock"),
+    "data": ("request seeds", "numpy torch sklearn datasets flwr_datasets torchvision pyarrow PIL"),
+    "models": ("", "torch torchvision"),
+    "history": ("params exchange ledger seeds store", "numpy torch"),
+    "routines": ("params seeds", "torch"),
+    "messages": ("request params seeds data models routines", "numpy torch flwr"),
+    "engine": ("routines data models messages params", "numpy torch"),
+    "client_app": ("engine messages", "numpy torch flwr"),
+    "cohort": ("messages exchange ledger seeds params request", "numpy torch flwr"),
+    "grid": ("client_app", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
+    "strategy": ("history cohort exchange messages request params", "flwr"),
+    "metrics": ("params", "numpy torch sklearn scipy"),
+    "evaluation": ("metrics data ledger", "numpy torch scipy"),
+    "config": ("data evaluation exchange grid history models request routines strategy", "omegaconf yaml"),
+    "report": ("", "matplotlib"),
+    "experiment": (
+        "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
+        "evaluation config report",
+        "numpy torch flwr",
+    ),
+    "server_app": ("config experiment cohort", "flwr"),
+    "cli": (EVERYTHING, "torch rich psutil tomli_w"),
+    "testing": (EVERYTHING, "numpy torch flwr"),
+}
+# Modules that nobody but these may import: the outermost layer.
+OUTERMOST = {"server_app": set(), "cli": set(), "testing": set(), "experiment": {"server_app", "cli", "testing"}}
+STRATEGIES = {"strategy", "params", "routines", "request", "history", "cohort", "exchange"}
+
+# Slow to load, and needed by few processes: imported inside the function that needs them.
+HEAVY = {
+    "ray",
+    "sklearn",
+    "datasets",
+    "flwr_datasets",
+    "torchvision",
+    "matplotlib",
+    "scipy",
+    "pyarrow",
+    "PIL",
+    "pandas",
+}
+HEAVY_AT_THE_TOP = {"metrics": {"sklearn", "scipy"}, "evaluation": {"scipy"}}
+
+
+class Import(NamedTuple):
+    """One imported module: its dotted name, and whether importing the file imports it."""
+
+    name: str
+    at_the_top: bool
+    line: int
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """All imports of a file; those in functions and those for type checkers only are not at the top."""
+
+    def walk(node: ast.AST, at_the_top: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, at_the_top, child.lineno) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}:{child.lineno}: relative imports hide who imports whom"
+                # ``from fedforget import params`` imports a module; ``from fedforget.params import Params`` a name.
+                parents = ("fedforget", "strategies")
+                names = [f"{child.module}.{alias.name}" for alias in child.names] if child.module in parents else []
+                yield from (Import(name, at_the_top, child.lineno) for name in names or [str(child.module)])
+            else:
+                lazy = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+                typing = isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
+                yield from walk(child, at_the_top and not lazy and not typing)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), True)
+
+
+def module_of(path: Path) -> str:
+    """The row of the table that a file of the framework belongs to."""
+    parts = path.relative_to(ROOT / "fedforget").with_suffix("").parts
+    return parts[0]
+
+
+FILES = sorted((ROOT / "fedforget").rglob("*.py"))
+METHODS = sorted((ROOT / "strategies").glob("*.py"))
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+each_method = pytest.mark.parametrize("path", METHODS, ids=lambda path: path.name)
+
+
+def test_the_table_names_every_module_and_no_other() -> None:
+    assert {module_of(path) for path in FILES} == set(ALLOWED)
+    named = {name for modules, _ in ALLOWED.values() for name in modules.split()} - {EVERYTHING}
+    assert named | STRATEGIES <= set(ALLOWED)
+
+
+@each_file
+def test_modules_import_what_the_design_allows(path: Path) -> None:
+    module = module_of(path)
+    modules, packages = (set(names.split()) for names in ALLOWED[module])
+    if module == "strategy":
+        packages.add("strategies")  # the folder in which it finds them
+    for name, _, line in imports(path):
+        package, _, rest = name.partition(".")
+        if package != "fedforget":
+            allowed = package in packages or package in sys.stdlib_module_names
+        else:
+            target = rest.partition(".")[0]
+            allowed = target in {"", module} or target in modules or EVERYTHING in modules
+            allowed = allowed and module in OUTERMOST.get(target, {module})
+        assert allowed, f"{path.relative_to(ROOT)}:{line} imports {name}; the design does not let {module} do that"
+
+
+@each_method
+def test_strategies_import_the_framework_and_never_each_other(path: Path) -> None:
+    for name, _, line in imports(path):
+        package, _, rest = name.partition(".")
+        allowed = package == "torch" or package in sys.stdlib_module_names
+        if package == "fedforget":
+            allowed = rest.partition(".")[0] in STRATEGIES
+        assert allowed, (
+            f"{path.name}:{line} imports {name}; a strategy may import {', '.join(sorted(STRATEGIES))} and torch"
+        )
+
+
+@pytest.mark.parametrize("path", [*FILES, *METHODS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_heavy_packages_are_imported_where_they_are_needed(path: Path) -> None:
+    exempt = HEAVY_AT_THE_TOP.get(module_of(path), set()) if path in FILES else set()
+    heavy = [(name, line) for name, at_the_top, line in imports(path) if at_the_top and name.split(".")[0] in HEAVY]
+    assert [(name, line) for name, line in heavy if name.split(".")[0] not in exempt] == []
+
+
+def test_metrics_are_pure_functions_of_outputs() -> None:
+    """Said by the table already; here in words, so that nobody loosens it there."""
+    reached = {name for path in FILES if module_of(path) == "metrics" for name, _, _ in imports(path)}
+    assert not {name for name in reached if name.split(".")[0] in ("flwr", "strategies")}
+    assert "fedforget.cohort" not in reached and "fedforget.strategy" not in reached
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Imports at the top of files form no cycle, so that any module can be imported first."""
+    graph: dict[str, set[str]] = {name: set() for name in ALLOWED}
+    for path in FILES:
+        targets = [name.split(".")[1] for name, at_the_top, _ in imports(path) if at_the_top and "fedforget." in name]
+        graph[module_of(path)] |= {target for target in targets if target in ALLOWED} - {module_of(path)}
+    while leaves := {module for module, targets in graph.items() if not targets}:
+        graph = {module: targets - leaves for module, targets in graph.items() if module not in leaves}
+    assert graph == {}, f"these modules import each other in a circle: {sorted(graph)}"
+
+
+def test_a_worker_loads_nothing_heavy() -> None:
+    """A worker process needs the ClientApp only; each of these packages would cost it much of a second, or more."""
+    script = "import sys, fedforget.client_app; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded and not loaded & HEAVY

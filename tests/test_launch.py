@@ -1,0 +1,127 @@
+"""Real launches: `fedforget run` on Ray, and `flwr run` on Flower's own transport, give the in-process numbers."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from fedforget.cli import main
+
+ROOT = Path(__file__).parents[1]
+SMALL = "model=linear learning.rounds=3 partition.clients=5 evaluation=smoke strategies=[finetune,amnesiac]"
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def processes_of(home):
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("FLWR_HOME", "").startswith(str(home)):
+                found.append(process)
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory):
+    from fedforget.client_app import app
+    from fedforget.config import compose
+    from fedforget.experiment import Experiment
+    from fedforget.grid import InProcessGrid
+
+    output = tmp_path_factory.mktemp("in-process")
+    Experiment(compose("quickstart", SMALL), InProcessGrid(app), output, lambda line: None).run()
+    return output
+
+
+def test_fedforget_run_on_ray(in_process, stored_models, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "fedforget.cli",
+        "run",
+        "quickstart",
+        *SMALL.split(),
+        "--output-dir",
+        str(tmp_path),
+    ]
+    before = {process.pid for process in processes_of("/tmp/fedforget-")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "oracle (retrain)" in done.stdout and f"results: {tmp_path}" in done.stdout
+    assert equal(stored_models(in_process), stored_models(tmp_path))
+    left = [process for process in processes_of("/tmp/fedforget-") if process.pid not in before]
+    assert not left, "the launcher left processes behind"
+
+
+def test_flwr_run_with_flowers_own_transport_and_three_nodes(in_process, stored_models, tmp_path):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    ports = [str(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(tmp_path / "flower"),
+        "FLWR_LOCAL_CONTROL_API_PORT": ports[0],
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": ports[1],
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    settings = f'output-dir="{tmp_path}" overrides="{SMALL} engine.transport=flower"'
+    federation = "num-supernodes=3 client-resources-num-cpus=1"
+    command = ["flwr", "run", ".", "--stream", "--run-config", settings, "--federation-config", federation]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    finally:
+        for process in processes_of(tmp_path):
+            process.kill()
+    assert "oracle (retrain)" in done.stdout, done.stdout + done.stderr
+    assert "on 3 SuperNodes" in done.stdout
+    assert equal(stored_models(in_process), stored_models(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["run", "quikstart"], "did you mean 'quickstart'"),
+        (["run", "quickstart", "learning.roundz=3"], "did you mean 'learning.rounds'"),
+        (["run", "quickstart", "strategies=[finetun]"], "did you mean 'finetune'"),
+        (["run", "quickstart", "request=class"], "class"),
+        (["run", "quickstart", "request.clients=[99]"], "99"),
+        (["run", "mnist_client"], "task.path"),
+        (["run", "quickstart", "--output-dir", "/dev/null/x"], "choose another output-dir"),
+        (["run", "rounds=3"], "experiment's name"),
+        (["run", "quickstart", "--nodes", "0"], "--nodes 0"),
+        (["report", "/nowhere"], "not a run"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_a_non_zero_exit(arguments, complaint, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("fedforget: error: ") and complaint in said and "\n" not in said
+
+
+def test_list_and_doctor(capsys):
+    assert main(["list"]) == 0
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "quickstart" in said and "federaser" in said and "all is well" in said
+
+
+def test_report_makes_the_files_again(in_process, capsys):
+    (folder,) = (in_process / "runs").iterdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".md", ".csv")}
+    for name in before:
+        (folder / name).unlink()
+    assert main(["report", folder.name, "--output-dir", str(in_process)]) == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert "oracle (retrain)" in capsys.readouterr().out
