@@ -279,7 +279,8 @@ def machine() -> str:
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "flwr", "ray", "numpy"))
     today = datetime.datetime.now(datetime.UTC).date()
-    return f"{today}, commit {commit}, {CORES} cores of {cpu}, Python {platform.python_version()}, {versions}"
+    load = f"load {os.getloadavg()[0]:.1f} at the start"  # above about 0.5, others disturb the numbers
+    return f"{today}, commit {commit}, {CORES} cores of {cpu}, {load}, Python {platform.python_version()}, {versions}"
 
 
 def main() -> None:

@@ -219,9 +219,28 @@ class Cohort(Grid):
 
         Clients are all that hold such data, unless named.
         """
+        return self._pooled("gradient", model, clients, split)
+
+    def hvp(self, model: Params, v: Params, clients: Iterable[int] | None = None, split: str = "retain") -> Params:
+        """The pooled Hessian-vector product ``H v`` over the clients' splits: a round of its own, as `gradient`."""
+        return self._pooled("hvp", model, clients, split, {"v": v})
+
+    def fisher(self, model: Params, clients: Iterable[int] | None = None, split: str = "retain") -> Params:
+        """The diagonal of the pooled empirical Fisher matrix: a round of its own, as `gradient`."""
+        return self._pooled("fisher", model, clients, split)
+
+    def _pooled(
+        self,
+        routine: str,
+        model: Params,
+        clients: Iterable[int] | None,
+        split: str,
+        vectors: Mapping[str, Params] | None = None,
+    ) -> Params:
+        """The mean over examples of what a routine returns: a client's mean, weighted by its number of examples."""
         holders = self.targets if split == "forget" else self.retained
         asked = holders if clients is None else clients
-        return self.train(model, asked, routine="fedforget.routines:gradient", split=split).mean()
+        return self.train(model, asked, routine=f"fedforget.routines:{routine}", split=split, vectors=vectors).mean()
 
     def evaluate(self, model: Params, sets: Mapping[str, int]) -> dict[str, tuple[NDArray, NDArray, NDArray]]:
         """Outputs of a model on the audit sets; an audit is not billed and not a round.
@@ -299,12 +318,12 @@ class Cohort(Grid):
             missing = [client for client in work.clients if client not in good and (attempt == 0 or client in reasons)]
             reasons = {client: "did not answer in time" for client in missing}
             for client, vector, report in self._ask(content, work, missing, tried):
-                problem = report.get("error") or self._problem(vector, report)
+                problem = self._problem(vector, report)
                 if problem:
                     reasons[client] = problem
                     continue
                 del reasons[client]
-                if vector is None or not report["num_examples"]:
+                if vector is None:  # it holds no such data
                     continue
                 update = Params(torch.from_numpy(np.array(vector)), self.layout)
                 good[client] = Reply(client, update, report["num_examples"], report["loss"])
@@ -320,8 +339,10 @@ class Cohort(Grid):
         return Replies(good[client] for client in sorted(good)), cost, notes
 
     def _problem(self, vector: NDArray | None, report: Mapping[str, Any]) -> str:
+        if "error" in report:
+            return report["error"]
         if vector is None:
-            return "sent no vector"
+            return "" if report["num_examples"] == 0 else "sent no vector"
         if vector.shape != (self.layout.size,):
             return f"sent a vector of shape {vector.shape}, expected ({self.layout.size},)"
         return "" if np.isfinite(vector).all() else "sent NaN or infinite values"

@@ -7,6 +7,7 @@ nets run channels-last, which on a CPU is about 1.5 times faster (docs/performan
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ def workbench(task_json: str) -> Workbench:
 def train(work: Work, vectors: Mapping[str, NDArray]) -> Iterator[tuple[int, NDArray | None, dict]]:
     """Run the routine for each client of ``work``; yields ``(client, reply vector [d], report)``.
 
-    A client that fails yields no vector and a report with its ``error``; the others are unharmed.
+    A client without data in the split yields no vector. One that fails yields none and a report with its ``error``; the
+    others are unharmed.
     """
     bench = _bench(work)
     routine = routines.find(work.routine)
@@ -93,19 +95,23 @@ def train(work: Work, vectors: Mapping[str, NDArray]) -> Iterator[tuple[int, NDA
 
 def _train_client(
     bench: Workbench, work: Work, params: Mapping[str, Params], routine: routines.Routine, client: int
-) -> tuple[NDArray, dict]:
-    federated, model = bench.data, bench.model
+) -> tuple[NDArray | None, dict]:
+    federated, sent = bench.data, params["model"]
+    model, precision = bench.model, sent.flat.dtype
+    if precision == torch.float64:
+        model = copy.deepcopy(model).double()
     whole = federated.split(client, "train", work.seeds)
     mine = federated.split(client, work.split, work.seeds, work.removed, work.request)
+    if not len(mine):
+        return None, {"num_examples": 0}
     places = torch.searchsorted(whole, mine) if work.split in ("train", "retain", "forget") else torch.arange(len(mine))
     index = mine.to(bench.labels.device)
-    sent = params["model"]
     sent.copy_to(model)
     state = routines.Client(
         id=client,
         round=work.round,
         model=model,
-        inputs=bench.inputs[index],
+        inputs=bench.inputs[index].to(precision),
         labels=bench.labels[index],
         places=places,
         capacity=max(len(whole), len(mine)),

@@ -1,7 +1,8 @@
 """What travels between server and clients: message types, record keys and encodings, and nothing else does.
 
 A message to a node carries one JSON text (what to do, for which clients) and one flat vector a parameter set, as raw
-little-endian float32. Nothing in a message can execute: names of routines are looked up, never unpickled.
+little-endian float32 (float64 where a strategy works in float64). Nothing in a message can execute: names of routines
+are looked up, never unpickled.
 """
 
 from __future__ import annotations
@@ -125,8 +126,8 @@ def decode(array: Array) -> NDArray:
 
 
 def pack(work: Work, vectors: Mapping[str, Params] | None = None) -> RecordDict:
-    """The content of a message to a node; every vector is float32."""
-    arrays = {name: encode(params.flat.float().numpy()) for name, params in (vectors or {}).items()}
+    """The content of a message to a node; vectors travel in the precision they have."""
+    arrays = {name: encode(params.flat.numpy()) for name, params in (vectors or {}).items()}
     return RecordDict({WORK: ConfigRecord({"json": work.to_json()}), ARRAYS: ArrayRecord(arrays)})
 
 

@@ -121,6 +121,14 @@ class Params:
         """The same values in main memory."""
         return Params(self.flat.cpu(), self.layout)
 
+    def double(self) -> Params:
+        """The same values in float64; clients work in the precision of the model they are sent."""
+        return Params(self.flat.double(), self.layout)
+
+    def float(self) -> Params:
+        """The same values in float32."""
+        return Params(self.flat.float(), self.layout)
+
     def is_finite(self) -> bool:
         """Whether no entry is NaN or infinite."""
         return bool(torch.isfinite(self.flat).all())

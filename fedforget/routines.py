@@ -203,6 +203,34 @@ def gradient(client: Client) -> Params:
     return Params.from_tensors(client.model, named)
 
 
+def hvp(client: Client) -> Params:
+    """The Hessian of the mean cross-entropy over the whole split, at the parameters sent, times the vector ``v``."""
+    gradients = torch.autograd.grad(client.loss(client.inputs, client.labels), client.parameters, create_graph=True)
+    directions = list(client.vectors["v"].layers().values())
+    directions = [v.to(g.device) for v, g in zip(directions, gradients, strict=True)]
+    products = torch.autograd.grad(gradients, client.parameters, directions)
+    client.steps, client.examples = 2, len(client.labels)  # a product costs about two gradients
+    named = dict(zip((name for name, _ in client.model.named_parameters()), products, strict=True))
+    return Params.from_tensors(client.model, named)
+
+
+def fisher(client: Client) -> Params:
+    """The diagonal of the empirical Fisher matrix over the split: the mean of squared per-example gradients."""
+    parameters = {name: parameter.detach() for name, parameter in client.model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = torch.func.functional_call(client.model, parameters, (image[None],))
+        return nn.functional.cross_entropy(logits, label[None])
+
+    per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    for inputs, labels in zip(client.inputs.split(32), client.labels.split(32), strict=True):
+        for name, gradient_ in per_example(parameters, inputs, labels).items():
+            total[name] += gradient_.square().sum(0)
+    client.steps, client.examples = 1, len(client.labels)
+    return Params.from_tensors(client.model, {name: value / len(client.labels) for name, value in total.items()})
+
+
 def find(name: str) -> Routine:
     """The routine called ``"module:function"``.
 

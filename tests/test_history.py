@@ -98,6 +98,15 @@ def test_each_layer_keeps_its_own_share(select: str, keep: float, kept: tuple[in
     assert len(stored["values"]) == sum(kept)
 
 
+@pytest.mark.parametrize("select", ["top", "bottom"])
+def test_of_equal_entries_the_first_are_kept(select: str) -> None:
+    # Enough entries that a sort which is not stable would mix them.
+    level = Params(torch.ones(4096), Layout(("w",), ((4096,),)))
+    config = HistoryConfig(keep=0.25, select=select)
+    restored = decompress(compress(level, config, SEEDS), level.layout, config, SEEDS)
+    assert restored.flat.tolist() == [1.0] * 1024 + [0.0] * 3072
+
+
 @quick
 @given(
     st.lists(st.floats(-100, 100, width=16), min_size=10, max_size=10),

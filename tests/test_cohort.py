@@ -1,0 +1,102 @@
+"""What the cohort pools equals what one process computes on all the data."""
+
+import pytest
+import torch
+
+from fedforget import data
+from fedforget.params import Params, weighted_mean
+from fedforget.request import UnlearningRequest
+from fedforget.testing import REQUESTS, Toy
+
+
+def pooled(toy, request, split):
+    """Inputs (float64) and labels of a split of all clients together."""
+    federated = data.load(toy.task.data)
+    rows = [federated.split(client, split, toy.seeds, (), request) for client in toy.federation.clients]
+    index = torch.cat(rows)
+    return federated.inputs[index].double(), federated.labels[index]
+
+
+def linear_loss(inputs, labels):
+    """The toy's mean cross-entropy as a function of its flat vector (10 x 64 weights, then 10 biases)."""
+
+    def loss(flat):
+        weight, bias = flat[:640].view(10, 64), flat[640:]
+        return torch.nn.functional.cross_entropy(inputs.flatten(1) @ weight.T + bias, labels)
+
+    return loss
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+@pytest.mark.parametrize("scope", sorted(REQUESTS))
+def test_gradient_and_hessian_products_equal_the_pooled_ones(tmp_path, scope, nodes):
+    toy, request = Toy(tmp_path, nodes), REQUESTS[scope]
+    cohort, w = toy.cohort(request), toy.start.double()
+    v = Params(torch.sin(torch.arange(650.0, dtype=torch.float64)), w.layout)
+    loss = linear_loss(*pooled(toy, request, "retain"))
+    gradient = torch.func.grad(loss)(w.flat)
+    product = torch.autograd.functional.hvp(loss, w.flat, v.flat)[1]
+    torch.testing.assert_close(cohort.gradient(w).flat, gradient, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(cohort.hvp(w, v).flat, product, rtol=1e-6, atol=1e-12)
+    assert cohort.cost.rounds == 2
+
+
+def test_the_gradient_of_the_forgotten_data_comes_from_its_owners_only(tmp_path):
+    toy, request = Toy(tmp_path), REQUESTS["sample"]
+    cohort, w = toy.cohort(request), toy.start.double()
+    expected = torch.func.grad(linear_loss(*pooled(toy, request, "forget")))(w.flat)
+    torch.testing.assert_close(cohort.gradient(w, split="forget").flat, expected, rtol=1e-6, atol=1e-12)
+    assert cohort.contacted == {2}
+
+
+def test_the_fisher_diagonal_is_the_mean_squared_gradient(tmp_path):
+    toy, request = Toy(tmp_path), REQUESTS["client"]
+    w = toy.start.double()
+    inputs, labels = pooled(toy, request, "retain")
+    squares = [
+        torch.func.grad(linear_loss(inputs[i : i + 1], labels[i : i + 1]))(w.flat) ** 2 for i in range(len(labels))
+    ]
+    expected = torch.stack(squares).mean(0)
+    torch.testing.assert_close(toy.cohort(request).fisher(w).flat, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_sampling_is_paired_and_loses_only_the_forgotten(tmp_path):
+    toy = Toy(tmp_path)
+    request = UnlearningRequest("client", (2,))
+    for round in range(1, 30):
+        whole, rest = toy.cohort().sample(round), toy.cohort(request).sample(round)
+        assert len(whole) == 4 and set(rest) == set(whole) - {2}  # 0.7 of six clients, rounded
+
+
+def test_an_emptied_cohort_is_replaced(tmp_path):
+    toy = Toy(tmp_path)
+    everyone_but_one = UnlearningRequest("client", (0, 1, 2, 3, 4))
+    cohort = toy.cohort(everyone_but_one)
+    cohort.fraction = 0.1
+    assert {cohort.sample(round) for round in range(1, 20)} == {(5,)}
+
+
+def test_a_mean_weighs_by_examples_in_client_order(tmp_path):
+    toy = Toy(tmp_path, 3)
+    replies = toy.cohort().train(toy.start, [4, 0, 3])
+    assert [reply.client for reply in replies] == [0, 3, 4]
+    sizes = [toy.federation.num_train[client] for client in (0, 3, 4)]
+    assert [reply.num_examples for reply in replies] == sizes
+    assert replies.mean().equals(weighted_mean([reply.update for reply in replies], sizes))
+
+
+def test_a_client_that_does_not_exist_is_refused(tmp_path):
+    toy = Toy(tmp_path)
+    with pytest.raises(ValueError, match="client 17 does not exist; there are clients 0 to 5"):
+        toy.cohort().train(toy.start, [17])
+
+
+def test_the_ledger_counts_what_passes(tmp_path):
+    toy = Toy(tmp_path)
+    cohort = toy.cohort()
+    cohort.train(toy.start, [0, 1], epochs=2)
+    sizes = [toy.federation.num_train[client] for client in (0, 1)]
+    assert cohort.cost.rounds == 1
+    assert cohort.cost.client_examples == 2 * sum(sizes)
+    assert cohort.cost.client_steps == sum(2 * -(-size // 32) for size in sizes)
+    assert cohort.cost.bytes_down == cohort.cost.bytes_up == 2 * 4 * 650
