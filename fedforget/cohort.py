@@ -163,12 +163,17 @@ class Cohort(Grid):
 
         Every client draws a priority in each round, and the lowest are asked. A cohort that a request leaves empty is
         replaced by the retained client of lowest priority, so that every round does something.
+
+        Raises:
+            ValueError: if no client retains any data.
         """
         clients = self.federation.clients
         number = max(1, round_half_up(self.fraction * len(clients)))
         order = self.seeds.numpy("cohort", round).permutation(len(clients))
         ranked = [clients[place] for place in order]
         retained = set(self.retained)
+        if not retained:
+            raise ValueError("no client retains any data, so there is nobody to ask")
         chosen = [client for client in ranked[:number] if client in retained]
         return tuple(sorted(chosen or [client for client in ranked if client in retained][:1]))
 
@@ -455,7 +460,7 @@ class Cohort(Grid):
         options: dict[str, Any] = messages.learner_options(content)
         replies = self.train(model, by_client, round=self.next_round, **options)
         return [
-            messages.learner_reply(by_client[reply.client], reply.client, model, reply.update, reply.num_examples)
+            messages.learner_reply(by_client[reply.client], model, reply.update, reply.num_examples)
             for reply in replies
         ]
 

@@ -64,7 +64,7 @@ def compress(update: Params, config: HistoryConfig, seeds: Seeds) -> dict[str, T
 
 def decompress(stored: Mapping[str, Tensor], layout: Layout, config: HistoryConfig, seeds: Seeds) -> Params:
     """The update that `compress` stored, float32, with zeros where nothing was kept."""
-    values = stored["values"].float()
+    values = stored["values"].to(torch.float32, copy=True)
     if config.keep >= 1:
         return Params(values, layout)
     if config.select == "random":
@@ -153,7 +153,8 @@ class Recording:
     def load(self, round: int) -> tuple[dict[str, Tensor], dict]:
         """Tensors and metadata of one round."""
         try:
-            return _load(self._path(round))
+            now = self._path(round).stat()
+            return _load(self._path(round), now.st_mtime_ns, now.st_ino)
         except FileNotFoundError as error:
             raise DamagedFile(f"{self._path(round)} is missing; delete its folder to have it recomputed") from error
 
@@ -175,7 +176,8 @@ class Recording:
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path) -> tuple[dict[str, Tensor], dict]:
+def _load(path: Path, changed: int, inode: int) -> tuple[dict[str, Tensor], dict]:
+    """A round's file; time of change and inode tell a rewritten file from the one that was read before."""
     return load_tensors(path)
 
 
@@ -202,12 +204,12 @@ class History:
     @property
     def initial(self) -> Params:
         """The model before the first round."""
-        return Params(self.recording.load(0)[0]["global"], self.recording.layout)
+        return Params(self.recording.load(0)[0]["global"].clone(), self.recording.layout)
 
     def model(self, round: int) -> Params:
         """The global model after ``round`` (0 is the initial one)."""
         self._declared("globals", f"the global model of round {round}")
-        return Params(self.recording.load(round)[0]["global"], self.recording.layout)
+        return Params(self.recording.load(round)[0]["global"].clone(), self.recording.layout)
 
     def weights(self, round: int) -> dict[int, int]:
         """n_k, the examples of each client that took part in ``round``, in client-id order."""
@@ -261,7 +263,8 @@ def find_recording(
     folder = store.folder("trajectories", key)
     levels = RECORDS[RECORDS.index(config.record) :]
     for level in reversed(levels):
-        for candidate in sorted(folder.glob(f"{_slug(replace(config, record=level), ())}*")):
+        owners = "*" if level == "targets" else ""  # whose updates a folder holds stands at the end of its name
+        for candidate in sorted(folder.glob(f"{_slug(replace(config, record=level), ())}{owners}")):
             kept = tuple(map(int, candidate.name.partition("@")[2].split(","))) if "@" in candidate.name else ()
             recording = Recording(candidate, layout, replace(config, record=level), kept, seeds)
             if recording.is_complete and (level != "targets" or set(targets) <= set(kept)):

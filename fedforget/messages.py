@@ -176,7 +176,7 @@ def from_learner(arrays: ArrayRecord, layout: Layout) -> Params:
     return Params(torch.from_numpy(np.array(decode(arrays["flat"]), dtype=np.float32)), layout)
 
 
-def learner_reply(message: Message, client: int, model: Params, update: Params, num_examples: int) -> Message:
+def learner_reply(message: Message, model: Params, update: Params, num_examples: int) -> Message:
     """A client's reply in the form that Flower's learners aggregate."""
     arrays = ArrayRecord()
     arrays["flat"] = LearnerArray(model, update)  # by item: the constructor would replace it by a plain Array

@@ -76,7 +76,13 @@ class Params:
         return cls(torch.cat([tensor.detach().reshape(-1) for tensor in flat]), Layout.of(module))
 
     def copy_to(self, module: nn.Module) -> None:
-        """Overwrite the module's parameters with these (the module keeps its device, dtype and memory format)."""
+        """Overwrite the module's parameters with these (the module keeps its device, dtype and memory format).
+
+        Raises:
+            ValueError: if the module has another layout.
+        """
+        if Layout.of(module) != self.layout:
+            raise ValueError("these parameters have another layout than the module they are to be copied to")
         with torch.no_grad():
             for tensor, layer in zip(_tensors(module).values(), self.layers().values(), strict=True):
                 tensor.copy_(layer)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from numbers import Integral
 
 SCOPES = ("client", "sample", "class")
 
@@ -33,14 +34,14 @@ class UnlearningRequest:
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise ValueError(f"request scope {self.scope!r} is unknown; choose one of {', '.join(SCOPES)}")
-        targets: tuple
-        if self.scope == "sample":
-            targets = tuple(sorted((int(client), int(position)) for client, position in self.targets))
-        else:
-            targets = tuple(sorted(map(int, self.targets)))
-        negative = [target for target in targets if min(target if self.scope == "sample" else (target,)) < 0]
-        if negative:
-            raise ValueError(f"request target {negative[0]} is negative; targets count from 0")
+        for target in self.targets:
+            parts = target if isinstance(target, tuple) else (target,)
+            if len(parts) != (2 if self.scope == "sample" else 1) or not all(isinstance(x, Integral) for x in parts):
+                form = "pairs of client id and position" if self.scope == "sample" else "whole numbers"
+                raise ValueError(f"request target {target!r} is malformed; {self.scope} requests name {form}")
+            if min(parts) < 0:
+                raise ValueError(f"request target {target!r} is negative; targets count from 0")
+        targets = tuple(sorted(self.targets))
         if len(set(targets)) != len(targets):
             raise ValueError(f"request targets {list(self.targets)} name one target twice")
         if self.after_round is not None and self.after_round < 1:
@@ -75,7 +76,8 @@ class UnlearningRequest:
 
     def __str__(self) -> str:
         if self.scope == "sample":
-            parts = [f"{len(self.positions(client))} samples of client {client}" for client in self.clients]
+            counts = {client: len(self.positions(client)) for client in self.clients}
+            parts = [f"{count} sample{'s' * (count > 1)} of client {client}" for client, count in counts.items()]
             return ", ".join(parts) or "no samples"
         noun = {"client": ("client", "clients"), "class": ("class", "classes")}[self.scope]
         return f"{noun[len(self.targets) != 1]} {', '.join(map(str, self.targets))}" if self.targets else "nothing"

@@ -144,7 +144,7 @@ class Client:
         where[self.places] = torch.arange(len(self.places))
         epoch_steps = -(-len(self.labels) // self.local.batch_size)
         steps = (self.local.steps or self.local.epochs * epoch_steps) if epoch_steps else 0
-        steps = math.ceil(steps * float(self.options.get("effort", 1.0)))
+        steps = math.ceil(steps * float(self.options.get("effort", 1.0)) - 1e-9)  # 0.07 * 100 is 7, not 8
         done = 0
         for epoch in itertools.count():
             order = where[torch.from_numpy(self.seeds.numpy("shuffle", epoch).permutation(self.capacity))]
@@ -169,7 +169,8 @@ class Client:
         mu = self.options.get("proximal-mu")
         if mu:
             # FedProx (Li et al., MLSys 2020, arXiv 1812.06127): the gradient of mu/2 ||w - w_global||^2.
-            torch._foreach_add_(gradients, torch._foreach_sub(self.parameters, self._anchor()), alpha=float(mu))
+            with torch.no_grad():
+                torch._foreach_add_(gradients, torch._foreach_sub(self.parameters, self._anchor()), alpha=float(mu))
         self._optimizer.step(gradients)
         self.steps += 1
         self.total_loss = self.total_loss + loss.detach()

@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -41,9 +41,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict) -> N
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"metadata": json.dumps(metadata, sort_keys=True)}
     header["checksum"] = _checksum(ready, header["metadata"])
-    temporary = _temporary(path)
-    save_file(ready, temporary, header)
-    os.replace(temporary, path)
+    _replace(path, lambda temporary: save_file(ready, temporary, header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -90,9 +88,7 @@ def load_json(path: Path) -> object:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    temporary = _temporary(path)
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 class Store:
@@ -142,6 +138,12 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
     return f"{value:08x}"
 
 
-def _temporary(path: Path) -> Path:
-    """A name beside ``path`` that no other process or thread writes."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write under a name beside ``path`` that nobody else uses, then rename; a failure leaves nothing behind."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

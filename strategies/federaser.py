@@ -56,7 +56,7 @@ class FedEraser(UnlearningStrategy):
         for t in range(1, history.rounds + 1, self.config.interval):
             n = {k: n_k for k, n_k in history.weights(t).items() if k not in request.clients}
             U = {k: history.update(t, k) for k in n}
-            if self.config.calibration and t > 1:
+            if U and self.config.calibration and t > 1:
                 Uh = cohort.train(w, U, round=t, effort=self.config.ratio).by_client()
                 U = {k: calibrate(U[k], Uh[k]) for k in Uh}
             if U:

@@ -45,7 +45,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "evaluation config report",
         "numpy torch flwr",
     ),
-    "server_app": ("config experiment cohort", "flwr"),
+    "server_app": ("config experiment cohort store", "flwr"),
     "cli": (EVERYTHING, "torch rich psutil tomli_w"),
     "testing": (EVERYTHING, "numpy torch flwr"),
 }

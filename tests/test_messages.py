@@ -201,8 +201,7 @@ def one_round(name: str, **options: float) -> Params:
     asked.sort(key=lambda message: message.metadata.dst_node_id)
     assert [message.metadata.dst_node_id for message in asked] == [1, 2, 3, 4, 5]
     replies = [
-        messages.learner_reply(message, client, MODEL, UPDATES[client], WEIGHTS[client])
-        for client, message in enumerate(asked)
+        messages.learner_reply(message, MODEL, UPDATES[client], WEIGHTS[client]) for client, message in enumerate(asked)
     ]
     aggregated, _ = learner.aggregate_train(1, replies)
     assert aggregated is not None
@@ -245,7 +244,7 @@ def test_fedavg_gives_the_float64_mean(seed: int) -> None:
     learner = make_learner(LearningConfig("fedavg"))
     grid = InProcessGrid(ClientApp(), num_nodes=5)
     asked = list(learner.configure_train(1, messages.to_learner(model), ConfigRecord(), grid))
-    replies = [messages.learner_reply(m, k, model, updates[k], WEIGHTS[k]) for k, m in enumerate(asked)]
+    replies = [messages.learner_reply(m, model, updates[k], WEIGHTS[k]) for k, m in enumerate(asked)]
     aggregated, _ = learner.aggregate_train(1, replies)
     assert aggregated is not None
     mean = np.zeros(1000)
@@ -272,7 +271,7 @@ def test_a_learner_gets_the_model_exactly() -> None:
 def test_replies_name_the_client_they_come_from() -> None:
     InProcessGrid(ClientApp())  # Flower's messages need to know which process they are made in
     message = Message(RecordDict({"arrays": messages.to_learner(MODEL)}), 7, messages.TRAIN)
-    reply = messages.learner_reply(message, 7, MODEL, UPDATES[1], 20)
+    reply = messages.learner_reply(message, MODEL, UPDATES[1], 20)
     assert reply.metadata.src_node_id == 7
     [metrics] = reply.content.metric_records.values()
     assert dict(metrics) == {"num-examples": 20}

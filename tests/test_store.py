@@ -150,7 +150,7 @@ def test_a_failed_write_keeps_the_old_content(
     def full(target: object, *_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    def half(*arguments: object) -> None:
+    def half(*arguments: object, **how: object) -> None:
         target = next(argument for argument in arguments if isinstance(argument, Path))
         target.write_bytes(b"half a fi")
         full(target)
@@ -166,6 +166,7 @@ def test_a_failed_write_keeps_the_old_content(
         else:
             save_tensors(path, {"w": torch.zeros(1)}, {})
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path], "a failed write left something behind"
     load(path)
 
 
