@@ -121,6 +121,7 @@ def _launch(home: Path, experiment: str, overrides: list[str], output: Path, opt
         **os.environ,
         "FLWR_HOME": str(home),
         "RAY_TMPDIR": str(home),
+        "RAY_worker_niceness": "0",  # Ray's default, 15, starves the workers beside anything else that runs
         "FLWR_LOCAL_CONTROL_API_PORT": str(control),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

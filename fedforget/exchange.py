@@ -9,6 +9,7 @@ from fedforget.ledger import Cost
 from fedforget.params import Params, weighted_mean
 
 RECORDS = ("nothing", "globals", "targets", "all")
+STORAGES = ("records", "updates", "sums")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Card:
         target_online: the forgotten data's owner must take part in unlearning with that data.
         retained_online: retained clients take part in unlearning.
         server_data: the server needs data of its own.
+        keep: share of each layer's entries that the server keeps of a recorded update; the history reads the rest as 0.
+        select: which entries: ``top``, ``random`` or ``bottom``, as in `fedforget.history.HistoryConfig`.
+        storage: what is billed: ``records`` (the global models and updates that ``records`` names), ``updates`` (no
+            global models; the updates of every client, because nobody knows who will ask) or ``sums`` (one vector for
+            every client that took part: a running sum of its weighted updates).
     """
 
     records: str = "nothing"
@@ -29,6 +35,12 @@ class Card:
     target_online: bool = False
     retained_online: bool = True
     server_data: bool = False
+    keep: float = 1.0
+    select: str = "top"
+    storage: str = "records"
+
+    def __post_init__(self) -> None:
+        assert self.records in RECORDS and self.storage in STORAGES, self
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,8 @@ class Experiment:
             ValueError: if the configuration does not fit the data; nothing has been trained then.
             TooFewClients: if a round failed; what was finished is stored, and the same command goes on from there.
         """
+        # The workers fill every core; a server with more threads would only take them away.
+        torch.set_num_threads(1)
         # Flower's learners log two lines a round; a run has thousands of rounds and says itself how far it is.
         logging.getLogger("flwr").setLevel(logging.WARNING)
         self.say(f"waiting for the SuperNodes to load {self.config.task.source} data")

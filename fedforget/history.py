@@ -120,7 +120,7 @@ class Recording:
         tensors = {"global": model.flat} if last or self.config.record != "nothing" else {}
         for reply in replies:
             if keeps_all or (keeps_targets and reply.client in self.targets):
-                stored = compress(reply.update, self.config, self._stream(round, reply.client))
+                stored = compress(reply.update, self.config, self.stream(round, reply.client))
                 tensors.update({f"{reply.client}/{name}": tensor for name, tensor in stored.items()})
         weights = {str(reply.client): reply.num_examples for reply in replies}
         self._save(round, tensors, {"weights": weights, "notes": notes})
@@ -163,9 +163,10 @@ class Recording:
         prefix = f"{client}/"
         tensors, _ = self.load(round)
         stored = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        return decompress(stored, self.layout, self.config, self._stream(round, client))
+        return decompress(stored, self.layout, self.config, self.stream(round, client))
 
-    def _stream(self, round: int, client: int) -> Seeds:
+    def stream(self, round: int, client: int) -> Seeds:
+        """The random stream that prunes a client's update of a round."""
         return self.seeds.child("prune", round, client)
 
     def _path(self, round: int) -> Path:
@@ -230,7 +231,20 @@ class History:
         self._declared(needed, f"the update of client {client} in round {round}")
         if client not in self.cohort(round):
             raise ValueError(f"client {client} took no part in round {round}; its cohort was {self.cohort(round)}")
-        return self.recording.update(round, client)
+        update = self.recording.update(round, client)
+        form = self._form
+        if form == self.recording.config:
+            return update
+        stream = self.recording.stream(round, client)
+        return decompress(compress(update, form, stream), update.layout, form, stream)
+
+    @property
+    def _form(self) -> HistoryConfig:
+        """The form in which the server keeps updates for this strategy: as recorded, or pruned further by its card."""
+        recorded = self.recording.config
+        if self.card is None or self.card.keep >= recorded.keep:
+            return recorded
+        return replace(recorded, keep=self.card.keep, select=self.card.select)
 
     def _declared(self, level: str, what: str) -> None:
         if self.card is not None and RECORDS.index(self.card.records) < RECORDS.index(level):
@@ -238,19 +252,21 @@ class History:
 
     def bytes_stored(self) -> int:
         """Bytes that the server keeps from learning on because the strategy's card asks for them."""
-        card = self.card or Card("all")
+        card, layout = self.card or Card("all"), self.recording.layout
         if card.records == "nothing":
             return 0
-        total = 0
-        for round in range(0, self.rounds + 1):
-            tensors, _ = self.recording.load(round)
-            due = round == 0 or (round - 1) % card.every == 0
-            for name, tensor in tensors.items():
-                owner = name.partition("/")[0]
-                wanted = owner == "global" or card.records == "all" or int(owner) in self.targets
-                if due and wanted and not (owner != "global" and card.records == "globals"):
-                    total += tensor.numel() * tensor.element_size()
-        return total
+        model = 4 * layout.size
+        due = range(1, self.rounds + 1, card.every)
+        took_part = [int(client) for round in due for client in self.recording.load(round)[1]["weights"]]
+        if card.storage == "sums":
+            return model * len(set(took_part))
+        # The size of a stored update depends on the layout and the form alone.
+        stored = compress(Params(torch.zeros(layout.size), layout), self._form, self.recording.seeds)
+        update = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+        if card.storage == "updates":
+            return update * len(took_part)
+        wanted = {"globals": 0, "targets": sum(c in self.targets for c in took_part), "all": len(took_part)}
+        return model * (1 + len(due)) + update * wanted[card.records]
 
 
 def find_recording(

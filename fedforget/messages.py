@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedforget.data import DataConfig
 from fedforget.models import ModelConfig
@@ -28,6 +29,7 @@ TEST = -1  # the "client" that owns the global test set
 RAW = "fedforget.raw"
 ARRAYS, WORK, REPORT = "arrays", "work", "report"
 WEIGHT = "num-examples"
+LEARNER_BLOCK = 1 << 16  # entries
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Work:
 
 def encode(array: NDArray) -> Array:
     """A NumPy array as a Flower `Array` of raw little-endian bytes (Flower's own encoding copies twice more)."""
-    return Array(str(array.dtype), tuple(array.shape), RAW, array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return Array(str(array.dtype), tuple(array.shape), RAW, np.asarray(array, array.dtype.newbyteorder("<")).tobytes())
 
 
 def decode(array: Array) -> NDArray:
@@ -155,31 +157,38 @@ def unpack_reply(content: RecordDict) -> tuple[dict[str, NDArray], dict[str, dic
 
 
 class LearnerArray(Array):
-    """A client's model as a Flower learner sees it: float64, made only when the learner asks, never serialised."""
+    """A block of a client's model as a Flower learner sees it: float64, made when the learner asks, never serialised."""
 
-    def __init__(self, model: Params, update: Params) -> None:
-        super().__init__("float64", (model.layout.size,), RAW, b"")
+    def __init__(self, model: Tensor, update: Tensor) -> None:
+        super().__init__("float64", (len(model),), RAW, b"")
         self.model, self.update = model, update
 
     def numpy(self) -> NDArray:
-        """``model + update`` in float64, shape ``[d]``."""
-        return (self.model.flat.double() + self.update.flat).numpy()
+        """``model + update`` in float64, shape ``[size of the block]``."""
+        return (self.model.double() + self.update).numpy()
 
 
 def to_learner(params: Params) -> ArrayRecord:
-    """A global model for a Flower learner: one float64 array in Flower's own encoding, so that any learner reads it."""
-    return ArrayRecord({"flat": Array(params.flat.double().numpy())})
+    """A global model for a Flower learner: float64 blocks in Flower's own encoding, so that any learner reads it.
+
+    Blocks that fit into a core's cache make a learner's arithmetic about ten times faster than whole vectors do.
+    """
+    blocks = params.flat.double().split(LEARNER_BLOCK)
+    return ArrayRecord({str(number): Array(block.numpy()) for number, block in enumerate(blocks)})
 
 
 def from_learner(arrays: ArrayRecord, layout: Layout) -> Params:
     """The global model, float32, that a Flower learner returned."""
-    return Params(torch.from_numpy(np.array(decode(arrays["flat"]), dtype=np.float32)), layout)
+    blocks = [decode(arrays[str(number)]) for number in range(len(arrays))]
+    return Params(torch.from_numpy(np.concatenate(blocks).astype(np.float32)), layout)
 
 
 def learner_reply(message: Message, model: Params, update: Params, num_examples: int) -> Message:
     """A client's reply in the form that Flower's learners aggregate."""
+    blocks = zip(model.flat.split(LEARNER_BLOCK), update.flat.split(LEARNER_BLOCK), strict=True)
     arrays = ArrayRecord()
-    arrays["flat"] = LearnerArray(model, update)  # by item: the constructor would replace it by a plain Array
+    for number, block in enumerate(blocks):
+        arrays[str(number)] = LearnerArray(*block)  # by item: the constructor would replace it by a plain Array
     metrics = MetricRecord({WEIGHT: num_examples})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 

@@ -13,6 +13,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+BLOCK = 1 << 16  # entries; sums over long vectors go block by block, so that a block stays in a core's cache
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -148,16 +150,19 @@ def weighted_mean(items: Iterable[Params], weights: Sequence[float]) -> Params:
     """``sum_k weights_k items_k / sum_k weights_k``, accumulated in float64 in the order given.
 
     Raises:
-        ValueError: if there is nothing to average, or the weights do not sum to something positive.
+        ValueError: if items and weights differ in number, or the weights do not sum to something positive.
     """
     total = float(sum(weights))
     if not total > 0:
         raise ValueError(f"a weighted mean needs weights with a positive sum, got {list(weights)}")
-    mean: Tensor | None = None
-    for item, weight in zip(items, weights, strict=True):
-        if mean is None:
-            mean, layout, dtype = torch.zeros_like(item.flat, dtype=torch.float64), item.layout, item.flat.dtype
-        mean.add_(item.flat, alpha=weight / total)
-    if mean is None:
-        raise ValueError("a weighted mean needs at least one item")
-    return Params(mean.to(dtype), layout)
+    vectors = list(items)
+    if len(vectors) != len(weights):
+        raise ValueError(f"a weighted mean needs one weight an item, got {len(weights)} for {len(vectors)} items")
+    first = vectors[0].flat
+    mean = torch.empty_like(first)
+    for start in range(0, len(first), BLOCK):
+        block = torch.zeros(len(first[start : start + BLOCK]), dtype=torch.float64)
+        for item, weight in zip(vectors, weights, strict=True):
+            block.add_(item.flat[start : start + BLOCK], alpha=weight / total)
+        mean[start : start + BLOCK] = block
+    return Params(mean, vectors[0].layout)

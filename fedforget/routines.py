@@ -12,11 +12,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from fedforget.params import Params
+from fedforget.params import Layout, Params
 from fedforget.seeds import Seeds
 
 OPTIMIZERS = ("sgd", "adam")
@@ -111,6 +112,7 @@ class Client:
         options: what the strategy sent along, by name.
         vectors: parameter vectors that the strategy sent along, by name.
         seeds: the client's random streams in this round.
+        forgotten: which examples the request being served names, booleans ``[n]``.
     """
 
     id: int
@@ -124,6 +126,7 @@ class Client:
     seeds: Seeds
     options: Mapping[str, int | float | str] = field(default_factory=dict)
     vectors: Mapping[str, Params] = field(default_factory=dict)
+    forgotten: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     steps: int = 0
     examples: int = 0
     total_loss: Tensor | float = 0.0
@@ -136,7 +139,12 @@ class Client:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled mini-batches ``(inputs, labels)`` for as many epochs or steps as the recipe says.
+        """Shuffled mini-batches ``(inputs, labels)`` for as many epochs or steps as the recipe says."""
+        for batch in self.batch_indices():
+            yield self.inputs[batch], self.labels[batch]
+
+    def batch_indices(self) -> Iterator[Tensor]:
+        """Which examples each of the `batches` holds.
 
         The option ``effort`` (0 to 1) does that share of the steps, rounded up.
         """
@@ -153,7 +161,7 @@ class Client:
                     return
                 self.examples += len(batch)
                 done += 1
-                yield self.inputs[batch], self.labels[batch]
+                yield batch
             if done == steps:
                 return
 
@@ -232,6 +240,51 @@ def fisher(client: Client) -> Params:
     return Params.from_tensors(client.model, {name: value / len(client.labels) for name, value in total.items()})
 
 
+def wrong_labels(client: Client) -> Tensor:
+    """A label for each example that is not its own, uniform over the other classes and drawn anew each round, ``[n]``."""
+    with torch.no_grad():
+        classes = client.model(client.inputs[:1]).shape[1]
+    shifts = torch.randint(1, classes, (client.capacity,), generator=client.seeds.torch("wrong labels"))
+    return (client.labels + shifts[client.places].to(client.labels.device)) % classes
+
+
+def layer_masks(client: Client, density: float, rule: str) -> Iterator[list[Tensor]]:
+    """For each step the entries that a partial update may change: ``max(1, round(density * size))`` of each layer.
+
+    Args:
+        client: the client, before its first step.
+        density: share of each layer.
+        rule: ``top`` (the largest gradients of the mean cross-entropy on what the client must forget, or on all its data
+            if that is nothing, at the parameters sent; fixed) or ``rotating`` (a block that moves on by its length
+            every step and round, and starts again at the layer's end).
+    """
+    counts = [max(1, round(density * parameter.numel())) for parameter in client.parameters]
+    if rule == "top":
+        chosen = client.forgotten if client.forgotten.any() else torch.ones_like(client.forgotten)
+        gradients = torch.autograd.grad(client.loss(client.inputs[chosen], client.labels[chosen]), client.parameters)
+        orders = [gradient.abs().flatten().argsort(descending=True, stable=True) for gradient in gradients]
+        client.examples += int(chosen.sum())
+    else:
+        orders = [torch.arange(parameter.numel(), device=parameter.device) for parameter in client.parameters]
+    for step in itertools.count(client.round - 1):
+        masks = []
+        for parameter, order, count in zip(client.parameters, orders, counts, strict=True):
+            first = step * count if rule == "rotating" else 0
+            mask = torch.zeros_like(order, dtype=torch.bool)
+            mask[order[(first + torch.arange(count, device=order.device)) % len(order)]] = True
+            masks.append(mask.view(parameter.shape))
+        yield masks
+
+
+def masked_step(client: Client, loss: Tensor, masks: list[Tensor]) -> None:
+    """One optimiser step down ``loss``, undone outside the masks."""
+    before = [parameter.detach().clone() for parameter in client.parameters]
+    client.step(loss)
+    with torch.no_grad():
+        for parameter, old, mask in zip(client.parameters, before, masks, strict=True):
+            parameter.copy_(torch.where(mask, parameter, old))
+
+
 def find(name: str) -> Routine:
     """The routine called ``"module:function"``.
 
@@ -252,3 +305,32 @@ def find(name: str) -> Routine:
     if getattr(routine, "__module__", None) != module:
         raise ValueError(f"routine {name!r} is refused; {function} is not defined in {module}")
     return routine
+
+
+def drift(client: Client, anchor: Params, weights: Params) -> Tensor:
+    """``sum_i weights_i (w_i - anchor_i)^2`` at the client's present parameters w: the penalty that holds them."""
+    pairs = zip(client.parameters, anchor.layers().values(), weights.layers().values(), strict=True)
+    return torch.stack([(f.to(w.device) * (w - a.to(w.device)).square()).sum() for w, a, f in pairs]).sum()
+
+
+def fresh(layout: Layout, generator: torch.Generator) -> Params:
+    """New random parameters for a layout, in the scale of torch's default initialisation.
+
+    A weight of two dimensions or more, and the bias that belongs to it, are uniform in ``+-1/sqrt(fan_in)`` (Kaiming
+    uniform with a = sqrt 5). The one-dimensional weights of norms are 1, and their biases 0.
+
+    Args:
+        layout: names and shapes of the layers.
+        generator: a CPU generator; equal states give equal parameters on every machine.
+    """
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    pieces = []
+    for name, shape in shapes.items():
+        is_bias = name.endswith("bias")
+        ruling = shapes[name.removesuffix("bias") + "weight"] if is_bias else shape
+        if len(ruling) > 1:
+            piece = (2 * torch.rand(prod(shape), generator=generator) - 1) / prod(ruling[1:]) ** 0.5
+        else:
+            piece = torch.full((prod(shape),), 0.0 if is_bias else 1.0)
+        pieces.append(piece)
+    return Params(torch.cat(pieces), layout)

@@ -250,12 +250,12 @@ def test_fedavg_gives_the_float64_mean(seed: int) -> None:
     mean = np.zeros(1000)
     for update, weight in zip(updates, WEIGHTS, strict=True):
         mean += (model.flat.numpy().astype(np.float64) + update.flat.numpy()) * (weight / 150)
-    assert np.array_equal(messages.decode(aggregated["flat"]), mean)
+    assert np.array_equal(messages.decode(aggregated["0"]), mean)
     assert torch.equal(messages.from_learner(aggregated, layout).flat, torch.from_numpy(mean).float())
 
 
 def test_a_learners_array_holds_the_client_model_and_no_bytes() -> None:
-    array = LearnerArray(point(1, 2, 3), point(0.5, -1, 2**-30))
+    array = LearnerArray(point(1, 2, 3).flat, point(0.5, -1, 2**-30).flat)
     assert array.numpy().dtype == np.float64
     assert array.numpy().tolist() == [1.5, 1.0, 3 + 2**-30]  # the last would be lost in float32
     assert array.data == b"" and tuple(array.shape) == (3,)
@@ -264,8 +264,25 @@ def test_a_learners_array_holds_the_client_model_and_no_bytes() -> None:
 def test_a_learner_gets_the_model_exactly() -> None:
     model = Params(torch.tensor([1 / 3, -0.0, 1e-45]), PAIR)
     arrays = messages.to_learner(model)
-    assert arrays["flat"].numpy().dtype == np.float64
+    assert arrays["0"].numpy().dtype == np.float64
     assert torch.equal(messages.from_learner(arrays, PAIR).flat, model.flat)
+
+
+def test_a_long_vector_travels_to_learners_in_blocks() -> None:
+    size = 2 * messages.LEARNER_BLOCK + 3
+    layout = Layout(("w",), ((size,),))
+    model, update = (Params(torch.randn(size, generator=torch.Generator().manual_seed(s)), layout) for s in (0, 1))
+    InProcessGrid(ClientApp())  # Flower's messages need to know which process they are made in
+    asked = make_learner(LearningConfig()).configure_train(1, messages.to_learner(model), ConfigRecord(), OneNode())
+    replies = [messages.learner_reply(message, model, update, 5) for message in asked]
+    aggregated, _ = make_learner(LearningConfig()).aggregate_train(1, replies)
+    assert aggregated is not None and len(aggregated) == 3
+    assert torch.equal(messages.from_learner(aggregated, layout).flat, (model.flat.double() + update.flat).float())
+
+
+class OneNode(InProcessGrid):
+    def __init__(self) -> None:
+        super().__init__(ClientApp())
 
 
 def test_replies_name_the_client_they_come_from() -> None:
@@ -276,7 +293,7 @@ def test_replies_name_the_client_they_come_from() -> None:
     [metrics] = reply.content.metric_records.values()
     assert dict(metrics) == {"num-examples": 20}
     [arrays] = reply.content.array_records.values()
-    assert isinstance(arrays, ArrayRecord) and list(arrays) == ["flat"]
+    assert isinstance(arrays, ArrayRecord) and list(arrays) == ["0"]
 
 
 def test_settings_that_a_learner_sends_along() -> None:

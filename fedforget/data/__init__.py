@@ -138,12 +138,13 @@ class FederatedData:
         if name == "holdout":
             return torch.from_numpy(self._holdout[client])
         train = self._train[client]
-        candidates = self._canaries.get(client, np.zeros(0, dtype=np.int64))
-        heads = coins(client, len(candidates), trajectory)
-        if name.startswith("canary"):
-            return torch.from_numpy(train[candidates[heads if name == "canary_in" else ~heads]])
         chosen = np.ones(len(train), dtype=bool)
-        chosen[candidates[~heads]] = False
+        candidates = self._canaries.get(client, np.zeros(0, dtype=np.int64))
+        if len(candidates) or name.startswith("canary"):
+            heads = coins(client, len(candidates), trajectory)
+            if name.startswith("canary"):
+                return torch.from_numpy(train[candidates[heads if name == "canary_in" else ~heads]])
+            chosen[candidates[~heads]] = False
         for earlier in removed:
             chosen &= ~self._named(client, earlier)
         if name != "train":
