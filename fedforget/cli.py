@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -92,6 +93,8 @@ def _run(options: argparse.Namespace) -> int:
     output = (options.output_dir or default_output()).expanduser().resolve()
     Store(output / "store")
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))  # so that the run is ended below
     # Not in TMPDIR: the paths of Ray's sockets in it must stay below 107 bytes.
     home = Path(tempfile.mkdtemp(prefix="fedforget-", dir="/tmp"))
     try:

@@ -23,6 +23,7 @@ from fedforget.ledger import Cost
 from fedforget.messages import TEST, Task, Work
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
+from fedforget.routines import hessian_layout
 from fedforget.seeds import Seeds
 
 TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
@@ -188,6 +189,7 @@ class Cohort(Grid):
         split: str = "retain",
         round: int | None = None,
         vectors: Mapping[str, Params] | None = None,
+        layout: Layout | None = None,
         **options: int | float | str,
     ) -> Replies:
         """One round: clients run a routine from ``model`` on a split of their data.
@@ -199,6 +201,7 @@ class Cohort(Grid):
             split: ``retain`` (what stays once the request is served), ``forget`` (what it names), ``train`` (both).
             round: the number of the round, which fixes cohort, randomness and learning rate; by default the next one.
             vectors: further parameter vectors for the routine, by name.
+            layout: the layout of what the routine returns, if that is not the model's.
             options: settings for the routine; those that name fields of the recipe (``lr``, ``epochs``) replace them.
 
         Returns:
@@ -215,7 +218,8 @@ class Cohort(Grid):
         self._check_card(asked, split)
         self.contacted.update(asked)
         work = Work(self.task.to_json(), self.seeds, routine, round, split, asked, self.removed, self.request, options)
-        self.last_replies = self._remembered(lambda: self._exchange(work, {**(vectors or {}), "model": model}))
+        sent, layout = {**(vectors or {}), "model": model}, layout or self.layout
+        self.last_replies = self._remembered(lambda: self._exchange(work, sent, layout))
         self.progress(round)
         return self.last_replies
 
@@ -233,6 +237,15 @@ class Cohort(Grid):
     def fisher(self, model: Params, clients: Iterable[int] | None = None, split: str = "retain") -> Params:
         """The diagonal of the pooled empirical Fisher matrix: a round of its own, as `gradient`."""
         return self._pooled("fisher", model, clients, split)
+
+    def hessian(self, model: Params) -> tuple[Params, torch.Tensor]:
+        """The pooled gradient ``[d]`` and Hessian ``[d, d]`` of what all clients retain: a round of its own, in which
+        each sends ``d + d^2`` numbers."""
+        both = self.train(
+            model, self.retained, routine="fedforget.routines:hessian", layout=hessian_layout(self.layout.size)
+        ).mean()
+        gradient, hessian = both.layers().values()
+        return Params(gradient, self.layout), hessian
 
     def _pooled(
         self,
@@ -312,7 +325,9 @@ class Cohort(Grid):
         self.notes += notes
         return replies
 
-    def _exchange(self, work: Work, vectors: Mapping[str, Params]) -> tuple[Replies, Cost, list[str]]:
+    def _exchange(
+        self, work: Work, vectors: Mapping[str, Params], layout: Layout
+    ) -> tuple[Replies, Cost, list[str]]:
         content = messages.pack(work, vectors)
         payload = sum(len(array.data) for array in content.array_records[messages.ARRAYS].values())
         good: dict[int, Reply] = {}
@@ -323,14 +338,14 @@ class Cohort(Grid):
             missing = [client for client in work.clients if client not in good and (attempt == 0 or client in reasons)]
             reasons = {client: "did not answer in time" for client in missing}
             for client, vector, report in self._ask(content, work, missing, tried):
-                problem = self._problem(vector, report)
+                problem = _problem(vector, report, layout)
                 if problem:
                     reasons[client] = problem
                     continue
                 del reasons[client]
                 if vector is None:  # it holds no such data
                     continue
-                update = Params(torch.from_numpy(np.array(vector)), self.layout)
+                update = Params(torch.from_numpy(np.array(vector)), layout)
                 good[client] = Reply(client, update, report["num_examples"], report["loss"])
                 cost += Cost(0, report["steps"], report["examples"], 0, vector.nbytes, 0, report["seconds"])
             if not reasons:
@@ -342,15 +357,6 @@ class Cohort(Grid):
                 f"fewer than learning.min_share={self.min_share:g}; first failure: {notes[0]}"
             )
         return Replies(good[client] for client in sorted(good)), cost, notes
-
-    def _problem(self, vector: NDArray | None, report: Mapping[str, Any]) -> str:
-        if "error" in report:
-            return report["error"]
-        if vector is None:
-            return "" if report["num_examples"] == 0 else "sent no vector"
-        if vector.shape != (self.layout.size,):
-            return f"sent a vector of shape {vector.shape}, expected ({self.layout.size},)"
-        return "" if np.isfinite(vector).all() else "sent NaN or infinite values"
 
     def _ask(
         self, content: RecordDict, work: Work, clients: Sequence[int], tried: dict[int, int]
@@ -468,3 +474,14 @@ class Cohort(Grid):
 def round_half_up(value: float) -> int:
     """The nearest integer; a half goes up (Python rounds it to even)."""
     return int(value + 0.5)
+
+
+def _problem(vector: NDArray | None, report: Mapping[str, Any], layout: Layout) -> str:
+    """What is wrong with a client's answer; empty if nothing is."""
+    if "error" in report:
+        return report["error"]
+    if vector is None:
+        return "" if report["num_examples"] == 0 else "sent no vector"
+    if vector.shape != (layout.size,):
+        return f"sent a vector of shape {vector.shape}, expected ({layout.size},)"
+    return "" if np.isfinite(vector).all() else "sent NaN or infinite values"

@@ -147,6 +147,7 @@ class Experiment:
         for spec in self._specs():
             strategy = self._strategy(spec)
             strategy.card  # noqa: B018 (a card that cannot be made is found here)
+            strategy.check(self._cohort(Seeds(0), 0))
 
     def _specs(self) -> list[StrategySpec]:
         """The oracle, the no-op and the strategies asked for, each label once."""
@@ -230,7 +231,7 @@ class Experiment:
         with self.store.lock("trajectories", key):
             recording = find_recording(self.store, key, start.layout, history_config, targets, seeds)
             if not recording.is_complete:
-                journal = FileJournal(recording.folder / "journal", start.layout)
+                journal = FileJournal(recording.folder / "journal")
                 cohort = self._cohort(seeds, None)
                 cohort.journal, cohort.progress = journal, self._progress(f"learning, seed {k}", config.learning.rounds)
                 learner = self._strategy(self._specs()[0])
@@ -276,7 +277,7 @@ class Experiment:
                 cohort = self._cohort(self._seeds(k), i)
                 rounds = request.after_round or self.config.learning.rounds
                 cohort.card, cohort.next_round = card, rounds + 1
-                cohort.journal = FileJournal(folder / "journal", layout)
+                cohort.journal = FileJournal(folder / "journal")
                 cohort.progress = self._progress(f"{spec.label}, seed {k}", None)
                 gone = frozenset(
                     c for earlier in self.requests[:i] if earlier.scope == "client" for c in earlier.targets

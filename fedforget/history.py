@@ -302,11 +302,10 @@ class FileJournal:
 
     Args:
         folder: where they lie.
-        layout: the layout of the updates.
     """
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
-        self.folder, self.layout = folder, layout
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, number: int) -> tuple[Replies, Cost, list[str]] | None:
@@ -316,8 +315,10 @@ class FileJournal:
         except (FileNotFoundError, DamagedFile):
             return None
         entries = {int(client): entry for client, entry in metadata["replies"].items()}
+        names, shapes = metadata["layout"]
+        layout = Layout(tuple(names), tuple(map(tuple, shapes)))
         replies = Replies(
-            Reply(client, Params(tensors[str(client)], self.layout), *entries[client]) for client in sorted(entries)
+            Reply(client, Params(tensors[str(client)], layout), *entries[client]) for client in sorted(entries)
         )
         return replies, Cost(**metadata["cost"]), metadata["notes"]
 
@@ -326,7 +327,9 @@ class FileJournal:
         replies, cost, notes = exchange
         entries = {str(reply.client): [reply.num_examples, reply.loss] for reply in replies}
         tensors = {str(reply.client): reply.update.flat for reply in replies}
-        save_tensors(self._path(number), tensors, {"replies": entries, "cost": cost.to_dict(), "notes": notes})
+        layout = replies[0].update.layout if replies else Layout((), ())
+        metadata = {"replies": entries, "cost": cost.to_dict(), "notes": notes, "layout": [layout.names, layout.shapes]}
+        save_tensors(self._path(number), tensors, metadata)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"

@@ -157,7 +157,7 @@ def unpack_reply(content: RecordDict) -> tuple[dict[str, NDArray], dict[str, dic
 
 
 class LearnerArray(Array):
-    """A block of a client's model as a Flower learner sees it: float64, made when the learner asks, never serialised."""
+    """A block of a client's model as a Flower learner sees it: float64, made on demand, never serialised."""
 
     def __init__(self, model: Tensor, update: Tensor) -> None:
         super().__init__("float64", (len(model),), RAW, b"")

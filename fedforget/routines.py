@@ -21,6 +21,7 @@ from fedforget.params import Layout, Params
 from fedforget.seeds import Seeds
 
 OPTIMIZERS = ("sgd", "adam")
+MASKS = ("top", "rotating")
 PACKAGES = ("fedforget.routines", "strategies.")
 
 
@@ -223,6 +224,26 @@ def hvp(client: Client) -> Params:
     return Params.from_tensors(client.model, named)
 
 
+def hessian(client: Client) -> Params:
+    """The gradient and the Hessian of the mean cross-entropy over the whole split, laid out by `hessian_layout`."""
+    layers = Params.from_module(client.model)
+
+    def loss(flat: Tensor) -> Tensor:
+        logits = torch.func.functional_call(client.model, Params(flat, layers.layout).layers(), (client.inputs,))
+        return nn.functional.cross_entropy(logits, client.labels)
+
+    gradient = torch.func.grad(loss)
+    columns = torch.func.jacfwd(gradient, chunk_size=64)(layers.flat)
+    size = layers.layout.size
+    client.steps, client.examples = 2 * size, size * len(client.labels)  # one product a column
+    return Params(torch.cat([gradient(layers.flat), columns.flatten()]).detach(), hessian_layout(size))
+
+
+def hessian_layout(size: int) -> Layout:
+    """The layout of a gradient of ``size`` numbers, followed by a Hessian."""
+    return Layout(("gradient", "hessian"), ((size,), (size, size)))
+
+
 def fisher(client: Client) -> Params:
     """The diagonal of the empirical Fisher matrix over the split: the mean of squared per-example gradients."""
     parameters = {name: parameter.detach() for name, parameter in client.model.named_parameters()}
@@ -248,28 +269,29 @@ def wrong_labels(client: Client) -> Tensor:
     return (client.labels + shifts[client.places].to(client.labels.device)) % classes
 
 
-def layer_masks(client: Client, density: float, rule: str) -> Iterator[list[Tensor]]:
+def layer_masks(client: Client) -> Iterator[list[Tensor]]:
     """For each step the entries that a partial update may change: ``max(1, round(density * size))`` of each layer.
 
-    Args:
-        client: the client, before its first step.
-        density: share of each layer.
-        rule: ``top`` (the largest gradients of the mean cross-entropy on what the client must forget, or on all its data
-            if that is nothing, at the parameters sent; fixed) or ``rotating`` (a block that moves on by its length
-            every step and round, and starts again at the layer's end).
+    The option ``density`` is the share of each layer, and ``mask`` says which: ``top`` (those of largest gradient of the
+    mean cross-entropy on what the client must forget, or on all its data if that is nothing, when the first masks are
+    asked for; then fixed) or ``rotating`` (a block that moves on by its length every step, and starts one further in
+    the next round; at the layer's end it wraps around). It ends never.
     """
+    density, rotates = float(client.options["density"]), client.options["mask"] == "rotating"
     counts = [max(1, round(density * parameter.numel())) for parameter in client.parameters]
-    if rule == "top":
+    if not rotates:
         chosen = client.forgotten if client.forgotten.any() else torch.ones_like(client.forgotten)
-        gradients = torch.autograd.grad(client.loss(client.inputs[chosen], client.labels[chosen]), client.parameters)
+        loss = client.loss(client.inputs[chosen], client.labels[chosen])
+        gradients = torch.autograd.grad(loss, client.parameters)
         orders = [gradient.abs().flatten().argsort(descending=True, stable=True) for gradient in gradients]
         client.examples += int(chosen.sum())
+        client.steps, client.total_loss = client.steps + 1, client.total_loss + loss.detach()
     else:
         orders = [torch.arange(parameter.numel(), device=parameter.device) for parameter in client.parameters]
     for step in itertools.count(client.round - 1):
         masks = []
         for parameter, order, count in zip(client.parameters, orders, counts, strict=True):
-            first = step * count if rule == "rotating" else 0
+            first = step * count if rotates else 0
             mask = torch.zeros_like(order, dtype=torch.bool)
             mask[order[(first + torch.arange(count, device=order.device)) % len(order)]] = True
             masks.append(mask.view(parameter.shape))

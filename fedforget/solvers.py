@@ -39,6 +39,11 @@ def check_explicit(strategy: str, size: int) -> None:
         )
 
 
+def shifted(hvp: Callable[[Params, Params], Params], w: Params, shift: float) -> Product:
+    """The product ``v -> (H + shift I) v`` with the Hessian at ``w`` that ``hvp(w, v)`` multiplies by."""
+    return lambda v: hvp(w, v) + shift * v
+
+
 # ---------------------------------------------------------------------- linear systems
 
 
@@ -85,15 +90,15 @@ def conjugate_gradient(product: Product, b: Params, iterations: int, tolerance: 
         yield x
 
 
-def lissa(product: Product, b: Params, iterations: int, damping: float, scale: float) -> Iterator[Params]:
-    """Iterates ``u / scale`` of ``u <- b + (1 - damping) u - H u / scale`` from ``u = b``.
+def lissa(product: Product, b: Params, iterations: int, scale: float) -> Iterator[Params]:
+    """Iterates ``u / scale`` of ``u <- b + u - H u / scale`` from ``u = b``.
 
-    They tend to ``(H + damping scale I)^-1 b`` if ``scale`` exceeds the largest eigenvalue of H (Agarwal, Bullins and
-    Hazan, JMLR 2017; the form of Warnecke et al., NDSS 2023).
+    They tend to ``H^-1 b`` if H is positive definite and ``scale`` exceeds half its largest eigenvalue (Agarwal, Bullins
+    and Hazan, JMLR 2017). Damping by ``(1 - damp) u``, as others write it, is the Hessian ``H + damp scale I``.
     """
     u = b
     for _ in range(iterations):
-        u = b + (1 - damping) * u - product(u) / scale
+        u = b + u - product(u) / scale
         yield u / scale
 
 

@@ -110,6 +110,13 @@ class UnlearningStrategy(Strategy):
         """What the strategy assumes."""
         return Card()
 
+    def check(self, cohort: Cohort) -> None:  # noqa: B027 (most strategies accept everything)
+        """Refuse, before anything is trained, a task or model that the strategy cannot serve.
+
+        Raises:
+            ValueError: one sentence that names what does not fit.
+        """
+
     @abstractmethod
     def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """Serve a request: yield the global model after each round spent (at least once; the last is the result).

@@ -1,6 +1,7 @@
 """Real launches: `fedforget run` on Ray, and `flwr run` on Flower's own transport, give the in-process numbers."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -55,12 +56,24 @@ def test_fedforget_run_on_ray(in_process, stored_models, tmp_path):
         str(tmp_path),
     ]
     before = {process.pid for process in processes_of("/tmp/fedforget-")}
+
+    def left():
+        return [process for process in processes_of("/tmp/fedforget-") if process.pid not in before]
+
+    # Stopped in the middle, it leaves nothing behind; the same command then goes on from there.
+    process = subprocess.Popen([*command, "--verbose"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any(line.startswith("[1/") for line in process.stdout), "the run made no progress"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not left(), "the launcher left processes behind when it was stopped"
+
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "oracle (retrain)" in done.stdout and f"results: {tmp_path}" in done.stdout
     assert equal(stored_models(in_process), stored_models(tmp_path))
-    left = [process for process in processes_of("/tmp/fedforget-") if process.pid not in before]
-    assert not left, "the launcher left processes behind"
+    assert not left(), "the launcher left processes behind"
 
 
 def test_flwr_run_with_flowers_own_transport_and_three_nodes(in_process, stored_models, tmp_path):
