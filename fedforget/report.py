@@ -14,6 +14,7 @@ import math
 import os
 import textwrap
 from pathlib import Path
+from typing import Any
 
 WIDTH = 118
 SETS = ("forget", "retain", "holdout", "test")
@@ -47,7 +48,7 @@ def write(
         ValueError: if the header lacks a field.
     """
     groups = (("header", [header]), ("result", results), ("audit", audit_rows), ("cost", cost_rows))
-    lines = [json.dumps({kind: row}) for kind, rows in groups for row in rows]
+    lines = [json.dumps({kind: _to_json(row)}, allow_nan=False) for kind, rows in groups for row in rows]
     contents = {
         "table.md": render_table(header, audit_rows, cost_rows).encode(),
         "quality_cost.png": _draw(header, audit_rows, cost_rows),
@@ -74,8 +75,29 @@ def load(folder: Path) -> Contents:
     groups: dict[str, list[Row]] = {"header": [], "audit": [], "cost": [], "result": []}
     for line in path.read_text().splitlines():
         ((kind, row),) = json.loads(line).items()
-        groups[kind].append(row)
+        groups[kind].append(_from_json(row))
     return groups["header"][0], groups["audit"], groups["cost"], groups["result"]
+
+
+_NOT_IN_JSON = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def _to_json(value: Any) -> Any:
+    """``value`` with infinite and NaN numbers as words, for which JSON has no numbers."""
+    if isinstance(value, dict):
+        return {key: _to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    """Inverts `_to_json`."""
+    if isinstance(value, dict):
+        return {key: _from_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    return _NOT_IN_JSON.get(value, value) if isinstance(value, str) else value
 
 
 def rewrite(folder: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -174,3 +175,10 @@ def test_a_failure_leaves_the_old_files(tmp_path: Path) -> None:
 def test_load_needs_a_finished_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no results.jsonl"):
         report.load(tmp_path)
+
+
+def test_the_record_is_strict_json_even_where_numbers_are_not_finite(tmp_path: Path) -> None:
+    value = {"a": [math.inf, -math.inf, {"b": 1.5}], "c": math.nan, "d": "text", "e": None}
+    written = json.loads(json.dumps(report._to_json(value), allow_nan=False))
+    read = report._from_json(written)
+    assert read["a"] == value["a"] and math.isnan(read["c"]) and read["d"] == "text" and read["e"] is None
