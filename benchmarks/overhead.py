@@ -33,6 +33,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,10 +156,10 @@ kept = cache(Clients)
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """A client of (b), after Flower's PyTorch template."""
-    config = message.content["config"]
+    config: dict[str, Any] = dict(message.content.config_records["config"])
     clients = kept(config["case"], config["folder"], config["rounds"])
-    state = message.content["arrays"].to_torch_state_dict()
-    number, loss = clients.train(state, context.node_config["partition-id"], config["server-round"])
+    state = message.content.array_records["arrays"].to_torch_state_dict()
+    number, loss = clients.train(state, int(context.node_config["partition-id"]), config["server-round"])
     metrics = MetricRecord({"train_loss": loss, "num-examples": number})
     arrays = ArrayRecord(clients.model.state_dict())
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
@@ -191,7 +192,7 @@ def flower(name: str, folder: str, rounds: int) -> Outcome:
             evaluate_fn=lambda round, arrays: stamps.append(time.perf_counter()) if round else None,
         )
         moved = flat(result.arrays.to_torch_state_dict()) - flat(initial)
-        return stamps, moved, result.train_metrics_clientapp[rounds]["train_loss"]
+        return stamps, moved, float(result.train_metrics_clientapp[rounds]["train_loss"])  # type: ignore[arg-type]
 
     return simulate(main, client_app, number)
 
@@ -202,6 +203,7 @@ def fedforget(name: str, folder: str, rounds: int) -> Outcome:
 
     def main(grid: Grid) -> Outcome:
         chosen = choose(grid, EngineConfig(nodes=CORES))
+        torch.set_num_threads(1)  # as the project's server does, see fedforget/experiment.py
         federation = describe(chosen, task)
         shape, classes = federation.about["input_shape"], federation.about["num_classes"]
         initial = Params.from_module(models.initial(task.model, tuple(shape), classes, 0))
@@ -227,7 +229,7 @@ def write_random(folder: Path, case: Case) -> None:
 
     generator = SEEDS.torch("images")
     for split, number in (("train", case.examples), ("test", 10)):
-        pixels = torch.randint(256, (number, *case.shape), dtype=torch.uint8, generator=generator)
+        pixels = torch.randint(256, (number, *(case.shape or ())), dtype=torch.uint8, generator=generator)
         images = [{"bytes": encode_png(image).numpy().tobytes()} for image in pixels]
         labels = torch.arange(number) % 10
         parquet.write_table(pyarrow.table({"image": images, "label": labels.numpy()}), folder / f"{split}.parquet")

@@ -26,6 +26,8 @@ from fedforget.request import UnlearningRequest
 from fedforget.routines import hessian_layout
 from fedforget.seeds import Seeds
 
+TRAIN_ROUTINE = "fedforget.routines:train"
+GROUP = 12  # clients in a stack: more no longer fit a core's cache
 TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
 
 
@@ -185,7 +187,7 @@ class Cohort(Grid):
         model: Params,
         clients: Iterable[int] | None = None,
         *,
-        routine: str = "fedforget.routines:train",
+        routine: str = TRAIN_ROUTINE,
         split: str = "retain",
         round: int | None = None,
         vectors: Mapping[str, Params] | None = None,
@@ -325,19 +327,21 @@ class Cohort(Grid):
         self.notes += notes
         return replies
 
-    def _exchange(
-        self, work: Work, vectors: Mapping[str, Params], layout: Layout
-    ) -> tuple[Replies, Cost, list[str]]:
+    def _exchange(self, work: Work, vectors: Mapping[str, Params], layout: Layout) -> tuple[Replies, Cost, list[str]]:
         content = messages.pack(work, vectors)
         payload = sum(len(array.data) for array in content.array_records[messages.ARRAYS].values())
         good: dict[int, Reply] = {}
         cost = Cost(rounds=1, bytes_down=payload * len(work.clients))
-        reasons: dict[int, str] = {}
-        tried: dict[int, int] = {}
-        for attempt in range(2):
-            missing = [client for client in work.clients if client not in good and (attempt == 0 or client in reasons)]
-            reasons = {client: "did not answer in time" for client in missing}
+        reasons = dict.fromkeys(work.clients, "did not answer in time")
+        tried: dict[tuple[int, ...], int] = {}
+        groups = self._groups(work)
+        for _ in range(2):
+            # A group is asked again as a whole: the numbers of a stack depend on who is in it.
+            missing = [group for group in groups if reasons.keys() & set(group)]
+            reasons = dict.fromkeys(reasons, "did not answer in time")
             for client, vector, report in self._ask(content, work, missing, tried):
+                if client not in reasons:
+                    continue
                 problem = _problem(vector, report, layout)
                 if problem:
                     reasons[client] = problem
@@ -359,35 +363,52 @@ class Cohort(Grid):
         return Replies(good[client] for client in sorted(good)), cost, notes
 
     def _ask(
-        self, content: RecordDict, work: Work, clients: Sequence[int], tried: dict[int, int]
+        self, content: RecordDict, work: Work, groups: Sequence[tuple[int, ...]], tried: dict[tuple[int, ...], int]
     ) -> Iterable[tuple[int, NDArray | None, dict]]:
-        """Send each node its share of ``clients``; yields the answers. ``tried``: which node had it before."""
-        sizes = {client: float(self.federation.num_train[client]) for client in clients}
-        shares = self._schedule(sizes, tried)
-        tried.update({client: node for node, share in shares.items() for client in share})
-        sent = [
-            Message(messages.repack(content, replace(work, clients=tuple(share))), node, messages.TRAIN)
-            for node, share in shares.items()
-        ]
+        """Send each node its share of ``groups``; yields the answers. ``tried``: which node had a group before."""
+        plan = self._schedule(groups, tried)
+        shares = {node: tuple(client for group in mine for client in group) for node, mine in plan.items()}
+        tried.update({group: node for node, mine in plan.items() for group in mine})
+        sent = []
+        for node, mine in plan.items():
+            stacks = tuple(mine) if any(len(group) > 1 for group in mine) else ()
+            share = messages.repack(content, replace(work, clients=shares[node], groups=stacks))
+            sent.append(Message(share, node, messages.TRAIN))
         for reply in self.grid.send_and_receive(sent, timeout=self.timeout):
-            share = shares[reply.metadata.src_node_id]
+            asked = shares[reply.metadata.src_node_id]
             if reply.has_error():
-                yield from ((client, None, {"error": reply.error.reason}) for client in share)
+                yield from ((client, None, {"error": reply.error.reason}) for client in asked)
                 continue
             arrays, report = messages.unpack_reply(reply.content)
-            yield from ((c, arrays.get(str(c)), report[str(c)]) for c in share if str(c) in report)
+            yield from ((c, arrays.get(str(c)), report[str(c)]) for c in asked if str(c) in report)
 
-    def _schedule(self, sizes: Mapping[int, float], tried: Mapping[int, int]) -> dict[int, list[int]]:
-        """Longest work first, to the least loaded node that hosts the client; not the same one twice, if possible."""
-        shares: dict[int, list[int]] = {}
-        load = dict.fromkeys(self.federation.hosts, 0.0)
-        for client in sorted(sizes, key=lambda c: (-sizes[c], c)):
-            hosting = [node for node, hosted in self.federation.hosts.items() if client in hosted]
-            fresh = [node for node in hosting if node != tried.get(client)] or hosting
+    def _groups(self, work: Work) -> list[tuple[int, ...]]:
+        """The clients asked, cut into groups that are trained together, largest clients first.
+
+        The rule looks at the clients alone, never at nodes, so that numbers do not depend on nodes: an even number of
+        nearly equal groups of at most `GROUP` clients of similar size (groups of one where clients are not stacked).
+        """
+        ranked = sorted(work.clients, key=lambda client: (-self.federation.num_train[client], client))
+        everywhere = all(len(hosted) == len(self.federation.clients) for hosted in self.federation.hosts.values())
+        if not (self.task.stacks and work.routine == TRAIN_ROUTINE and everywhere):
+            return [(client,) for client in ranked]
+        number = min(len(ranked), 2 * -(-len(ranked) // (2 * GROUP)))
+        return [tuple(part.tolist()) for part in np.array_split(ranked, number) if len(part)] if number else []
+
+    def _schedule(
+        self, groups: Sequence[tuple[int, ...]], tried: Mapping[tuple[int, ...], int]
+    ) -> dict[int, list[tuple[int, ...]]]:
+        """Longest group first, to the least loaded node that hosts it; not the same one twice, if possible."""
+        plan: dict[int, list[tuple[int, ...]]] = {}
+        load = dict.fromkeys(self.federation.hosts, 0)
+        work = {group: sum(self.federation.num_train[client] for client in group) for group in groups}
+        for group in sorted(groups, key=lambda group: (-work[group], group)):
+            hosting = [node for node, hosted in self.federation.hosts.items() if hosted.issuperset(group)]
+            fresh = [node for node in hosting if node != tried.get(group)] or hosting
             node = min(fresh, key=lambda n: (load[n], n))
-            load[node] += sizes[client]
-            shares.setdefault(node, []).append(client)
-        return shares
+            load[node] += work[group]
+            plan.setdefault(node, []).append(group)
+        return plan
 
     def _evaluate_parts(
         self, model: Params, parts: list[tuple[int, str, int, int]]

@@ -44,6 +44,7 @@ _CHOICES = {
     "history.dtype": tuple(DTYPES),
     "history.select": ("top", "random", "bottom"),
     "engine.transport": ("auto", "ray", "flower"),
+    "engine.mode": ("auto", "sequential", "stacked"),
     "engine.device": ("auto", "cpu", "cuda"),
 }
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {

@@ -1,15 +1,15 @@
-"""Client work on one device: the sequential engine.
+"""Client work on one device: clients one by one, or in a stack.
 
-A process builds the data and the network of a task once and keeps them. Clients are then trained one after another
-on one intra-op thread, which makes the numbers independent of how clients are spread over processes; convolutional
-nets run channels-last, which a CPU's convolutions and pooling are faster in.
+A process builds the data and the network of a task once and keeps them. On one intra-op thread, clients are trained one
+after another (convolutional nets channels-last, which a CPU's convolutions and pooling are faster in), or, where the
+cohort asks for groups, several at once (stacked.py). Neither depends on how clients are spread over processes.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedforget import data, models, routines
+from fedforget import data, models, routines, stacked
 from fedforget.messages import TEST, Task, Work
 from fedforget.params import Layout, Params
 
@@ -82,37 +82,73 @@ def train(work: Work, vectors: Mapping[str, NDArray]) -> Iterator[tuple[int, NDA
     """
     bench = _bench(work)
     routine = routines.find(work.routine)
-    # A copy, because what arrived may be shared, read-only memory.
-    params = {name: Params(torch.tensor(vector), bench.layout) for name, vector in vectors.items()}
-    for client in work.clients:
+    params = {name: _received(vector, bench.layout) for name, vector in vectors.items()}
+    for group in work.groups or [(client,) for client in work.clients]:
         start = time.perf_counter()
         try:
-            vector, report = _train_client(bench, work, params, routine, client)
-        except Exception as error:  # noqa: BLE001 (any failure of a client is that client's alone)
-            vector, report = None, {"error": f"{type(error).__name__}: {error}"}
-        yield client, vector, {**report, "seconds": time.perf_counter() - start}
+            replies = _train_group(bench, work, params, routine, group)
+        except Exception as error:  # noqa: BLE001 (any failure of a group is that group's alone)
+            replies = [(None, {"error": f"{type(error).__name__}: {error}"}) for _ in group]
+        seconds = (time.perf_counter() - start) / len(group)
+        for client, (vector, report) in zip(group, replies, strict=True):
+            yield client, vector, {**report, "seconds": seconds}
 
 
-def _train_client(
-    bench: Workbench, work: Work, params: Mapping[str, Params], routine: routines.Routine, client: int
-) -> tuple[NDArray | None, dict]:
-    federated, sent = bench.data, params["model"]
-    model, precision = bench.model, sent.flat.dtype
-    if precision == torch.float64:
-        model = copy.deepcopy(model).double()
+def _received(vector: NDArray, layout: Layout) -> Params:
+    """A vector that a strategy sent: in the model's layout, or, if it has another length, as one layer.
+
+    It is copied, because what arrived may be shared, read-only memory.
+    """
+    fits = vector.shape == (layout.size,)
+    return Params(torch.tensor(vector), layout if fits else Layout(("vector",), (vector.shape,)))
+
+
+def _train_group(
+    bench: Workbench, work: Work, params: Mapping[str, Params], routine: routines.Routine, group: Sequence[int]
+) -> list[tuple[NDArray | None, dict]]:
+    """Reply vector and report of each client of a group, which is stacked if it has more than one member."""
+    sent = params["model"]
+    states = {client: _client(bench, work, params, client) for client in group}
+    working = {client: state for client, state in states.items() if state is not None}
+    if len(group) > 1 and working:
+        sent.copy_to(bench.model)
+        trained = stacked.train(list(working.values()))
+        replies = {c: Params(flat.cpu(), sent.layout) - sent for c, flat in zip(working, trained, strict=True)}
+    else:
+        replies = {}
+        for client, state in working.items():
+            sent.copy_to(state.model)
+            replies[client] = routine(state) or Params.from_module(state.model).cpu() - sent
+    return [_report(states[client], replies.get(client)) for client in group]
+
+
+def _report(state: routines.Client | None, reply: Params | None) -> tuple[NDArray | None, dict]:
+    if state is None or reply is None:
+        return None, {"num_examples": 0}
+    report = {
+        "num_examples": len(state.labels),
+        "steps": state.steps,
+        "examples": state.examples,
+        "loss": float(state.total_loss) / max(state.steps, 1),
+    }
+    return reply.cpu().flat.numpy(), report
+
+
+def _client(bench: Workbench, work: Work, params: Mapping[str, Params], client: int) -> routines.Client | None:
+    """A client with the split it works on; ``None`` if it holds no such data."""
+    federated, precision = bench.data, params["model"].flat.dtype
     whole = federated.split(client, "train", work.seeds)
     all_of_it = work.split == "train" and not work.removed
     mine = whole if all_of_it else federated.split(client, work.split, work.seeds, work.removed, work.request)
     if not len(mine):
-        return None, {"num_examples": 0}
+        return None
     places = torch.searchsorted(whole, mine) if work.split in ("train", "retain", "forget") else torch.arange(len(mine))
     named = federated.split(client, "forget", work.seeds, work.removed, work.request) if work.request else mine[:0]
     index = mine.to(bench.labels.device)
-    sent.copy_to(model)
-    state = routines.Client(
+    return routines.Client(
         id=client,
         round=work.round,
-        model=model,
+        model=copy.deepcopy(bench.model).double() if precision == torch.float64 else bench.model,
         inputs=bench.inputs[index].to(precision),
         labels=bench.labels[index],
         places=places,
@@ -123,16 +159,6 @@ def _train_client(
         vectors={name: vector for name, vector in params.items() if name != "model"},
         forgotten=torch.isin(mine, named).to(bench.labels.device),
     ).with_recipe()
-    reply = routine(state)
-    if reply is None:
-        reply = Params.from_module(model).cpu() - sent
-    report = {
-        "num_examples": len(mine),
-        "steps": state.steps,
-        "examples": state.examples,
-        "loss": float(state.total_loss) / max(state.steps, 1),
-    }
-    return reply.cpu().flat.numpy(), report
 
 
 @torch.no_grad()

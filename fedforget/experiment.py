@@ -74,7 +74,7 @@ class Experiment:
         self.folder = output / "runs" / f"{config.experiment}-{digest(configuration.to_dict(config))[:8]}"
         self.folder.mkdir(parents=True, exist_ok=True)
         data = DataConfig(config.task, config.partition, config.corruption, config.seed)
-        self.task = Task(data, config.model, config.local, config.engine.device)
+        self.task = Task(data, config.model, config.local, config.engine.device, config.engine.mode)
         self.grid = choose(grid, config.engine)
         self._stop = threading.Event()
         self._progress_lock = threading.Lock()
@@ -362,6 +362,7 @@ class Experiment:
             {
                 "versions": versions(),
                 "device": about["device"].partition(":")[0],
+                "stacks": self.task.stacks,
                 "data": [self.task.data.to_json(), about["data"]],
                 "model": asdict(config.model),
                 "local": asdict(config.local),

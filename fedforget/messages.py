@@ -30,6 +30,7 @@ RAW = "fedforget.raw"
 ARRAYS, WORK, REPORT = "arrays", "work", "report"
 WEIGHT = "num-examples"
 LEARNER_BLOCK = 1 << 16  # entries
+STACKED = ("linear", "mlp")  # networks of linear layers, which stacked.py trains several clients of at once
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,42 @@ class Task:
         model: the network.
         local: how a client trains.
         device: ``auto``, ``cpu`` or ``cuda``.
+        mode: ``auto`` (stacks of clients for networks of linear layers, else one client at a time), ``sequential`` or
+            ``stacked``. The rule knows neither node nor timing, so that numbers repeat.
+
+    Raises:
+        ValueError: if stacks are asked for a network that cannot be stacked.
     """
 
     data: DataConfig
     model: ModelConfig
     local: LocalConfig
     device: str = "auto"
+    mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.mode == "stacked" and self.model.name not in STACKED:
+            raise ValueError(
+                f"engine.mode=stacked, but only {', '.join(STACKED)} can be stacked, not {self.model.name}"
+            )
+
+    @property
+    def stacks(self) -> bool:
+        """Whether groups of clients are trained in one stack."""
+        return self.mode != "sequential" and self.model.name in STACKED
 
     def to_json(self) -> str:
         """Canonical JSON; equal tasks give equal texts, so a node can cache by it."""
         fields = {"data": json.loads(self.data.to_json()), "model": asdict(self.model), "local": asdict(self.local)}
-        return json.dumps({**fields, "device": self.device}, sort_keys=True)
+        return json.dumps({**fields, "device": self.device, "mode": self.mode}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Task:
         """The task that `to_json` wrote."""
         fields = json.loads(text)
         data = DataConfig.from_json(json.dumps(fields["data"]))
-        return cls(data, ModelConfig(**fields["model"]), LocalConfig(**fields["local"]), fields["device"])
+        local = LocalConfig(**fields["local"])
+        return cls(data, ModelConfig(**fields["model"]), local, fields["device"], fields["mode"])
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,7 @@ class Work:
         options: numbers and words for the routine.
         parts: for an evaluation, ``(client, split, start, stop)``: the examples from ``start`` to ``stop`` of the split
             in its audit order.
+        groups: for a training in stacks, the clients cut into groups that are trained together; empty: one by one.
     """
 
     task: str
@@ -89,6 +109,7 @@ class Work:
     request: UnlearningRequest | None = None
     options: Mapping[str, int | float | str] = field(default_factory=dict)
     parts: tuple[tuple[int, str, int, int], ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
 
     def to_json(self) -> str:
         """JSON of the work; `from_json` inverts it."""
@@ -106,6 +127,7 @@ class Work:
         request = fields["request"] and UnlearningRequest.from_dict(fields["request"])
         clients, parts = tuple(fields["clients"]), tuple(tuple(part) for part in fields["parts"])
         parsed = {"seeds": seeds, "removed": removed, "request": request, "clients": clients, "parts": parts}
+        parsed["groups"] = tuple(tuple(group) for group in fields["groups"])
         return cls(**{**fields, **parsed})
 
 

@@ -64,6 +64,12 @@ class Optimizer:
         self.first: list[Tensor] = []
         self.second: list[Tensor] = []
 
+    def narrow(self, count: int) -> None:
+        """Go on with the first ``count`` of stacked clients only (tensors are stacked along their first axis)."""
+        if count < len(self.parameters[0]):
+            lists = (self.parameters, self.first, self.second)
+            self.parameters, self.first, self.second = ([tensor[:count] for tensor in tensors] for tensors in lists)
+
     @torch.no_grad()
     def step(self, gradients: list[Tensor]) -> None:
         """One step along ``gradients`` (one tensor a parameter)."""
@@ -213,6 +219,25 @@ def gradient(client: Client) -> Params:
     return Params.from_tensors(client.model, named)
 
 
+def match(client: Client) -> None:
+    """Minimise the mean squared difference between the model's logits and a mixture of other models' logits.
+
+    The vectors are the other models; the option of the same name is a model's weight in the mixture.
+    """
+    mixture: Tensor | float = 0.0
+    with torch.no_grad():
+        for name, vector in client.vectors.items():
+            layers = Params(vector.flat.to(client.inputs.device), vector.layout).layers()
+            batches = client.inputs.split(500)
+            logits = torch.cat([torch.func.functional_call(client.model, layers, (inputs,)) for inputs in batches])
+            mixture = mixture + float(client.options[name]) * logits
+            client.examples += len(logits)
+    assert isinstance(mixture, Tensor), "there is no model to match"
+    client.labels = mixture  # from here on these are what a batch is compared with
+    for inputs, targets in client.batches():
+        client.step(nn.functional.mse_loss(client.model(inputs), targets))
+
+
 def hvp(client: Client) -> Params:
     """The Hessian of the mean cross-entropy over the whole split, at the parameters sent, times the vector ``v``."""
     gradients = torch.autograd.grad(client.loss(client.inputs, client.labels), client.parameters, create_graph=True)
@@ -233,10 +258,10 @@ def hessian(client: Client) -> Params:
         return nn.functional.cross_entropy(logits, client.labels)
 
     gradient = torch.func.grad(loss)
-    columns = torch.func.jacfwd(gradient, chunk_size=64)(layers.flat)
+    rows = torch.func.jacrev(gradient, chunk_size=64)(layers.flat)
     size = layers.layout.size
-    client.steps, client.examples = 2 * size, size * len(client.labels)  # one product a column
-    return Params(torch.cat([gradient(layers.flat), columns.flatten()]).detach(), hessian_layout(size))
+    client.steps, client.examples = 2 * size, size * len(client.labels)  # one product a row
+    return Params(torch.cat([gradient(layers.flat), rows.flatten()]).detach(), hessian_layout(size))
 
 
 def hessian_layout(size: int) -> Layout:
@@ -262,7 +287,7 @@ def fisher(client: Client) -> Params:
 
 
 def wrong_labels(client: Client) -> Tensor:
-    """A label for each example that is not its own, uniform over the other classes and drawn anew each round, ``[n]``."""
+    """A label for each example that is not its own, ``[n]``: uniform over the other classes, drawn anew each round."""
     with torch.no_grad():
         classes = client.model(client.inputs[:1]).shape[1]
     shifts = torch.randint(1, classes, (client.capacity,), generator=client.seeds.torch("wrong labels"))
@@ -272,10 +297,10 @@ def wrong_labels(client: Client) -> Tensor:
 def layer_masks(client: Client) -> Iterator[list[Tensor]]:
     """For each step the entries that a partial update may change: ``max(1, round(density * size))`` of each layer.
 
-    The option ``density`` is the share of each layer, and ``mask`` says which: ``top`` (those of largest gradient of the
-    mean cross-entropy on what the client must forget, or on all its data if that is nothing, when the first masks are
-    asked for; then fixed) or ``rotating`` (a block that moves on by its length every step, and starts one further in
-    the next round; at the layer's end it wraps around). It ends never.
+    The option ``density`` is the share of each layer, and ``mask`` says which: ``top`` (those of the largest gradient
+    of the mean cross-entropy on what the client must forget, or on all its data if that is nothing, when the first
+    masks are asked for; then fixed) or ``rotating`` (a block that moves on by its length every step, and starts one
+    further in the next round; at the layer's end it wraps around). The masks never end.
     """
     density, rotates = float(client.options["density"]), client.options["mask"] == "rotating"
     counts = [max(1, round(density * parameter.numel())) for parameter in client.parameters]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fedforget import data
+from fedforget.cohort import TooFewClients
 from fedforget.params import Params, weighted_mean
 from fedforget.request import UnlearningRequest
 from fedforget.testing import REQUESTS, Toy
@@ -100,3 +101,22 @@ def test_the_ledger_counts_what_passes(tmp_path):
     assert cohort.cost.client_examples == 2 * sum(sizes)
     assert cohort.cost.client_steps == sum(2 * -(-size // 32) for size in sizes)
     assert cohort.cost.bytes_down == cohort.cost.bytes_up == 2 * 4 * 650
+
+
+def test_the_hessian_equals_the_pooled_one(tmp_path):
+    toy, request = Toy(tmp_path, 2), REQUESTS["class"]
+    w = toy.start.double()
+    loss = linear_loss(*pooled(toy, request, "retain"))
+    cohort = toy.cohort(request)
+    gradient, hessian = cohort.hessian(w)
+    torch.testing.assert_close(gradient.flat, torch.func.grad(loss)(w.flat), rtol=1e-6, atol=1e-12)
+    rows = torch.func.jacrev(torch.func.grad(loss), chunk_size=64)(w.flat)
+    torch.testing.assert_close(hessian, rows, rtol=1e-6, atol=1e-12)
+    assert cohort.cost.rounds == 1 and cohort.cost.bytes_up == 6 * 8 * (650 + 650**2)
+    assert cohort.cost.client_steps == 6 * 2 * 650
+
+
+def test_a_reply_of_another_length_than_declared_is_left_out(tmp_path):
+    toy = Toy(tmp_path)
+    with pytest.raises(TooFewClients, match=r"sent a vector of shape \(423150,\), expected \(650,\)"):
+        toy.cohort().train(toy.start, [0], routine="fedforget.routines:hessian")

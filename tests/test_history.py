@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -492,11 +493,11 @@ def exchange(number: int) -> tuple[Replies, Cost, list[str]]:
 
 
 def test_exchanges_round_trip(tmp_path: Path) -> None:
-    journal = FileJournal(tmp_path / "journal", PAIR)
+    journal = FileJournal(tmp_path / "journal")
     assert journal.get(1) is None
     for number in (1, 2, 10):
         journal.put(number, exchange(number))
-    again = FileJournal(tmp_path / "journal", PAIR)
+    again = FileJournal(tmp_path / "journal")
     for number in (1, 2, 10):
         found = again.get(number)
         assert found is not None
@@ -511,7 +512,7 @@ def test_exchanges_round_trip(tmp_path: Path) -> None:
 
 
 def test_replies_come_back_in_client_order(tmp_path: Path) -> None:
-    journal = FileJournal(tmp_path, PAIR)
+    journal = FileJournal(tmp_path)
     crowd = Replies(Reply(client, update(1, client), client, 0.0) for client in (2, 9, 10, 100))
     journal.put(1, (crowd, Cost(), []))
     found = journal.get(1)
@@ -519,13 +520,13 @@ def test_replies_come_back_in_client_order(tmp_path: Path) -> None:
 
 
 def test_an_exchange_without_replies_is_remembered(tmp_path: Path) -> None:
-    journal = FileJournal(tmp_path, PAIR)
+    journal = FileJournal(tmp_path)
     journal.put(1, (Replies(), Cost(rounds=1), []))
     assert journal.get(1) == (Replies(), Cost(rounds=1), [])
 
 
 def test_a_loss_that_is_no_number_is_remembered(tmp_path: Path) -> None:
-    journal = FileJournal(tmp_path, PAIR)
+    journal = FileJournal(tmp_path)
     journal.put(1, (Replies([Reply(0, update(1, 0), 3, math.nan)]), Cost(), []))
     found = journal.get(1)
     assert found is not None and math.isnan(found[0][0].loss)
@@ -533,7 +534,7 @@ def test_a_loss_that_is_no_number_is_remembered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
 def test_a_damaged_exchange_is_asked_for_again(tmp_path: Path, damage: str) -> None:
-    journal = FileJournal(tmp_path, PAIR)
+    journal = FileJournal(tmp_path)
     journal.put(1, exchange(1))
     [path] = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
@@ -542,3 +543,42 @@ def test_a_damaged_exchange_is_asked_for_again(tmp_path: Path, damage: str) -> N
     assert journal.get(1) is None
     journal.put(1, exchange(1))
     assert journal.get(1) is not None
+
+
+# ---------------------------------------------------------------------- what a card says a server would keep
+
+
+@pytest.mark.parametrize(("keep", "select"), [(0.5, "top"), (0.3, "random"), (0.3, "bottom")])
+def test_a_card_prunes_what_was_recorded_whole(tmp_path: Path, keep: float, select: str) -> None:
+    """One whole recording serves every share: it reads, and is billed, as if it had been recorded pruned."""
+    whole, pruned = record(tmp_path / "w", "all"), record(tmp_path / "p", "all", keep=keep, select=select)
+    card = Card(records="all", keep=keep, select=select)
+    seen, expected = history(whole, card), history(pruned, Card(records="all"))
+    for round in range(1, 5):
+        for client in seen.cohort(round):
+            assert seen.update(round, client).equals(expected.update(round, client))
+    assert seen.bytes_stored() == expected.bytes_stored()
+
+
+def test_a_card_that_keeps_more_than_was_recorded_reads_the_record(tmp_path: Path) -> None:
+    pruned = record(tmp_path, "all", keep=0.5, select="bottom")
+    seen = history(pruned, Card(records="all", keep=0.7, select="top"))
+    assert seen.update(2, 2).equals(pruned.update(2, 2))
+
+
+def test_updates_are_billed_for_every_client_and_without_models(tmp_path: Path) -> None:
+    # Clients 0 and 1 in odd rounds, all in even ones: 10 updates of 12 bytes, though only client 1's are on the disk.
+    recording = record(tmp_path, "targets")
+    card = Card(records="targets", storage="updates")
+    assert history(recording, card, targets=(1,)).bytes_stored() == 10 * 12
+    # One entry of each layer, 2 of 3, and a bitmap of one byte; every other round has 4 updates.
+    assert history(recording, replace(card, keep=0.5), targets=(1,)).bytes_stored() == 10 * (2 * 4 + 1)
+    assert history(recording, replace(card, every=2), targets=(1,)).bytes_stored() == 4 * 12
+
+
+@pytest.mark.parametrize(("rounds", "clients"), [(1, 2), (4, 3)])
+@pytest.mark.parametrize("keep", [1.0, 0.1])
+def test_sums_are_billed_once_a_client(tmp_path: Path, rounds: int, clients: int, keep: float) -> None:
+    card = Card(records="targets", storage="sums", keep=keep)
+    seen = history(record(tmp_path, "targets", rounds), card, targets=(1,))
+    assert seen.bytes_stored() == clients * 12

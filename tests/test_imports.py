@@ -31,9 +31,11 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "history": ("params exchange ledger seeds store", "numpy torch"),
     "routines": ("params seeds", "torch"),
     "messages": ("request params seeds data models routines", "numpy torch flwr"),
-    "engine": ("routines data models messages params", "numpy torch"),
+    "engine": ("routines stacked data models messages params", "numpy torch"),
+    "stacked": ("routines", "torch"),
     "client_app": ("engine messages", "numpy torch flwr"),
-    "cohort": ("messages exchange ledger seeds params request", "numpy torch flwr"),
+    "cohort": ("messages exchange ledger routines seeds params request", "numpy torch flwr"),
+    "solvers": ("params", "torch"),
     "grid": ("client_app", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
     "strategy": ("history cohort exchange messages request params", "flwr"),
     "metrics": ("params", "numpy torch sklearn scipy"),
@@ -51,7 +53,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
 }
 # Modules that nobody but these may import: the outermost layer.
 OUTERMOST = {"server_app": set(), "cli": set(), "testing": set(), "experiment": {"server_app", "cli", "testing"}}
-STRATEGIES = {"strategy", "params", "routines", "request", "history", "cohort", "exchange"}
+STRATEGIES = {"strategy", "params", "solvers", "routines", "request", "history", "cohort", "exchange"}
 
 # Slow to load, and needed by few processes: imported inside the function that needs them.
 HEAVY = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import strategies
-from fedforget import routines
+from fedforget import models, routines
 from fedforget.params import Params
-from fedforget.routines import Client, LocalConfig, Optimizer, find, gradient, train
+from fedforget.routines import Client, LocalConfig, Optimizer, drift, find, fresh, gradient, train
 from fedforget.seeds import Seeds
 
 quick = settings(max_examples=40, deadline=None)
@@ -337,3 +338,124 @@ def test_a_refused_module_is_not_even_imported(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match="harmful_on_import:f"):
         find("harmful_on_import:f")
     assert "harmful_on_import" not in sys.modules
+
+
+# ---------------------------------------------------------------------- vectors that strategies share
+
+
+def test_drift_by_hand() -> None:
+    # 2 parameters at 1 and 3, held at 0 and 5 with weights 4 and 1/2: 4 * 1 + 4/2 = 6; its gradient is 2 F (w - a).
+    module = nn.Linear(1, 1)
+    layout = Params.from_module(module).layout
+    Params(torch.tensor([1.0, 3.0]), layout).copy_to(module)
+    worker = client(LocalConfig())
+    worker.model = module
+    penalty = drift(worker, Params(torch.tensor([0.0, 5.0]), layout), Params(torch.tensor([4.0, 0.5]), layout))
+    assert penalty.item() == 6
+    assert [float(g) for g in torch.autograd.grad(penalty, worker.parameters)] == [8, -2]
+
+
+def test_fresh_parameters_have_the_scale_of_torchs_own() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 40, 5), nn.GroupNorm(2, 40), nn.Linear(900, 100), nn.Linear(4, 3, bias=False))
+    layout = Params.from_module(module).layout
+    layers = fresh(layout, torch.Generator().manual_seed(0)).layers()
+    for name, layer in layers.items():
+        own = dict(module.named_parameters())[name]
+        bound = {"0": 75**-0.5, "2": 900**-0.5, "3": 0.5}.get(name[0])  # 1 / sqrt(fan_in)
+        if bound is None:
+            assert torch.equal(layer, own)  # a norm: 1 and 0
+            continue
+        assert layer.abs().max() <= bound and own.abs().max() <= bound
+        if layer.numel() > 1000:  # uniform: the standard deviation is bound / sqrt 3
+            assert layer.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+            assert own.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert fresh(layout, torch.Generator().manual_seed(0)).equals(fresh(layout, torch.Generator().manual_seed(0)))
+    assert not fresh(layout, torch.Generator().manual_seed(1)).equals(fresh(layout, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_model_has_fresh_parameters(name: str) -> None:
+    module = models.build(models.ModelConfig(name, 0.25), (1, 8, 8), 10)
+    w = fresh(Params.from_module(module).layout, torch.Generator().manual_seed(0))
+    w.copy_to(module)
+    assert w.is_finite() and module(torch.rand(2, 1, 8, 8)).isfinite().all()
+
+
+# ---------------------------------------------------------------------- wrong labels and partial updates
+
+
+def test_wrong_labels_are_wrong_uniform_and_new_each_round() -> None:
+    def wrong(round: int, places: list[int] | None = None) -> Tensor:
+        worker = client(LocalConfig(), places, capacity=3000, seeds=Seeds(7).child(round))
+        worker.model = nn.Linear(2, 5)
+        return routines.wrong_labels(worker)
+
+    one, labels = wrong(1), torch.arange(3000) % 2
+    assert not (one == labels).any() and one.min() >= 0 and one.max() <= 4
+    counts = torch.bincount(one[labels == 0], minlength=5)  # 1500 over four classes: 375 each, sd 17
+    assert counts[0] == 0 and bool(((counts[1:] - 375).abs() < 75).all())
+    assert torch.equal(one, wrong(1)) and not torch.equal(one, wrong(2))
+    assert torch.equal(wrong(1, [5, 2, 2999]), one[[5, 2, 2999]])  # whatever else the split holds
+
+
+def masks(worker: Client, density: float, mask: str, steps: int) -> list[list[Tensor]]:
+    worker.options = {"density": density, "mask": mask}
+    return list(itertools.islice(routines.layer_masks(worker), steps))
+
+
+@pytest.mark.parametrize("round", [1, 2, 5])
+def test_rotating_masks_cover_every_layer_in_turn(round: int) -> None:
+    # Layers of 6, 3, 6 and 2 entries; a third of them is 2, 1, 2 and 1.
+    found = masks(client(LocalConfig(), round=round), 1 / 3, "rotating", 6)
+    assert [[int(mask.sum()) for mask in step] for step in found] == [[2, 1, 2, 1]] * 6
+    for step in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(found[step][:3], found[step + 3][:3], strict=True))
+    for layer in range(3):
+        assert bool((torch.stack([step[layer].int() for step in found[:3]]).sum(0) == 1).all())
+
+
+def test_a_block_wraps_around_the_end_of_a_layer() -> None:
+    # 0.7 of the first layer's 6 entries is 4: 0 1 2 3, then 4 5 0 1, then 2 3 4 5.
+    found = masks(client(LocalConfig()), 0.7, "rotating", 3)
+    assert [step[0].flatten().nonzero().flatten().tolist() for step in found] == [
+        [0, 1, 2, 3],
+        [0, 1, 4, 5],
+        [2, 3, 4, 5],
+    ]
+
+
+def test_top_masks_are_fixed_and_of_the_forgotten_examples() -> None:
+    worker = client(LocalConfig(), capacity=10)
+    worker.forgotten = torch.arange(10) < 3
+    gradients = torch.autograd.grad(worker.loss(worker.inputs[:3], worker.labels[:3]), worker.parameters)
+    first, second = masks(worker, 0.5, "top", 2)
+    for a, b, gradient_ in zip(first, second, gradients, strict=True):
+        assert torch.equal(a, b) and int(a.sum()) == max(1, round(0.5 * a.numel()))
+        assert gradient_[a].abs().min() >= gradient_[~a].abs().max()
+    assert (worker.steps, worker.examples) == (1, 3)
+
+
+def test_without_forgotten_examples_top_masks_are_of_all() -> None:
+    nothing, everything = client(LocalConfig()), client(LocalConfig())
+    nothing.forgotten, everything.forgotten = torch.zeros(10).bool(), torch.ones(10).bool()
+    [one], [other] = masks(nothing, 0.3, "top", 1), masks(everything, 0.3, "top", 1)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)) and nothing.examples == 10
+
+
+@pytest.mark.parametrize("local", [LocalConfig(), LocalConfig("adam"), LocalConfig(momentum=0.9, weight_decay=0.1)])
+def test_a_masked_step_is_the_step_inside_and_nothing_outside(local: LocalConfig) -> None:
+    masked, whole = client(local), client(local)
+    before = [parameter.detach().clone() for parameter in masked.parameters]
+    [chosen] = masks(masked, 0.5, "rotating", 1)
+    routines.masked_step(masked, masked.loss(masked.inputs, masked.labels), chosen)
+    whole.step(whole.loss(whole.inputs, whole.labels))
+    for new, old, full, mask in zip(masked.parameters, before, whole.parameters, chosen, strict=True):
+        assert torch.equal(new[mask], full[mask]) and torch.equal(new[~mask], old[~mask])
+        assert not torch.equal(new[mask], old[mask])
+
+
+def test_batch_indices_are_those_of_the_batches() -> None:
+    local = LocalConfig(epochs=2, batch_size=4)
+    indices = list(client(local, [8, 3, 5, 1, 9]).batch_indices())
+    worker = client(local, [8, 3, 5, 1, 9])
+    assert [worker.inputs[batch, 0].int().tolist() for batch in indices] == seen(worker)

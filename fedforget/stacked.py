@@ -1,0 +1,88 @@
+"""Many clients in one step: the same small network of several clients as a stack of batched matrix products.
+
+A multilayer perceptron on a CPU spends its time on the dispatch of tiny operations; one batched product for a group of
+clients pays for that once. The numbers equal those of clients trained one by one up to the rounding of the products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedforget.routines import Client, Optimizer
+
+STACKABLE = (nn.Flatten, nn.Linear, nn.ReLU)
+
+
+def can_stack(model: nn.Module) -> bool:
+    """Whether `train` understands the network: a sequence of flattening, linear layers and ReLU."""
+    return isinstance(model, nn.Sequential) and all(type(module) in STACKABLE for module in model)
+
+
+def train(clients: Sequence[Client]) -> list[Tensor]:
+    """`routines.train` for a group of clients at once.
+
+    Args:
+        clients: clients of one round and recipe whose models hold the same parameters; their steps, examples and
+            losses are counted as if each had trained alone.
+
+    Returns:
+        The trained parameters as a flat vector ``[d]``, one a client, in the order given.
+    """
+    # Clients with the most steps first: those that still train are then always the first so many of the stack.
+    plans = [list(client.batch_indices()) for client in clients]
+    order = sorted(range(len(clients)), key=lambda place: -len(plans[place]))
+    clients, plans = [clients[place] for place in order], [plans[place] for place in order]
+    model, local = clients[0].model, clients[0].local
+    assert isinstance(model, nn.Sequential) and can_stack(model), "the engine stacks only what can be stacked"
+
+    sizes = torch.tensor([len(client.labels) for client in clients])
+    offsets = (sizes.cumsum(0) - sizes).tolist()
+    inputs = torch.cat([client.inputs.flatten(1) for client in clients])
+    labels = torch.cat([client.labels for client in clients])
+    steps = [len(plan) for plan in plans]
+    index = torch.zeros(steps[0], len(clients), local.batch_size, dtype=torch.long, device=labels.device)
+    share = torch.zeros(index.shape, dtype=inputs.dtype, device=labels.device)
+    for place, plan in enumerate(plans):
+        for step, batch in enumerate(plan):
+            index[step, place, : len(batch)] = batch + offsets[place]
+            share[step, place, : len(batch)] = 1 / len(batch)
+
+    sent = [parameter.detach() for parameter in model.parameters()]
+    stack = [parameter.expand(len(clients), *parameter.shape).clone() for parameter in sent]
+    optimizer = Optimizer(stack, local, clients[0].round)
+    mu = float(clients[0].options.get("proximal-mu", 0.0))
+    losses = torch.zeros(len(clients), dtype=inputs.dtype, device=labels.device)
+    for step in range(steps[0]):
+        active = sum(length > step for length in steps)
+        optimizer.narrow(active)
+        parameters = [parameter.detach().requires_grad_() for parameter in optimizer.parameters]
+        rows = index[step, :active]
+        logits = _forward(model, parameters, inputs[rows])
+        chosen = logits.log_softmax(-1).gather(-1, labels[rows].unsqueeze(-1)).squeeze(-1)
+        loss = -(chosen * share[step, :active]).sum(1)
+        gradients = list(torch.autograd.grad(loss.sum(), parameters))
+        if mu:
+            with torch.no_grad():
+                torch._foreach_add_(gradients, torch._foreach_sub(parameters, sent), alpha=mu)
+        optimizer.step(gradients)
+        losses[:active] += loss.detach()
+
+    for client, length, total in zip(clients, steps, losses, strict=True):
+        client.steps, client.total_loss = length, total
+    flat = torch.cat([parameter.flatten(1) for parameter in stack], 1)
+    return [flat[order.index(place)] for place in range(len(clients))]
+
+
+def _forward(model: nn.Sequential, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Logits ``[clients, batch, classes]`` for flattened inputs ``[clients, batch, features]``."""
+    remaining = iter(parameters)
+    for module in model:
+        if isinstance(module, nn.Linear):
+            weight = next(remaining).transpose(1, 2)
+            x = torch.baddbmm(next(remaining).unsqueeze(1), x, weight) if module.bias is not None else x @ weight
+        elif isinstance(module, nn.ReLU):
+            x = x.relu()
+    return x

@@ -1,0 +1,82 @@
+"""Stacked clients get the numbers of clients trained one by one, whatever their sizes and the recipe."""
+
+import pytest
+import torch
+
+from fedforget import data
+from fedforget.client_app import app
+from fedforget.cohort import Cohort, describe
+from fedforget.data import DataConfig
+from fedforget.data.partition import PartitionConfig
+from fedforget.grid import InProcessGrid
+from fedforget.messages import Task
+from fedforget.models import ModelConfig, build, initial, names
+from fedforget.params import Params
+from fedforget.request import UnlearningRequest
+from fedforget.routines import LocalConfig
+from fedforget.seeds import Seeds
+from fedforget.stacked import can_stack
+
+DATA = DataConfig(partition=PartitionConfig(kind="dirichlet", clients=15, min_examples=4))
+
+
+def cohort(mode, local, model="mlp", request=None, nodes=1):
+    task = Task(DATA, ModelConfig(model, 0.2), local, "cpu", mode)
+    grid = InProcessGrid(app, nodes)
+    start = Params.from_module(initial(task.model, (1, 8, 8), 10, 7))
+    made = Cohort(grid, describe(grid, task), task, start.layout, Seeds(3), request=request)
+    return made, start
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp"])
+@pytest.mark.parametrize(
+    "local",
+    [
+        LocalConfig(batch_size=16),
+        LocalConfig(batch_size=16, epochs=3, momentum=0.9, weight_decay=1e-3, lr=0.05),
+        LocalConfig(optimizer="adam", lr=0.01, batch_size=10, steps=7),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"proximal-mu": 0.3}, {"effort": 0.4}])
+def test_stacked_equals_sequential(model, local, options):
+    (stacked, start), (sequential, _) = (cohort(mode, local, model) for mode in ("stacked", "sequential"))
+    one, other = (each.train(start, **options) for each in (stacked, sequential))
+    assert [reply.client for reply in one] == [reply.client for reply in other] == list(range(15))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a.update.flat, b.update.flat, rtol=2e-5, atol=2e-6)
+        assert a.num_examples == b.num_examples and a.loss == pytest.approx(b.loss, rel=1e-5)
+    costs = [each.cost.to_dict() | {"seconds": 0} for each in (stacked, sequential)]
+    assert costs[0] == costs[1]
+
+
+def test_sizes_and_requests_are_uneven_enough_to_matter():
+    federated = data.load(DATA)
+    sizes = [federated.num_train(client) for client in range(15)]
+    assert max(sizes) > 4 * min(sizes)
+
+
+@pytest.mark.parametrize("request_", [UnlearningRequest("class", (0, 1, 2, 3, 4)), UnlearningRequest("client", (2,))])
+def test_clients_without_data_are_skipped_and_pairing_holds(request_):
+    local = LocalConfig(batch_size=16)
+    (stacked, start), (sequential, _) = (cohort(mode, local, request=request_) for mode in ("stacked", "sequential"))
+    one, other = stacked.train(start), sequential.train(start)
+    assert [reply.client for reply in one] == [reply.client for reply in other]
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a.update.flat, b.update.flat, rtol=2e-5, atol=2e-6)
+
+
+def test_stacks_do_not_depend_on_nodes():
+    replies = [made.train(start) for made, start in (cohort("auto", LocalConfig(), nodes=n) for n in (1, 2, 5))]
+    for other in replies[1:]:
+        assert all(a.update.equals(b.update) for a, b in zip(replies[0], other, strict=True))
+
+
+def test_auto_stacks_what_can_be_stacked():
+    for name in names():
+        task = Task(DATA, ModelConfig(name), LocalConfig())
+        assert task.stacks == can_stack(build(task.model, (1, 8, 8), 10))
+
+
+def test_stacks_of_a_convolutional_net_are_refused():
+    with pytest.raises(ValueError, match="only linear, mlp can be stacked, not cnn"):
+        Task(DATA, ModelConfig("cnn"), LocalConfig(), mode="stacked")
