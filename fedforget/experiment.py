@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 import fedforget
 from fedforget import config as configuration
 from fedforget import models, report
-from fedforget.cohort import Cohort, describe
+from fedforget.cohort import Cohort, TooFewClients, describe
 from fedforget.config import RequestStep, RunConfig, StrategySpec
 from fedforget.data import DataConfig
 from fedforget.evaluation import ORACLE, ORIGINAL, ModelResult, audit, bill, measure
@@ -77,6 +77,7 @@ class Experiment:
         self.task = Task(data, config.model, config.local, config.engine.device, config.engine.mode)
         self.grid = choose(grid, config.engine)
         self._stop = threading.Event()
+        self._failed: dict[str, str] = {}
         self._progress_lock = threading.Lock()
         self._done, self._total, self._last_said = 0, 0, time.monotonic()
 
@@ -187,7 +188,7 @@ class Experiment:
                 self._wait([*originals.values(), *chains])
             finally:
                 self._stop.set()
-        found = [entry for chain in chains for entry in chain.result()]
+        found = [entry for chain in chains for entry in chain.result() if entry[1] not in self._failed]
         for k in seeds:
             for i in range(len(self.requests)):
                 original = originals[k].result().model
@@ -251,9 +252,16 @@ class Experiment:
         """Serve the requests one after another with one strategy; ``(request, label, seed, model, outputs)`` each."""
         learned = original.result()
         previous, entries = learned.model, []
-        for i in range(len(self.requests)):
-            previous = self._serve(k, spec, i, previous, learned.recording)
-            entries.append((i, spec.label, k, previous, self._outputs(previous, k, i)))
+        try:
+            for i in range(len(self.requests)):
+                previous = self._serve(k, spec, i, previous, learned.recording)
+                entries.append((i, spec.label, k, previous, self._outputs(previous, k, i)))
+        except TooFewClients as error:
+            if spec.label == ORACLE:
+                raise
+            # A method that breaks its clients' models is a finding about that method; the others go on.
+            self._failed[spec.label] = f"seed {k}: {error}"
+            self.say(f"  note: {spec.label} failed and is left out, {self._failed[spec.label]}")
         return entries
 
     def _serve(self, k: int, spec: StrategySpec, i: int, previous: Model, recording: Recording) -> Model:
@@ -339,6 +347,7 @@ class Experiment:
             "claim": config.evaluation.claim,
             "seeds": config.evaluation.seeds,
             "requests": [str(request) for request in self.requests],
+            "failed": dict(sorted(self._failed.items())),
             "config": digest(configuration.to_dict(config)),
             "data": self.federation.about["data"],
             "corruption": self.federation.about["corruption"],

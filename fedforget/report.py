@@ -36,7 +36,8 @@ def write(
     Args:
         folder: where to write; created if absent.
         header: ``experiment`` (name), ``level``, ``seeds`` (K), ``claim`` (what the level may claim), ``requests`` (one
-            short text for each), and anything else worth keeping; all of it JSON.
+            short text for each), ``failed`` where strategies
+            did not finish (label -> why), and anything else worth keeping; all of it JSON.
         audit_rows: from `fedforget.evaluation.audit`.
         cost_rows: from `fedforget.evaluation.bill`.
         results: each `fedforget.evaluation.ModelResult` as a dictionary.
@@ -123,6 +124,9 @@ def render_table(header: dict, audit_rows: list[Row], cost_rows: list[Row]) -> s
         sentences = [_sentence(label, audits[label], costs[label]) for label in strategies if label in costs]
         if sentences:
             blocks.append("\n".join(_wrap(f"- {sentence}", subsequent_indent="  ") for sentence in sentences))
+    failed = [_wrap(f"- {label} failed and has no row: {why}") for label, why in header.get("failed", {}).items()]
+    if failed:
+        blocks.append("\n".join(failed))
     return "\n\n".join([*blocks, _footer(header["seeds"])]) + "\n"
 
 

@@ -182,6 +182,15 @@ def test_too_few_clients_stop_the_run_and_it_goes_on_later(run_small, stored_mod
     assert equal(stored_models(tmp_path / "well"), stored_models(tmp_path / "ill"))
 
 
+def test_a_strategy_that_breaks_its_clients_is_left_out_and_named_while_the_others_go_on(run_small):
+    ill = faulty({0, 1, 2, 4}, {4}, fault="nan")  # round 4 is the first of fine-tuning
+    experiment, said = run_small("strategies=[finetune,amnesiac]", client_app=ill)
+    table = (experiment.folder / "table.md").read_text()
+    assert "finetune failed and has no row: seed 0: round 4: only 0 of 4 clients answered" in " ".join(table.split())
+    assert "\namnesiac " in table and "\nfinetune " not in table
+    assert any("note: finetune failed and is left out" in line for line in said)
+
+
 def test_two_runs_at_once_on_one_store_do_everything_once(run_small, stored_models, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
