@@ -23,7 +23,9 @@ from fedforget.params import Params
 
 Product = Callable[[Params], Params]
 
-MOST_PARAMETERS = 3000  # largest d with an explicit Hessian: 72 MB a client in float64, an eigendecomposition of seconds
+MOST_PARAMETERS = (
+    3000  # largest d with an explicit Hessian: 72 MB a client in float64, an eigendecomposition of seconds
+)
 
 
 def check_explicit(strategy: str, size: int) -> None:
@@ -34,8 +36,8 @@ def check_explicit(strategy: str, size: int) -> None:
     """
     if size > MOST_PARAMETERS:
         raise ValueError(
-            f"{strategy} makes a Hessian of d x d entries, so it serves models of at most d={MOST_PARAMETERS} parameters,"
-            f" not d={size}; choose a smaller model or a variant that needs Hessian-vector products only"
+            f"{strategy} makes a Hessian of d x d entries, so it serves models of at most d={MOST_PARAMETERS} "
+            f"parameters, not d={size}; choose a smaller model or a variant that needs Hessian-vector products only"
         )
 
 
@@ -93,8 +95,8 @@ def conjugate_gradient(product: Product, b: Params, iterations: int, tolerance: 
 def lissa(product: Product, b: Params, iterations: int, scale: float) -> Iterator[Params]:
     """Iterates ``u / scale`` of ``u <- b + u - H u / scale`` from ``u = b``.
 
-    They tend to ``H^-1 b`` if H is positive definite and ``scale`` exceeds half its largest eigenvalue (Agarwal, Bullins
-    and Hazan, JMLR 2017). Damping by ``(1 - damp) u``, as others write it, is the Hessian ``H + damp scale I``.
+    They tend to ``H^-1 b`` if H is positive definite and ``scale`` exceeds half its largest eigenvalue (Agarwal,
+    Bullins and Hazan, JMLR 2017). Damping by ``(1 - damp) u``, as others write it, is the Hessian ``H + damp scale I``.
     """
     u = b
     for _ in range(iterations):

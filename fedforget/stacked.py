@@ -43,7 +43,8 @@ def train(clients: Sequence[Client]) -> list[Tensor]:
     inputs = torch.cat([client.inputs.flatten(1) for client in clients])
     labels = torch.cat([client.labels for client in clients])
     steps = [len(plan) for plan in plans]
-    index = torch.zeros(steps[0], len(clients), local.batch_size, dtype=torch.long, device=labels.device)
+    width = max(len(batch) for plan in plans for batch in plan)  # a batch_size may exceed every client's data
+    index = torch.zeros(steps[0], len(clients), width, dtype=torch.long, device=labels.device)
     share = torch.zeros(index.shape, dtype=inputs.dtype, device=labels.device)
     for place, plan in enumerate(plans):
         for step, batch in enumerate(plan):

@@ -110,7 +110,7 @@ class UnlearningStrategy(Strategy):
         """What the strategy assumes."""
         return Card()
 
-    def check(self, cohort: Cohort) -> None:  # noqa: B027 (most strategies accept everything)
+    def check(self, cohort: Cohort) -> None:
         """Refuse, before anything is trained, a task or model that the strategy cannot serve.
 
         Raises:

@@ -36,8 +36,8 @@ class Amnesiac(UnlearningStrategy):
 
     @property
     def card(self):
-        """The targets' updates are needed; nobody is contacted unless there is repair."""
-        return Card(records="targets", retained_online=self.config.repair_rounds > 0)
+        """The updates of whoever may ask are needed; nobody is contacted unless there is repair."""
+        return Card(records="targets", storage="updates", retained_online=self.config.repair_rounds > 0)
 
     def unlearn(self, request, history, cohort):
         """``w <- w - sum_t p_c^t D_c^t`` for every target c, then R ordinary rounds."""

@@ -72,17 +72,12 @@ def task() -> tuple[Tensor, Tensor]:
 
 def gradient(w: Tensor, inputs: Tensor, labels: Tensor, gamma: float = 0.0) -> Tensor:
     w = w.clone().requires_grad_()
-    return torch.autograd.grad(sd_loss(inputs @ w, labels, gamma) if gamma else cross_entropy(inputs @ w, labels), w)[0]
+    return torch.autograd.grad(sd_loss(inputs @ w, labels, gamma), w)[0]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits, labels)
-
-
-def learn(lr: float, epochs: int, skip: int | None = None, gamma: float = 0.0) -> Tensor:
-    """SGD from a fixed start over the batches in order, without batch ``skip``."""
+def learn(w: Tensor, lr: float, epochs: int, skip: int | None = None, gamma: float = 0.0) -> Tensor:
+    """SGD from ``w`` over the batches in order, without batch ``skip``."""
     inputs, labels = task()
-    w = start()
     for _ in range(epochs):
         for batch in range(16):
             if batch != skip:
@@ -91,7 +86,7 @@ def learn(lr: float, epochs: int, skip: int | None = None, gamma: float = 0.0) -
 
 
 def start() -> Tensor:
-    return torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    return torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -102,24 +97,24 @@ def distance(a: Tensor, b: Tensor) -> float:
 def errors(lr: float, epochs: int) -> tuple[float, float]:
     """v of single-gradient unlearning of the first batch, and of doing nothing."""
     inputs, labels = task()
-    final, retrained = learn(lr, epochs), learn(lr, epochs, skip=0)
+    final, retrained = learn(start(), lr, epochs), learn(start(), lr, epochs, skip=0)
     unlearned = final + epochs * lr * gradient(start(), inputs[0], labels[0])
     return distance(unlearned, retrained), distance(final, retrained)
 
 
 def test_the_retrained_model_has_no_error() -> None:
-    assert distance(learn(0.1, 2, skip=0), learn(0.1, 2, skip=0)) == 0
+    assert distance(learn(start(), 0.1, 2, skip=0), learn(start(), 0.1, 2, skip=0)) == 0
 
 
 def test_single_gradient_unlearning_helps_while_the_steps_are_few_and_small() -> None:
-    for lr, epochs, factor in ((0.01, 1, 10), (0.1, 1, 1.5)):
+    for lr, epochs, factor in ((0.01, 1, 10), (0.1, 1, 1.1)):
         unlearned, nothing = errors(lr, epochs)
         assert unlearned * factor < nothing
 
 
 def test_over_many_large_steps_it_is_worse_than_doing_nothing() -> None:
-    unlearned, nothing = errors(0.1, 20)
-    assert unlearned > nothing
+    unlearned, nothing = errors(0.1, 5)
+    assert unlearned > 3 * nothing
 
 
 def test_the_verification_error_vanishes_quadratically_in_the_learning_rate() -> None:
@@ -129,20 +124,6 @@ def test_the_verification_error_vanishes_quadratically_in_the_learning_rate() ->
 
 
 def test_the_sd_loss_moves_weights_less_the_larger_gamma() -> None:
-    def error(gamma: float) -> float:
-        layout = Layout(("w",), ((5, 2),))
-        w_0, w_t = (Params(w.flatten(), layout) for w in (start() * 0, learn(0.1, 5, gamma=gamma) - start()))
-        return unlearning_error(w_0, w_t, steps=80, lr=0.1, sigma=1.0)
-
-    assert error(0.0) > 0
-    moved = [distance(learn_from_zero(gamma), torch.zeros(5, 2)) for gamma in (0.0, 0.1, 0.3, 1.0)]
+    w_0 = 0.01 * start()
+    moved = [distance(learn(w_0, 0.1, 5, gamma=gamma), w_0) for gamma in (0.0, 0.1, 0.3, 1.0)]
     assert moved == sorted(moved, reverse=True) and moved[0] > 2 * moved[-1]
-
-
-def learn_from_zero(gamma: float) -> Tensor:
-    inputs, labels = task()
-    w = 0.01 * start()
-    for _ in range(5):
-        for batch in range(16):
-            w = w - 0.1 * gradient(w, inputs[batch], labels[batch], gamma)
-    return w

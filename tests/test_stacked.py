@@ -35,6 +35,7 @@ def cohort(mode, local, model="mlp", request=None, nodes=1):
         LocalConfig(batch_size=16),
         LocalConfig(batch_size=16, epochs=3, momentum=0.9, weight_decay=1e-3, lr=0.05),
         LocalConfig(optimizer="adam", lr=0.01, batch_size=10, steps=7),
+        LocalConfig(batch_size=1_000_000),
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"proximal-mu": 0.3}, {"effort": 0.4}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -126,8 +127,13 @@ def test_repair_goes_on_from_the_subtracted_model(tmp_path: Path, monkeypatch: p
 
 def test_what_it_assumes() -> None:
     assert Amnesiac.scopes == {"client"}
-    assert Amnesiac().card == Card(records="targets", retained_online=False)
-    assert Amnesiac(Amnesiac.Config(repair_rounds=1)).card == Card(records="targets", retained_online=True)
+    assert Amnesiac().card == Card(records="targets", storage="updates", retained_online=False)
+    assert Amnesiac(Amnesiac.Config(repair_rounds=1)).card == replace(Amnesiac().card, retained_online=True)
+
+
+def test_every_update_is_billed(tmp_path: Path) -> None:
+    # Nobody knows who will ask, so the updates of all clients of all rounds are kept: (2 + 2 + 3) of 3 floats.
+    assert history(tmp_path, (0,), Amnesiac().card).bytes_stored() == 7 * 12
 
 
 def test_negative_repair_is_refused() -> None:

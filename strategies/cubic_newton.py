@@ -1,0 +1,54 @@
+"""CureNewton: Newton steps on the retained data, damped by the cubic term of a Taylor bound.
+
+Bui et al., "On Newton's Method to Unlearn Neural Networks", arXiv 2406.14507 (2024). The paper could not be read;
+formulas from the authors' released code.
+
+Symbols: w global weights; g, H gradient and Hessian of the mean loss on the retained data; M Lipschitz constant of the
+Hessian; N Newton steps.
+
+    s = argmin_s g.s + s.H s / 2 + M/6 ||s||^3,    w <- w + s
+    that is (H + alpha I) s = -g with alpha = M ||s|| / 2 and H + alpha I >= 0: the damping is chosen by the model
+
+Deviations: federated here: each retained client sends its d x d Hessian once a step, and their mean is the pooled one.
+The loss includes the recipe's weight decay. The equation for alpha is solved by bisection in the eigenbasis of H, not
+by Newton on Cholesky factors: the released function divides by zero for a positive definite H, and its step is wrong
+in the hard case (g orthogonal to the lowest eigenvectors of an indefinite H).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from fedforget.solvers import check_explicit, cubic_step
+from fedforget.strategy import UnlearningStrategy
+
+
+class CubicNewton(UnlearningStrategy):
+    """Exact cubic-regularised Newton steps."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        lipschitz: float = field(default=1.0, metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M"})
+        steps: int = field(default=1, metadata={"help": "Newton steps, each one round", "symbol": "N"})
+
+        def __post_init__(self):
+            if not self.lipschitz > 0:
+                raise ValueError(f"cubic_newton.lipschitz={self.lipschitz} must be positive")
+            if self.steps < 1:
+                raise ValueError(f"cubic_newton.steps={self.steps} must be at least 1")
+
+    def check(self, cohort):
+        """Clients send Hessians, so the model must be small."""
+        check_explicit("cubic_newton", cohort.layout.size)
+
+    def unlearn(self, request, history, cohort):
+        """N times the global minimiser of the cubic model."""
+        w, decay = history.final.double(), cohort.task.local.weight_decay
+        for _ in range(self.config.steps):
+            g, H = cohort.hessian(w)
+            w = w + cubic_step(H + decay * torch.eye(len(H)), g + decay * w, self.config.lipschitz)
+            yield w.float()

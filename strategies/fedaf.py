@@ -1,0 +1,128 @@
+"""FedAF: forget actively, by learning what untrained teachers say of the data.
+
+Li, Chen, Zheng and Zhang, "Federated Unlearning via Active Forgetting", 2023, arXiv 2307.03363.
+
+Symbols: w_o the model to unlearn from; f_m, m = 1..M, teachers of the same architecture with fresh random weights,
+made at each client from one shared seed; tau their temperature; z new memory of an example; F Fisher diagonal of the
+retained data at w_o, q the quantile at which it is clipped; lambda strength of the penalty; R_u rounds of E epochs at
+the forgetting clients; R_ft recovery rounds.
+
+    z(x) = mean_m softmax(f_m(x) / tau)
+    minimise over the forgotten data   KL(z || p_w) + lambda/2 sum_i F_i (w_i - w_o,i)^2
+
+Deviations: only the abstract could be read; the formulas are [SPEC]. The "refined" elastic weight consolidation of the
+paper is unknown: here F is clipped at its q-quantile and divided by its mean, each of which can be switched off, and
+lambda F_i is capped at 1/eta (eta the learning rate), because gradient steps on a stiffer penalty diverge. Labels
+are soft, or soft without the forgotten example's own class (``excluded``), or the teachers' most likely class
+(``hard``). F comes from all retained clients in one round. Forgetting clients train on forgotten data alone, without a
+cross-entropy term on what they retain, for R_u rounds, without a stop at chance accuracy.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from fedforget.exchange import Card
+from fedforget.params import Params
+from fedforget.routines import drift, fresh
+from fedforget.strategy import UnlearningStrategy
+
+LABELS = ("soft", "excluded", "hard")
+
+
+class FedAF(UnlearningStrategy):
+    """Overwrite old memories by those of random teachers, and hold the parameters that others need."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        teachers: int = field(default=10, metadata={"help": "random teachers", "symbol": "M"})
+        temperature: float = field(default=1.0, metadata={"help": "of the teachers", "symbol": "tau"})
+        labels: str = field(default="soft", metadata={"help": "soft, excluded or hard", "symbol": "z"})
+        penalty: float = field(default=1.0, metadata={"help": "strength of the penalty", "symbol": "lambda"})
+        clip: float = field(default=0.99, metadata={"help": "F is clipped at this quantile; 1: not", "symbol": "q"})
+        divide: bool = field(default=True, metadata={"help": "divide F by its mean", "symbol": "F"})
+        rounds: int = field(default=2, metadata={"help": "forgetting rounds", "symbol": "R_u"})
+        epochs: int = field(default=1, metadata={"help": "epochs in each of them", "symbol": "E"})
+        recovery_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R_ft"})
+
+        def __post_init__(self):
+            for name in ("teachers", "rounds", "epochs"):
+                if getattr(self, name) < 1:
+                    raise ValueError(f"fedaf.{name}={getattr(self, name)} must be at least 1")
+            if not self.temperature > 0:
+                raise ValueError(f"fedaf.temperature={self.temperature} must be positive")
+            if self.labels not in LABELS:
+                raise ValueError(f"fedaf.labels={self.labels!r} must be one of {', '.join(LABELS)}")
+            if not 0 < self.clip <= 1:
+                raise ValueError(f"fedaf.clip={self.clip} must lie in (0, 1]")
+            for name in ("penalty", "recovery_rounds"):
+                if getattr(self, name) < 0:
+                    raise ValueError(f"fedaf.{name}={getattr(self, name)} must not be negative")
+
+    card = Card(target_online=True)
+
+    def unlearn(self, request, history, cohort):
+        """One round for F, R_u forgetting rounds, R_ft ordinary rounds."""
+        c = self.config
+        w = w_o = history.final
+        F = refine(cohort.fisher(w_o), c.clip, c.divide)
+        yield w
+        teaching = {"teachers": c.teachers, "temperature": c.temperature, "labels": c.labels}
+        recipe = {"lambda": c.penalty, "epochs": c.epochs, "steps": 0, "seed": cohort.seeds.integer("fedaf")}
+        for _ in range(c.rounds):
+            replies = cohort.train(
+                w,
+                cohort.targets,
+                routine="strategies.fedaf:overwrite",
+                split="forget",
+                vectors={"w_o": w_o, "F": F},
+                **teaching,
+                **recipe,
+            )
+            w = w + replies.mean()
+            yield w
+        yield from self.learn(cohort, w, c.recovery_rounds, first_round=history.rounds + 1)
+
+
+def refine(F, q, divide):
+    """F clipped at its q-quantile (the ``ceil(q d)``-th smallest entry), then divided by its mean if that is not 0."""
+    flat = F.flat
+    if q < 1:
+        flat = flat.clamp(max=flat.kthvalue(math.ceil(q * len(flat))).values)
+    mean = flat.mean()
+    return Params(flat / mean if divide and mean > 0 else flat, F.layout)
+
+
+@torch.no_grad()
+def new_memories(client):
+    """z for every example of the split, ``[n, classes]``."""
+    generator = torch.Generator().manual_seed(int(client.options["seed"]))
+    teacher, layout = copy.deepcopy(client.model), Params.from_module(client.model).layout
+    total = 0
+    for _ in range(int(client.options["teachers"])):
+        fresh(layout, generator).copy_to(teacher)
+        logits = torch.cat([teacher(inputs) for inputs in client.inputs.split(500)])
+        total = total + (logits / client.options["temperature"]).softmax(1)
+    z = total / client.options["teachers"]
+    if client.options["labels"] == "excluded":
+        z = z.scatter(1, client.labels[:, None], 0.0)
+        z = z / z.sum(1, keepdim=True)
+    elif client.options["labels"] == "hard":
+        z = torch.nn.functional.one_hot(z.argmax(1), z.shape[1]).to(z.dtype)
+    return z
+
+
+def overwrite(client):
+    """Learn z instead of the labels; the cross-entropy to z is KL(z || p_w) and a constant."""
+    client.labels = new_memories(client)
+    F, w_o = client.vectors["F"], client.vectors["w_o"]
+    eta = client.local.lr * client.local.lr_decay ** (client.round - 1)
+    hold = Params((client.options["lambda"] * F.flat).clamp(max=1 / eta), F.layout)
+    for inputs, z in client.batches():
+        client.step(client.loss(inputs, z) + drift(client, w_o, hold) / 2)

@@ -1,0 +1,105 @@
+"""FedOSD: unlearn orthogonally to the retained gradients, then train on without turning back.
+
+Pan, Wang, Li, Zheng, Wang, Tang and Zhao, "Federated Unlearning with Gradient Descent and Conflict Mitigation", AAAI
+2025, arXiv 2412.20200; formulas and defaults from its code (github.com/zibinpan/FedOSD).
+
+Symbols: w_T the model to unlearn; g_k gradient of retained client k, the rows of G; g_u gradient of the unlearning
+loss at the target; p_y probability of the label; eta, eta_r learning rates of the R unlearning and the R_r later
+rounds.
+
+    unlearning loss     mean -log(1 - p_y / 2)                          bounded, unlike the negative cross-entropy
+    unlearning          d = (I - G^T (G G^T)^+ G) g_u,  d <- d ||g_u|| / ||d||,  w <- w - eta d
+    post-training       a = w - w_T,  g_k <- g_k - (g_k . a / ||a||^2) a, at its old norm,  w <- w - eta_r mean g_k
+
+Deviations: gradients are over a client's whole data, one a round, as in the released code; the forgotten and the
+retained data's are two exchanges of one round. The pseudo-inverse cuts singular values below 1e-6 of the largest, in
+float64; the released code cuts at 1e-6 absolutely and keeps what it cuts, uninverted. A direction that the retained
+gradients leave nothing of is not taken. Published are R = R_r = 100, eta = 4e-4 and eta_r = 1e-6 on CIFAR-10; the
+defaults are for ten rounds [SPEC]. Requests for samples and classes are this project's generalisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from fedforget.exchange import Card
+from fedforget.params import Params, weighted_mean
+from fedforget.strategy import UnlearningStrategy
+
+GRADIENT = "fedforget.routines:gradient"
+
+
+class FedOSD(UnlearningStrategy):
+    """Orthogonal steepest descent, then projected post-training."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        rounds: int = field(default=10, metadata={"help": "unlearning rounds", "symbol": "R"})
+        lr: float = field(default=0.2, metadata={"help": "their learning rate", "symbol": "eta"})
+        post_rounds: int = field(default=10, metadata={"help": "post-training rounds", "symbol": "R_r"})
+        post_lr: float = field(default=0.1, metadata={"help": "their learning rate", "symbol": "eta_r"})
+
+        def __post_init__(self):
+            if self.rounds < 1:
+                raise ValueError(f"fedosd.rounds={self.rounds} must be at least 1")
+            if self.post_rounds < 0:
+                raise ValueError(f"fedosd.post_rounds={self.post_rounds} must not be negative")
+            for name in ("lr", "post_lr"):
+                if not getattr(self, name) > 0:
+                    raise ValueError(f"fedosd.{name}={getattr(self, name)} must be positive")
+
+    @property
+    def card(self):
+        """The target unlearns; all retained clients answer in every round."""
+        return Card(target_online=True)
+
+    def unlearn(self, request, history, cohort):
+        """R rounds of two exchanges, then R_r rounds of one."""
+        w = history.final
+        for _ in range(self.config.rounds):
+            g_u = equal_mean(cohort.train(w, cohort.targets, routine="strategies.fedosd:unlearning", split="forget"))
+            G = [reply.update for reply in cohort.train(w, cohort.retained, routine=GRADIENT)]
+            w = w - self.config.lr * orthogonal(g_u, G)
+            yield w
+        for _ in range(self.config.post_rounds):
+            replies = cohort.train(w, cohort.retained, routine=GRADIENT)
+            g = [without(reply.update, w - history.final) for reply in replies]
+            w = w - self.config.post_lr * weighted_mean(g, [1] * len(g))
+            yield w
+
+
+def equal_mean(replies):
+    """The mean over clients, each with the same weight."""
+    return weighted_mean([reply.update for reply in replies], [1] * len(replies))
+
+
+def orthogonal(g_u, G):
+    """``g_u`` without what lies in the span of ``G``, at its old norm."""
+    A, g = torch.stack([g_k.flat.double() for g_k in G]), g_u.flat.double()
+    d = g - A.T @ (torch.linalg.pinv(A @ A.T, rtol=1e-6, hermitian=True) @ (A @ g))
+    return at_norm_of(Params(d.to(g_u.flat.dtype), g_u.layout), g_u)
+
+
+def without(g_k, a):
+    """``g_k`` without what lies along ``a``, at its old norm."""
+    return at_norm_of(g_k - g_k.dot(a) / a.norm() ** 2 * a, g_k) if a.norm() > 0 else g_k
+
+
+def at_norm_of(projected, before):
+    """``projected``, as long as ``before`` was; zero if nothing but rounding is left of it."""
+    left = projected.norm()
+    return projected * (before.norm() / left if left > 1e-6 * before.norm() else 0.0)
+
+
+def unlearning(client):
+    """The gradient of ``mean -log(1 - p_y / 2)`` over the whole split."""
+    p_y = client.model(client.inputs).softmax(1).gather(1, client.labels[:, None])
+    loss = -(1 - p_y / 2).log().mean()
+    gradients = torch.autograd.grad(loss, client.parameters)
+    client.steps, client.examples, client.total_loss = 1, len(client.labels), loss.detach()
+    named = zip((name for name, _ in client.model.named_parameters()), gradients, strict=True)
+    return Params.from_tensors(client.model, dict(named))

@@ -1,0 +1,103 @@
+"""FedRecover: repeat the training without the target, with most client updates estimated from the history.
+
+Cao, Jia, Zhang and Gong, "FedRecover: Recovering from Poisoning Attacks in Federated Learning using Historical
+Information", IEEE S&P 2023, arXiv 2210.10936. The paper could not be read; formulas from secondary sources.
+
+Symbols: w^t, D_k^t recorded global model and update of round t; wh the recovered model; Dh_k its update; H_k^t the
+curvature of client k by L-BFGS from the last s pairs (dW, dD_k) = (wh - w^t, Dh_k - D_k^t); T_w, T_c, T_f warm-up
+rounds, interval of exact rounds, final rounds; alpha tolerance, tau the largest change that an estimate may have.
+
+    Dh_k = D_k^t + H_k^t (wh - w^t)     or exact, in rounds t <= T_w, t > T - T_f, and every T_c rounds between
+    wh <- wh + sum_k n_k Dh_k / sum_k n_k
+
+Deviations: the curvature is of updates, not gradients (they differ by -eta and by the clients' several steps), and the
+estimate enters the weighted mean whatever the learner. tau is the largest over rounds of the (1 - alpha)-quantile of
+the recorded changes [M]. A client whose estimate exceeds it, or that has no pair yet, is asked. Pairs with dW = 0
+(round 1) say nothing and are skipped. Published are T_w = 20 and T_c = 10 to 20 of hundreds of rounds, T_f = 5 and s =
+2 [M]; the defaults are for twenty rounds [SPEC]; with T <= T_w + T_f everything is exact, and it is retraining.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from fedforget.exchange import Card
+from fedforget.params import Params, weighted_mean
+from fedforget.strategy import UnlearningStrategy
+
+
+class FedRecover(UnlearningStrategy):
+    """Replay the rounds without the target, asking clients now and then."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        warmup: int = field(default=4, metadata={"help": "exact rounds at the start", "symbol": "T_w"})
+        interval: int = field(default=5, metadata={"help": "rounds between exact rounds", "symbol": "T_c"})
+        final: int = field(default=2, metadata={"help": "exact rounds at the end", "symbol": "T_f"})
+        buffer: int = field(default=2, metadata={"help": "pairs of L-BFGS", "symbol": "s"})
+        tolerance: float = field(default=1e-6, metadata={"help": "share of changes above tau", "symbol": "alpha"})
+
+        def __post_init__(self):
+            for name, least in (("interval", 1), ("final", 0), ("buffer", 1)):
+                if getattr(self, name) < least:
+                    raise ValueError(f"fedrecover.{name}={getattr(self, name)} must be at least {least}")
+            if self.warmup <= self.buffer:
+                raise ValueError(f"fedrecover.warmup={self.warmup} must exceed fedrecover.buffer={self.buffer}")
+            if not 0 <= self.tolerance < 1:
+                raise ValueError(f"fedrecover.tolerance={self.tolerance} must lie in [0, 1)")
+
+    scopes = frozenset({"client"})
+
+    @property
+    def card(self):
+        """All updates and global models; retained clients answer in exact rounds."""
+        return Card(records="all")
+
+    def unlearn(self, request, history, cohort):
+        """T rounds from the initial model, few of them exact."""
+        o, T, wh, pairs = self.config, history.rounds, history.initial, {}
+        tau = threshold(history, request, o.tolerance)
+        for t in range(1, T + 1):
+            n = {k: n_k for k, n_k in history.weights(t).items() if k not in request.clients}
+            exact = t <= o.warmup or t > T - o.final or (t - o.warmup) % o.interval == 0
+            dW, Dh = wh - history.model(t - 1), {}
+            for k in n.keys() & pairs.keys() if not exact else ():
+                estimate = history.update(t, k) + curvature(pairs[k], dW)
+                if estimate.flat.abs().max() <= tau:
+                    Dh[k] = estimate
+            asked = sorted(n.keys() - Dh.keys())
+            answers = cohort.train(wh, asked, round=t).by_client() if asked else {}
+            if exact and dW.norm() > 0:
+                for k, D in answers.items():
+                    pairs[k] = [*pairs.get(k, []), (dW, D - history.update(t, k))][-o.buffer :]
+            Dh |= answers
+            if Dh:
+                wh = wh + weighted_mean([Dh[k] for k in sorted(Dh)], [n[k] for k in sorted(Dh)])
+            yield wh
+
+
+def threshold(history, request, alpha):
+    """``tau``: the share ``alpha`` of one round's changes exceeds it, in the round where it is largest."""
+    tau = 0.0
+    for t in range(1, history.rounds + 1):
+        changes = [history.update(t, k).flat.abs() for k in history.cohort(t) if k not in request.clients]
+        if changes:
+            together = torch.cat(changes)
+            tau = max(tau, together.kthvalue(max(1, math.ceil((1 - alpha) * len(together)))).values.item())
+    return tau
+
+
+def curvature(pairs, v):
+    """``H v`` with the compact L-BFGS matrix (Byrd, Nocedal and Schnabel 1994) of the pairs, the oldest first."""
+    S, Y = (torch.stack([pair[i].flat.double() for pair in pairs]) for i in (0, 1))
+    sigma = (S[-1] @ Y[-1]) / (S[-1] @ S[-1])
+    A = S @ Y.T
+    L, D = A.tril(-1), A.diag().diag()
+    M = torch.cat([torch.cat([sigma * S @ S.T, L], 1), torch.cat([L.T, -D], 1)])
+    W, x = torch.cat([sigma * S, Y]), v.flat.double()
+    return Params((sigma * x - W.T @ (torch.linalg.pinv(M) @ (W @ x))).to(v.flat.dtype), v.layout)

@@ -1,0 +1,96 @@
+"""Influence updates: take back the forgotten examples' gradient, as it is or through the inverse Hessian.
+
+Warnecke, Pirch, Wressnegger and Rieck, "Machine Unlearning of Features and Labels", NDSS 2023, arXiv 2108.11577.
+
+Symbols: w global weights; Z the forgotten examples; G = -sum_{z in Z} grad l(z, w) (the paper's G, with no corrected
+examples put in their place); H Hessian of the summed loss on the data without Z; tau step size; gamma damping.
+
+    first order: w <- w - tau G        second order: w <- w - (H + n gamma I)^-1 G,  n the examples without Z
+
+H^-1 G is found by conjugate gradient, by LiSSA (u <- G + u - H u / scale, result u / scale) or from H itself.
+
+Deviations: removal only (the paper also corrects features and labels). Federated here: owners of Z send their gradient,
+all retained clients their share of H (d^2 numbers, once) or a product with it every iteration (one round each), on all
+their data where the paper's LiSSA draws batches. Every example's loss l includes its weight decay, because FedAvg's
+recipe knows no summed regulariser. Scale and damping refer to the mean Hessian H / n; damp is gamma / scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from fedforget.exchange import Card
+from fedforget.solvers import check_explicit, conjugate_gradient, damped_solve, lissa, shifted
+from fedforget.strategy import UnlearningStrategy, nearest
+
+SOLVERS = ("cg", "lissa", "explicit")
+
+
+class Influence(UnlearningStrategy):
+    """First- and second-order influence updates."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        order: int = field(default=2, metadata={"help": "1 or 2", "symbol": ""})
+        tau: float = field(default=2e-5, metadata={"help": "step size of the first order", "symbol": "tau"})
+        solver: str = field(default="cg", metadata={"help": "cg, lissa or explicit", "symbol": ""})
+        damping: float = field(default=0.01, metadata={"help": "added to the mean Hessian", "symbol": "gamma"})
+        iterations: int = field(default=20, metadata={"help": "most products (cg, lissa)", "symbol": ""})
+        tolerance: float = field(default=1e-3, metadata={"help": "relative residual that is enough (cg)", "symbol": ""})
+        scale: float = field(default=10.0, metadata={"help": "above the mean Hessian's eigenvalues", "symbol": "scale"})
+
+        def __post_init__(self):
+            if self.order not in (1, 2):
+                raise ValueError(f"influence.order={self.order} must be 1 or 2")
+            if self.solver not in SOLVERS:
+                raise ValueError(f"influence.solver {self.solver!r} is unknown{nearest(self.solver, SOLVERS)}")
+            for name in ("damping", "tolerance"):
+                if not 0 <= getattr(self, name) < float("inf"):
+                    raise ValueError(f"influence.{name}={getattr(self, name)} must be finite and not negative")
+            for name in ("tau", "scale"):
+                if not 0 < getattr(self, name) < float("inf"):
+                    raise ValueError(f"influence.{name}={getattr(self, name)} must be finite and positive")
+            if self.iterations < 1:
+                raise ValueError(f"influence.iterations={self.iterations} must be at least 1")
+
+    @property
+    def card(self):
+        """The owners of the forgotten data send its gradient; the second order asks everyone for curvature."""
+        return Card(target_online=True, retained_online=self.config.order == 2)
+
+    def check(self, cohort):
+        """Clients that send Hessians need a small model."""
+        if self.config.order == 2 and self.config.solver == "explicit":
+            check_explicit("influence with solver=explicit", cohort.layout.size)
+
+    def unlearn(self, request, history, cohort):
+        """One influence update."""
+        c, decay = self.config, cohort.task.local.weight_decay
+        w = history.final.double()
+        G = -(cohort.gradient(w, split="forget") + decay * w) * examples(cohort)
+        if c.order == 1:
+            yield (w - c.tau * G).float()
+            return
+        yield w.float()
+        if c.solver == "explicit":
+            _, H = cohort.hessian(w)
+            solutions = [damped_solve(H + decay * torch.eye(len(H)), G, c.damping)]
+        else:
+            product = shifted(cohort.hvp, w, decay + c.damping)
+            cg = c.solver == "cg"
+            solutions = (
+                conjugate_gradient(product, G, c.iterations, c.tolerance)
+                if cg
+                else lissa(product, G, c.iterations, c.scale)
+            )
+        for x in solutions:
+            yield (w - x / examples(cohort)).float()  # the solvers use the mean Hessian, so n is divided out here
+
+
+def examples(cohort):
+    """How many examples the last round's replies stand for."""
+    return sum(reply.num_examples for reply in cohort.last_replies)

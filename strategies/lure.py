@@ -1,0 +1,74 @@
+"""LURE: re-initialise the weights that the retained data needs least, then relearn.
+
+Ramkumar, Arani and Zonooz, "Learn, Unlearn and Relearn: An Online Learning Paradigm for Deep Neural Networks", TMLR
+2023, arXiv 2303.10455; details from the authors' code (github.com/NeurAI-Lab/LURE). There it is no deletion method: the
+step precedes each new chunk of data. Here it is the start of fine-tuning on what is retained.
+
+Symbols: s_i saliency (SNIP) of weight w_i, g_b the gradient on mini-batch b; rho share of the weights that starts anew;
+beta share of a client's batches that is looked at; R rounds of relearning.
+
+    s_i = |w_i| * sum_b |g_b,i|;   of all weights, the share rho with the lowest s_i is drawn anew (Kaiming uniform)
+
+Deviations: federated form [SPEC]: each retained client sends the mean of |g_b| over its batches, and the server weighs
+by n_k and marks. Biases are neither marked nor counted in the share. The weights of norms count, and start again at 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from fedforget.params import Params
+from fedforget.routines import fresh
+from fedforget.strategy import UnlearningStrategy
+
+
+class Lure(UnlearningStrategy):
+    """Renew the least salient weights, and relearn."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        share: float = field(default=0.2, metadata={"help": "share of the weights that is renewed", "symbol": "rho"})
+        batches: float = field(default=1 / 32, metadata={"help": "share of the batches looked at", "symbol": "beta"})
+        rounds: int = field(default=5, metadata={"help": "rounds of relearning", "symbol": "R"})
+
+        def __post_init__(self):
+            for name in ("share", "batches"):
+                if not 0 < getattr(self, name) <= 1:
+                    raise ValueError(f"lure.{name}={getattr(self, name)} must lie in (0, 1]")
+            if self.rounds < 0:
+                raise ValueError(f"lure.rounds={self.rounds} must not be negative")
+
+    def unlearn(self, request, history, cohort):
+        """One round for the saliency, then R ordinary rounds from the renewed model."""
+        w = history.final
+        replies = cohort.train(
+            w, cohort.retained, routine="strategies.lure:salience", epochs=1, steps=0, effort=self.config.batches
+        )
+        s = Params(w.flat.abs() * replies.mean().flat, w.layout)
+        w = renew(w, s, self.config.share, fresh(w.layout, cohort.seeds.torch("lure")))
+        yield w
+        yield from self.learn(cohort, w, self.config.rounds, first_round=history.rounds + 1)
+
+
+def renew(w, s, rho, new):
+    """``w`` with those ``round(rho m)`` of its m weights that have the lowest ``s`` taken from ``new``."""
+    layers = zip(w.layout.names, w.layout.sizes, strict=True)
+    weights = torch.cat([torch.full((size,), not name.endswith("bias")) for name, size in layers]).nonzero().squeeze(1)
+    lowest = weights[s.flat[weights].argsort(stable=True)[: round(rho * len(weights))]]
+    return Params(w.flat.index_copy(0, lowest, new.flat[lowest]), w.layout)
+
+
+def salience(client):
+    """The mean of ``|g_b|`` over the batches b."""
+    total = [torch.zeros_like(parameter) for parameter in client.parameters]
+    for inputs, labels in client.batches():
+        for sum_, g in zip(total, torch.autograd.grad(client.loss(inputs, labels), client.parameters), strict=True):
+            sum_ += g.abs()
+        client.steps += 1
+    names = [name for name, _ in client.model.named_parameters()]
+    mean = {name: sum_ / client.steps for name, sum_ in zip(names, total, strict=True)}
+    return Params.from_tensors(client.model, mean)

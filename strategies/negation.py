@@ -1,0 +1,48 @@
+"""NoT: negate the weights of the first layer, then fine-tune on the retained data.
+
+Khalil, Brunswic, Lamghari, Li, Beitollahi and Chen, "NoT: Federated Unlearning via Weight Negation", CVPR 2025, arXiv
+2503.05657. It needs neither the forgotten data nor a history: negation moves the model as far as any perturbation of
+equal norm does, and fine-tuning recovers only what the retained data teaches.
+
+Symbols: theta_1 weights of the first layer; R rounds.
+
+    theta_1 <- -theta_1,   then R FedAvg rounds on the retained data
+
+Deviations: read in secondary sources only. The first layer is the first parameter whose name ends in ``weight``; its
+bias keeps its sign [SPEC].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedforget.params import Params
+from fedforget.strategy import UnlearningStrategy
+
+
+class Negation(UnlearningStrategy):
+    """Flip the signs of the first layer, and recover."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        rounds: int = field(default=5, metadata={"help": "rounds on the retained data", "symbol": "R"})
+
+        def __post_init__(self):
+            if self.rounds < 0:
+                raise ValueError(f"negation.rounds={self.rounds} must not be negative")
+
+    def unlearn(self, request, history, cohort):
+        """The server negates, then R ordinary rounds."""
+        w = negated(history.final)
+        yield w
+        yield from self.learn(cohort, w, self.config.rounds, first_round=history.rounds + 1)
+
+
+def negated(w):
+    """``w`` with its first layer's weights negated."""
+    w = Params(w.flat.clone(), w.layout)
+    first = next(name for name in w.layout.names if name.endswith("weight"))
+    w.layers()[first].neg_()
+    return w

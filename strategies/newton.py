@@ -1,0 +1,83 @@
+"""Damped and pseudo-inverse Newton steps on the retained data: the baselines of cubic-regularised Newton.
+
+Both are baselines of Bui et al., "On Newton's Method to Unlearn Neural Networks", arXiv 2406.14507 (2024), whose point
+is that a (nearly) singular Hessian gives them steps of huge norm that break the model. The paper could not be read.
+
+Symbols: w global weights; g, H gradient and Hessian of the mean loss on the retained data; gamma damping; N steps.
+
+    damped: w <- w - (H + gamma I)^-1 g        pseudo: w <- w - H^+ g
+
+Deviations: the baselines are recalled, not read. The loss includes the recipe's weight decay. With ``solver: cg`` the
+damped system is solved by conjugate gradient, one round a product, which stops at a direction of negative curvature,
+where the exact solution would not; ``explicit`` and ``pseudo`` have each client send its d x d Hessian once a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from fedforget.solvers import check_explicit, conjugate_gradient, damped_solve, pseudo_solve, shifted
+from fedforget.strategy import UnlearningStrategy, nearest
+
+SOLVERS = ("cg", "explicit", "pseudo")
+
+
+class Newton(UnlearningStrategy):
+    """Newton steps with a fixed damping, or with none."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        solver: str = field(default="cg", metadata={"help": "cg, explicit (both damped) or pseudo", "symbol": ""})
+        damping: float = field(default=0.01, metadata={"help": "added to the Hessian's diagonal", "symbol": "gamma"})
+        steps: int = field(default=1, metadata={"help": "Newton steps", "symbol": "N"})
+        iterations: int = field(default=20, metadata={"help": "most products a step (cg)", "symbol": ""})
+        tolerance: float = field(default=1e-3, metadata={"help": "relative residual that is enough (cg)", "symbol": ""})
+        cutoff: float = field(
+            default=1e-10, metadata={"help": "eigenvalues below this share of the largest are 0 (pseudo)", "symbol": ""}
+        )
+
+        def __post_init__(self):
+            if self.solver not in SOLVERS:
+                raise ValueError(f"newton.solver {self.solver!r} is unknown{nearest(self.solver, SOLVERS)}")
+            for name in ("damping", "tolerance", "cutoff"):
+                if not 0 <= getattr(self, name) < float("inf"):
+                    raise ValueError(f"newton.{name}={getattr(self, name)} must be finite and not negative")
+            for name in ("steps", "iterations"):
+                if getattr(self, name) < 1:
+                    raise ValueError(f"newton.{name}={getattr(self, name)} must be at least 1")
+
+    def check(self, cohort):
+        """Clients that send Hessians need a small model."""
+        if self.config.solver != "cg":
+            check_explicit(f"newton with solver={self.config.solver}", cohort.layout.size)
+
+    def unlearn(self, request, history, cohort):
+        """N Newton steps."""
+        w = history.final.double()
+        for _ in range(self.config.steps):
+            step = self.by_products if self.config.solver == "cg" else self.by_hessian
+            for w in step(w, cohort):  # noqa: B020 (the last iterate is where the next step starts)
+                yield w.float()
+
+    def by_products(self, w, cohort):
+        """``w - (H + gamma I)^-1 g`` by conjugate gradient."""
+        decay = cohort.task.local.weight_decay
+        g = cohort.gradient(w) + decay * w
+        yield w
+        product = shifted(cohort.hvp, w, decay + self.config.damping)
+        for x in conjugate_gradient(product, g, self.config.iterations, self.config.tolerance):
+            yield w - x
+
+    def by_hessian(self, w, cohort):
+        """``w - (H + gamma I)^-1 g`` or ``w - H^+ g``."""
+        decay = cohort.task.local.weight_decay
+        g, H = cohort.hessian(w)
+        g, H = g + decay * w, H + decay * torch.eye(len(H))
+        if self.config.solver == "pseudo":
+            yield w - pseudo_solve(H, g, self.config.cutoff)
+        else:
+            yield w - damped_solve(H, g, self.config.damping)

@@ -1,0 +1,149 @@
+"""Projected-gradient unlearning (PGU): forget along directions that the retained data does not use.
+
+Hoang, Rana, Gupta and Venkatesh, "Learn to Unlearn for Deep Neural Networks: Minimizing Unlearning Interference With
+Gradient Projection", WACV 2024, arXiv 2312.04095; formulas from its code (hnanhtuan/projected_gradient_unlearning).
+
+Symbols: f input features of layer l (of a convolution: unfolded patches); C_l = sum f f^T over the retained data; S
+the singular values of the features, roots of those of C_l; U_l the first k singular vectors, where k counts the partial
+sums of S up to the share v of its sum; W_l weights as outputs x inputs; G gradient; p_y probability of the label; H
+entropy.
+
+    loss = mean -log(1 - (p_y - 0.05)) - beta mean H(p)     G <- G - G U_l U_l^T,   W_l <- W_l - eta G
+
+Deviations: federated form: each retained client sends its C_l once, the server sums them and sends U_l, and only the
+owners of forgotten data compute from then on, E epochs a round. C_l is summed at the request from retained data: it is
+the paper's C_l of all data, kept since training, minus that of the forgotten, without the rounding. ``rank`` caps k.
+Biases, norms and weights whose inputs no linear or convolutional module sees (attention's input projection) stay as
+they are. A fixed number of rounds replaces early stopping on validation data, which a server does not have; the default
+is 10, not up to 100 epochs [SPEC].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import nn
+
+from fedforget.exchange import Card
+from fedforget.params import Layout, Params
+from fedforget.strategy import UnlearningStrategy
+
+
+class ProjectedGradient(UnlearningStrategy):
+    """Ascent on the forgotten data, orthogonal to the retained features."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        rounds: int = field(default=10, metadata={"help": "rounds on the forgotten data", "symbol": "R_u"})
+        energy: float = field(default=0.95, metadata={"help": "protected share of singular values", "symbol": "v"})
+        rank: int = field(default=0, metadata={"help": "most protected directions a layer; 0: no cap", "symbol": "k"})
+        lr: float = field(default=0.05, metadata={"help": "learning rate of the first round", "symbol": "eta"})
+        lr_end: float = field(default=0.01, metadata={"help": "that of the last, geometrically", "symbol": "eta"})
+        entropy: float = field(default=0.2, metadata={"help": "weight of the entropy", "symbol": "beta"})
+        epochs: int = field(default=1, metadata={"help": "epochs a round", "symbol": "E"})
+        batch_size: int = field(default=128, metadata={"help": "forgotten examples a step", "symbol": "B"})
+
+        def __post_init__(self):
+            for name in ("rounds", "epochs", "batch_size"):
+                if getattr(self, name) < 1:
+                    raise ValueError(f"projected_gradient.{name}={getattr(self, name)} must be at least 1")
+            for name in ("lr", "lr_end"):
+                if not getattr(self, name) > 0:
+                    raise ValueError(f"projected_gradient.{name}={getattr(self, name)} must be positive")
+            for name in ("rank", "entropy"):
+                if getattr(self, name) < 0:
+                    raise ValueError(f"projected_gradient.{name}={getattr(self, name)} must not be negative")
+            if not 0 <= self.energy <= 1:
+                raise ValueError(f"projected_gradient.energy={self.energy} must lie in [0, 1]")
+
+    @property
+    def card(self):
+        """Retained clients send features once; the owners of the forgotten data do the rest."""
+        return Card(target_online=True)
+
+    def unlearn(self, request, history, cohort):
+        """One round of features, then R_u rounds of projected ascent."""
+        o, w = self.config, history.final
+        routine, layout = "strategies.projected_gradient:covariances", feature_layout(cohort.layout)
+        replies = cohort.train(w, cohort.retained, routine=routine, layout=layout)
+        C = Params(sum(reply.update.flat.double() for reply in replies), layout)
+        bases = [basis(C_l, o.energy, o.rank).float() for C_l in C.layers().values()]
+        U = Params(torch.cat([U_l.flatten() for U_l in bases]), feature_layout(cohort.layout, o.rank))
+        for r in range(o.rounds):
+            eta = o.lr * (o.lr_end / o.lr) ** (r / max(1, o.rounds - 1))
+            recipe = {"lr": eta, "epochs": o.epochs, "steps": 0, "batch_size": o.batch_size}
+            routine, options = "strategies.projected_gradient:ascend", {"rank": o.rank, "beta": o.entropy, **recipe}
+            replies = cohort.train(w, cohort.targets, routine=routine, split="forget", vectors={"U": U}, **options)
+            w = w + replies.mean()
+            yield w
+
+
+def feature_layout(model, rank=0):
+    """For each weight of a linear or convolutional layer ``[inputs, inputs]``, or ``[inputs, rank]`` under a cap."""
+    inputs = {n: prod(shape[1:]) for n, shape in zip(model.names, model.shapes, strict=True) if len(shape) in (2, 4)}
+    return Layout(tuple(inputs), tuple((size, min(rank or size, size)) for size in inputs.values()))
+
+
+def basis(C, v, rank=0):
+    """``U_l``, padded with zero columns to the cap, or to a square."""
+    eigenvalues, U = torch.linalg.eigh(C)
+    S, U = eigenvalues.flip(0).clamp(min=0).sqrt(), U.flip(1)
+    k = int((S.cumsum(0) <= v * S.sum()).sum())
+    columns = min(rank or len(S), len(S))
+    return torch.where(torch.arange(columns) < k, U[:, :columns], 0.0)
+
+
+def covariances(client):
+    """``C_l = sum f f^T`` over the split for every layer, by a forward pass that listens at the layers' inputs."""
+    layout, modules = feature_layout(Layout.of(client.model)), dict(client.model.named_modules())
+    C = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in zip(layout.names, layout.shapes, strict=True)}
+
+    def listen(name):
+        def hook(module, inputs):
+            f = features(module, inputs[0]).double()
+            C[name] += (f.T @ f).cpu()
+
+        return modules[name.removesuffix(".weight")].register_forward_pre_hook(hook)
+
+    handles = [listen(name) for name in C if name.removesuffix(".weight") in modules]
+    try:
+        with torch.no_grad():
+            for inputs in client.inputs.split(128):
+                client.model(inputs)
+    finally:  # the next client gets the same module
+        for handle in handles:
+            handle.remove()
+    client.examples = len(client.labels)
+    return Params(torch.cat([C_l.flatten() for C_l in C.values()]).to(client.inputs.dtype), layout)
+
+
+def features(module, inputs):
+    """What multiplies the rows of the module's weight: ``[examples (x places), inputs]``."""
+    if isinstance(module, nn.Conv2d):
+        geometry = module.kernel_size, module.dilation, module.padding, module.stride
+        return nn.functional.unfold(inputs, *geometry).transpose(1, 2).flatten(0, 1)
+    return inputs.flatten(0, -2)
+
+
+def loss(logits, labels, beta):
+    """``mean -log(1 - (p_y - 0.05)) - beta mean H(p)``: less confidence in the label, and in anything."""
+    log_p = logits.log_softmax(1)
+    p_y = log_p.gather(1, labels[:, None]).exp()
+    return -(1.05 - p_y).log().mean() + beta * (log_p.exp() * log_p).sum(1).mean()
+
+
+def ascend(client):
+    """Projected steps on the forgotten data, plain SGD."""
+    layout = feature_layout(Layout.of(client.model), client.options["rank"])
+    U = Params(client.vectors["U"].flat.to(client.inputs), layout).layers()
+    W = {name: parameter for name, parameter in client.model.named_parameters() if name in U}
+    for inputs, labels in client.batches():
+        value = loss(client.model(inputs), labels, client.options["beta"])
+        for (name, W_l), G in zip(W.items(), torch.autograd.grad(value, list(W.values())), strict=True):
+            G = G.flatten(1)
+            W_l.data -= client.local.lr * (G - G @ U[name] @ U[name].T).view_as(W_l)
+        client.steps, client.total_loss = client.steps + 1, client.total_loss + value.detach()

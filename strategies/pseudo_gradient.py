@@ -1,0 +1,65 @@
+"""PUF: the target's ordinary update, negated and scaled, is part of an ordinary round.
+
+Mora, Mazzocca, Montanari and Bellavista, "Federated Unlearning Made Practical: Seamless Integration via Negated
+Pseudo-Gradients", 2025, arXiv 2504.05822.
+
+Symbols: D+ the mean update of the clients that stay, D- that of the clients that leave (weighted by examples); eta_r,
+eta_u their rates; U unlearning rounds; R rounds on the retained data afterwards.
+
+    w <- w + eta_r D+ - eta_u D-
+
+PUF-Regular asks the leaving clients together with the round's cohort; PUF-Special (eta_r = 0) the leaving ones alone.
+
+Deviations: the formula was read in a summary of the paper; the defaults are [SPEC].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedforget.exchange import Card, Replies
+from fedforget.strategy import UnlearningStrategy
+
+
+class PseudoGradient(UnlearningStrategy):
+    """Apply the target's update backwards, and recover."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        rate: float = field(default=1.0, metadata={"help": "of the leaving clients' update", "symbol": "eta_u"})
+        retained_rate: float = field(default=1.0, metadata={"help": "of the others'; 0: not asked", "symbol": "eta_r"})
+        unlearning_rounds: int = field(default=1, metadata={"help": "rounds that negate", "symbol": "U"})
+        rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
+
+        def __post_init__(self):
+            if not self.rate > 0:
+                raise ValueError(f"pseudo_gradient.rate={self.rate} must be positive")
+            if self.unlearning_rounds < 1:
+                raise ValueError(f"pseudo_gradient.unlearning_rounds={self.unlearning_rounds} must be at least 1")
+            for name in ("retained_rate", "rounds"):
+                if getattr(self, name) < 0:
+                    raise ValueError(f"pseudo_gradient.{name}={getattr(self, name)} must not be negative")
+
+    scopes = frozenset({"client"})
+
+    @property
+    def card(self):
+        """The leaving clients train once more; the others do in PUF-Regular and in recovery."""
+        return Card(target_online=True, retained_online=self.config.retained_rate > 0 or self.config.rounds > 0)
+
+    def unlearn(self, request, history, cohort):
+        """U rounds that negate, then R ordinary rounds."""
+        c, w = self.config, history.final
+        for t in range(history.rounds + 1, history.rounds + c.unlearning_rounds + 1):
+            staying = cohort.sample(t) if c.retained_rate else ()
+            split = "train" if staying else "forget"
+            replies = cohort.train(w, (*staying, *cohort.targets), split=split, round=t)
+            leave = Replies(reply for reply in replies if reply.client in cohort.targets)
+            stay = Replies(reply for reply in replies if reply.client in staying)
+            w = w - c.rate * leave.mean()
+            if stay:
+                w = w + c.retained_rate * stay.mean()
+            yield w
+        yield from self.learn(cohort, w, c.rounds, first_round=history.rounds + c.unlearning_rounds + 1)

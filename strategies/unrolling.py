@@ -1,0 +1,70 @@
+"""Single-gradient unlearning: undo the first-order effect of the forgotten data, seen from the initial weights.
+
+Thudi, Deza, Chandrasekaran and Papernot, "Unrolling SGD: Understanding Factors Influencing Machine Unlearning",
+EuroS&P 2022, arXiv 2109.13398. Expanding SGD around w_0, every step on the forgotten data moved the model by about
+-eta grad(w_0), so that is added back. Its error grows with eta, with the number of steps and with the Hessian's largest
+singular value; beyond small eta E T it is worse than doing nothing. Metrics: fedforget/metrics/unrolling.py.
+
+Deviations: federated form [SPEC]. A client's E steps a round stand for the uses of a batch, and the round's weights for
+the batch's share; the gradient is asked for in one round from its owner, where a server that foresees the request would
+store it. Momentum and weight decay of the recipe are not in the expansion. ``renormalise`` is this project's: FedAvg
+gives the weight of who leaves to the others, which the paper's SGD, where a batch just goes missing, does not.
+With a learner other than FedAvg, what is added back is what FedAvg would have taken.
+
+Symbols: w_0 initial weights; g_c mean gradient of the forgotten data of client c at w_0; f_c how many examples that is;
+n_k examples of client k; p_c = f_c / sum_k n_k over the cohort of round t; E local steps; eta_t learning rate; T
+rounds.
+
+    plain:          w_u = w_T + sum_t sum_c p_c E eta_t g_c
+    renormalised:   w_u = w_0 + sum_t (w_t - w_{t-1} + sum_c p_c E eta_t g_c) / (1 - sum_c p_c)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from fedforget.exchange import Card
+from fedforget.strategy import UnlearningStrategy
+
+
+class Unrolling(UnlearningStrategy):
+    """Add back the forgotten data's gradients at the initial weights."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        renormalise: bool = field(default=False, metadata={"help": "the others take over the weight", "symbol": ""})
+
+    @property
+    def card(self):
+        """One gradient from the owner of the data; the global models only to renormalise each round."""
+        records = "globals" if self.config.renormalise else "nothing"
+        return Card(records=records, target_online=True, retained_online=False)
+
+    def check(self, cohort):
+        """The recipe must be SGD."""
+        if cohort.task.local.optimizer != "sgd":
+            raise ValueError(f"unrolling expands SGD; local.optimizer={cohort.task.local.optimizer!r} must be 'sgd'")
+
+    def unlearn(self, request, history, cohort):
+        """One round, at the initial weights."""
+        local, w_0 = cohort.task.local, history.initial
+        routine = "fedforget.routines:gradient"
+        replies = cohort.train(w_0, cohort.targets, routine=routine, split="forget")
+        w = w_0 if self.config.renormalise else history.final
+        for t in range(1, history.rounds + 1):
+            n, p_all, added = history.weights(t), 0.0, w_0 * 0.0
+            for reply in replies:
+                c = reply.client
+                if c in n:
+                    p = reply.num_examples / sum(n.values())
+                    E = local.steps or local.epochs * math.ceil(n[c] / local.batch_size)
+                    eta = local.lr * local.lr_decay ** (t - 1)
+                    p_all, added = p_all + p, added + p * E * eta * reply.update
+            if not self.config.renormalise:
+                w = w + added
+            elif p_all < 1:  # a round of forgotten data alone taught nothing that stays
+                w = w + (history.model(t) - history.model(t - 1) + added) / (1 - p_all)
+        yield w
