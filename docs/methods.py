@@ -1,4 +1,4 @@
-"""Writes docs/methods.md from the code: ``python docs/methods.py > docs/methods.md`` (a test checks that it is current).
+"""Writes docs/methods.md from the code: ``python docs/methods.py > docs/methods.md`` (a test compares them).
 
 What a method needs is read from its card; what it spends is measured on the toy federation of `fedforget.testing`.
 """
@@ -16,11 +16,11 @@ from fedforget.testing import REQUESTS, Toy, serve
 
 HEADER = """# Methods
 
-One row a strategy, with its default settings. *Rounds* and *sent up* are measured on the toy federation (T = 4 rounds of
-learning; softmax regression, d = 650; a request for one client if the method serves that, else for the first scope it
-serves). *Sent up* is what a client sends in a round on average, in units of d float32 numbers, the size of the model
-(float64 counts twice). *Server keeps* is what must be stored from learning on, in numbers: T rounds, K clients in a
-round, F forgotten clients. `python docs/methods.py > docs/methods.md` writes this page.
+One row a strategy, with its default settings. *Rounds* and *sent up* are measured on the toy federation (T = 4
+rounds of learning; softmax regression, d = 650; a request for one client if the method serves that, else for the
+first scope it serves). *Sent up* is what a client sends in a round on average, in units of d float32 numbers, the
+size of the model (float64 counts twice). *Server keeps* is what must be stored from learning on, in numbers: T
+rounds, K clients in a round, F forgotten clients. `python docs/methods.py > docs/methods.md` writes this page.
 
 | strategy | what it is | paper | serves | needs | rounds | sent up | server keeps |
 | --- | --- | --- | --- | --- | --- | --- | --- |"""

@@ -486,10 +486,8 @@ class Cohort(Grid):
         model = messages.from_learner(next(iter(content.array_records.values())), self.layout)
         options: dict[str, Any] = messages.learner_options(content)
         replies = self.train(model, by_client, round=self.next_round, **options)
-        return [
-            messages.learner_reply(by_client[reply.client], model, reply.update, reply.num_examples)
-            for reply in replies
-        ]
+        weights = {reply.client: reply.num_examples for reply in replies}
+        return messages.learner_replies(by_client, model, replies.by_client(), weights)
 
 
 def round_half_up(value: float) -> int:

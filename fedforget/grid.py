@@ -31,7 +31,7 @@ class EngineConfig:
 
     Args:
         transport: ``auto`` (``ray`` in simulation, else the grid that Flower gives), ``ray`` or ``flower``.
-        mode: ``auto`` (stacks of clients for networks of linear layers, else one at a time), ``sequential``, ``stacked``.
+        mode: ``auto`` (stacks of clients for networks of linear layers), ``sequential`` or ``stacked``.
         device: ``auto`` (a CUDA device where there is one), ``cpu`` or ``cuda``.
         workers: worker processes; 0 = one a CPU core, or one a share of a card where ``gpus_per_worker`` is set.
         gpus_per_worker: share of a card that each worker reserves from Ray; 0 = none.

@@ -148,7 +148,9 @@ def krylov_cubic(product: Product, g: Params, M: float, iterations: int, toleran
     norm = g.norm()
     if norm == 0:
         return
-    basis, diagonal, off_diagonal = (g.flat / norm)[None], [], []
+    basis = (g.flat / norm)[None]
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
     for _ in range(iterations):
         u = product(Params(basis[-1], g.layout)).flat
         diagonal.append(float(basis[-1] @ u))

@@ -152,16 +152,16 @@ class UnlearningStrategy(Strategy):
             The global model after each round.
         """
         self.learner = make_learner(self.learning)
-        arrays, model = messages.to_learner(initial), initial
+        model = initial
         last = first_round + rounds - 1
         for round in range(first_round, last + 1):
             cohort.next_round = round
             noted = len(cohort.notes)
-            asked = list(self.configure_train(round, arrays, ConfigRecord(), cohort))
+            asked = list(self.configure_train(round, messages.to_learner(model), ConfigRecord(), cohort))
             replies = cohort.send_and_receive(asked)
             aggregated, _ = self.aggregate_train(round, replies)
             if aggregated is not None:
-                arrays, model = aggregated, messages.from_learner(aggregated, initial.layout)
+                model = messages.from_learner(aggregated, initial.layout)
             if recording:
                 recording.add(round, model, cohort.last_replies, cohort.notes[noted:], round == last)
             yield model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -277,8 +278,12 @@ def test_every_group_file_composes(group, name):
 
 @pytest.mark.parametrize("label", FILES["strategy"])
 def test_every_strategy_file_composes(label):
-    (spec,) = compose("quickstart", f"strategies=[{label}]").strategies
-    assert spec.label == label
+    requests = ["request=client", "request=class partition=iid", "request=sample"]  # each serves at least one of them
+    composed = []
+    for request in requests:
+        with contextlib.suppress(ValueError):
+            composed += compose("quickstart", f"strategies=[{label}] {request}").strategies
+    assert composed and {spec.label for spec in composed} == {label}
 
 
 def test_every_strategy_and_every_model_has_a_file_of_its_name():

@@ -20,13 +20,17 @@ def test_the_page_of_methods_is_current():
 def test_the_example_of_the_readme_runs_when_pasted(tmp_path):
     """Two files in an empty folder, found from there and held against the contract."""
     readme = (ROOT / "README.md").read_text()
-    blocks = dict(re.findall(r"`((?:strategies|configs/strategy)/shrink\.\w+)`:\n\n```\w+\n(.*?)```", readme, re.DOTALL))
+    blocks = dict(
+        re.findall(r"`((?:strategies|configs/strategy)/shrink\.\w+)`:\n\n```\w+\n(.*?)```", readme, re.DOTALL)
+    )
     assert set(blocks) == {"strategies/shrink.py", "configs/strategy/shrink.yaml"}
     for name, text in blocks.items():
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(text)
     (check,) = re.findall(r"```python\n(from fedforget\.strategy import find\n.*?)```", readme, re.DOTALL)
-    compose = "from fedforget.config import compose; compose('quickstart', 'strategies=[shrink] strategy.shrink.a=0.3')\n"
+    compose = (
+        "from fedforget.config import compose; compose('quickstart', 'strategies=[shrink] strategy.shrink.a=0.3')\n"
+    )
     done = subprocess.run([sys.executable, "-c", compose + check], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

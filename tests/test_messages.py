@@ -200,9 +200,9 @@ def one_round(name: str, **options: float) -> Params:
     asked = list(learner.configure_train(1, messages.to_learner(MODEL), ConfigRecord(), grid))
     asked.sort(key=lambda message: message.metadata.dst_node_id)
     assert [message.metadata.dst_node_id for message in asked] == [1, 2, 3, 4, 5]
-    replies = [
-        messages.learner_reply(message, MODEL, UPDATES[client], WEIGHTS[client]) for client, message in enumerate(asked)
-    ]
+    replies = messages.learner_replies(
+        dict(enumerate(asked)), MODEL, dict(enumerate(UPDATES)), dict(enumerate(WEIGHTS))
+    )
     aggregated, _ = learner.aggregate_train(1, replies)
     assert aggregated is not None
     return messages.from_learner(aggregated, PAIR)
@@ -244,7 +244,9 @@ def test_fedavg_gives_the_float64_mean(seed: int) -> None:
     learner = make_learner(LearningConfig("fedavg"))
     grid = InProcessGrid(ClientApp(), num_nodes=5)
     asked = list(learner.configure_train(1, messages.to_learner(model), ConfigRecord(), grid))
-    replies = [messages.learner_reply(m, model, updates[k], WEIGHTS[k]) for k, m in enumerate(asked)]
+    replies = messages.learner_replies(
+        dict(enumerate(asked)), model, dict(enumerate(updates)), dict(enumerate(WEIGHTS))
+    )
     aggregated, _ = learner.aggregate_train(1, replies)
     assert aggregated is not None
     mean = np.zeros(1000)
@@ -255,7 +257,7 @@ def test_fedavg_gives_the_float64_mean(seed: int) -> None:
 
 
 def test_a_learners_array_holds_the_client_model_and_no_bytes() -> None:
-    array = LearnerArray(point(1, 2, 3).flat, point(0.5, -1, 2**-30).flat)
+    array = LearnerArray(np.array([1.0, 2.0, 3.0]), np.array([0.5, -1, 2**-30], dtype=np.float32))
     assert array.numpy().dtype == np.float64
     assert array.numpy().tolist() == [1.5, 1.0, 3 + 2**-30]  # the last would be lost in float32
     assert array.data == b"" and tuple(array.shape) == (3,)
@@ -274,7 +276,7 @@ def test_a_long_vector_travels_to_learners_in_blocks() -> None:
     model, update = (Params(torch.randn(size, generator=torch.Generator().manual_seed(s)), layout) for s in (0, 1))
     InProcessGrid(ClientApp())  # Flower's messages need to know which process they are made in
     asked = make_learner(LearningConfig()).configure_train(1, messages.to_learner(model), ConfigRecord(), OneNode())
-    replies = [messages.learner_reply(message, model, update, 5) for message in asked]
+    replies = messages.learner_replies(dict(enumerate(asked)), model, {0: update}, {0: 5})
     aggregated, _ = make_learner(LearningConfig()).aggregate_train(1, replies)
     assert aggregated is not None and len(aggregated) == 3
     assert torch.equal(messages.from_learner(aggregated, layout).flat, (model.flat.double() + update.flat).float())
@@ -288,7 +290,7 @@ class OneNode(InProcessGrid):
 def test_replies_name_the_client_they_come_from() -> None:
     InProcessGrid(ClientApp())  # Flower's messages need to know which process they are made in
     message = Message(RecordDict({"arrays": messages.to_learner(MODEL)}), 7, messages.TRAIN)
-    reply = messages.learner_reply(message, MODEL, UPDATES[1], 20)
+    (reply,) = messages.learner_replies({7: message}, MODEL, {7: UPDATES[1]}, {7: 20})
     assert reply.metadata.src_node_id == 7
     [metrics] = reply.content.metric_records.values()
     assert dict(metrics) == {"num-examples": 20}
