@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 
 import fedforget
 from fedforget import config as configuration
-from fedforget import models, report
+from fedforget import models, report, routines, solvers
 from fedforget.cohort import Cohort, TooFewClients, describe
 from fedforget.config import RequestStep, RunConfig, StrategySpec
 from fedforget.data import DataConfig
@@ -272,7 +272,7 @@ class Experiment:
             "trajectory": self._trajectory_key(k),
             "previous": previous.key,
             "requests": [request.to_dict() for request in self.requests[: i + 1]],
-            "strategy": [spec.name, asdict(spec.options), digest(Path(inspect.getfile(type(strategy))).read_text())],
+            "strategy": [spec.name, asdict(spec.options), _code_of(strategy)],
             "recorded": None
             if card.records in ("nothing", "globals")
             else asdict(replace(recording.config, record="")),
@@ -416,6 +416,12 @@ class Experiment:
             self._done += 1
             self._last_said = time.monotonic()
             self.say(f"[{self._done}/{self._total}] {what}")
+
+
+def _code_of(strategy: UnlearningStrategy) -> str:
+    """Digest of the text of a strategy's file and of the modules that hold its mathematics."""
+    files = [inspect.getfile(type(strategy)), routines.__file__, solvers.__file__]
+    return digest([Path(file).read_text(encoding="utf-8") for file in files])
 
 
 class Stopped(Exception):
