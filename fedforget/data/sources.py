@@ -176,7 +176,10 @@ def _folder(task: TaskConfig) -> tuple[_Split, _Split | None]:
     folder = Path(task.path).expanduser()
     if not folder.is_dir():
         raise ValueError(f"task.path={task.path} is not a folder")
-    files = sorted(folder.rglob("*.parquet"))
+    try:
+        files = sorted(folder.rglob("*.parquet"))
+    except OSError as error:  # such as a folder that others change meanwhile
+        raise ValueError(f"task.path={task.path} cannot be searched: {error.strerror} ({error.filename})") from error
     if not files:
         raise ValueError(f"task.path={task.path} holds no parquet file")
 

@@ -247,3 +247,12 @@ def test_cifar10() -> None:
     data = load_source(task, SEEDS)
     assert data.input_shape == (3, 32, 32) and data.num_classes == 10
     assert torch.allclose(data.train_inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+
+
+def test_a_folder_that_cannot_be_searched_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def vanished(self: Path, pattern: str) -> list[Path]:
+        raise FileNotFoundError(2, "No such file or directory", "gone")
+
+    monkeypatch.setattr(Path, "rglob", vanished)
+    with pytest.raises(ValueError, match=r"cannot be searched: No such file or directory \(gone\)"):
+        load_source(TaskConfig("folder", path=str(tmp_path)), Seeds(0))
