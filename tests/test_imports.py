@@ -43,8 +43,8 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "config": ("data evaluation exchange grid history models request routines strategy", "omegaconf yaml"),
     "report": ("", "matplotlib"),
     "experiment": (
-        "params seeds request ledger exchange store data models history messages cohort grid strategy metrics routines solvers "
-        "evaluation config report",
+        "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
+        "routines solvers evaluation config report",
         "numpy torch flwr",
     ),
     "server_app": ("config experiment cohort store", "flwr"),
