@@ -20,6 +20,7 @@ class Outputs:
         logits: ``[n, classes]`` float, at least two classes.
         labels: ``[n]`` int64, the true classes.
         clients: ``[n]`` int64, the owner of each example; -1 for the global test set.
+        features: ``[n, p]`` float, what the last layer was given; ``None`` where nobody recorded it.
 
     Raises:
         ValueError: if the shapes disagree or there are fewer than two classes.
@@ -28,6 +29,7 @@ class Outputs:
     logits: Tensor
     labels: Tensor
     clients: Tensor
+    features: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(tensor.shape) for tensor in (self.logits, self.labels, self.clients)]
@@ -64,6 +66,11 @@ def margin(outputs: Outputs) -> float:
     Equals the log-odds ``log(p_y / (1 - p_y))`` without its rounding near 0 and 1.
     Source: the logit-scaled confidence of Carlini et al. 2022, arXiv 2112.03570.
     """
+    return margins(outputs).mean().item()
+
+
+def margins(outputs: Outputs) -> Tensor:
+    """``z_y - log sum_{j != y} exp z_j`` of each example, float64 ``[n]``; see `margin`."""
     logits, column = outputs.logits.double(), outputs.labels.unsqueeze(1)
     others = logits.scatter(1, column, -torch.inf)
-    return (logits.gather(1, column).squeeze(1) - others.logsumexp(1)).mean().item()
+    return logits.gather(1, column).squeeze(1) - others.logsumexp(1)
