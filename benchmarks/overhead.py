@@ -211,8 +211,8 @@ def fedforget(name: str, folder: str, rounds: int) -> Outcome:
         model = initial
         for model in find("none")().learn(cohort, initial, rounds):  # noqa: B007 (the last one counts)
             stamps.append(time.perf_counter())
-        numbers = [reply.num_examples for reply in cohort.last_replies]
-        loss = sum(reply.loss * reply.num_examples for reply in cohort.last_replies) / sum(numbers)
+        weights, losses = cohort.last_replies.weights(), cohort.last_replies.losses()
+        loss = sum(losses[client] * number for client, number in weights.items()) / sum(weights.values())
         return stamps, model.flat - initial.flat, loss
 
     return simulate(main, fedforget_app, CORES)

@@ -47,14 +47,9 @@ def describe(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Run the routine for each client asked; the reply holds one vector a client."""
+    """Run the routine for each client asked; the reply holds one vector a client, or their sum."""
     work, vectors = messages.unpack(message.content)
-    arrays: dict[str, NDArray] = {}
-    report: dict[str, dict] = {}
-    for client, vector, entry in engine.train(work, vectors):
-        report[str(client)] = entry
-        if vector is not None:
-            arrays[str(client)] = vector
+    arrays, report = engine.train(work, vectors)
     return Message(messages.pack_reply(arrays, report), reply_to=message)
 
 

@@ -7,7 +7,7 @@ Flower's own learners the cohort is a `Grid` with one node a client.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,10 +18,10 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedforget import messages
-from fedforget.exchange import Card, Journal, Replies, Reply
+from fedforget.exchange import Card, Journal, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.messages import TEST, Task, Work
-from fedforget.params import Layout, Params
+from fedforget.params import Layout, Params, exact_scale
 from fedforget.request import UnlearningRequest
 from fedforget.routines import hessian_layout
 from fedforget.seeds import Seeds
@@ -116,6 +116,8 @@ class Cohort(Grid):
         journal: remembers exchanges; ``None`` to remember nothing.
         next_round: the number of the next round.
         progress: called after each exchange with the number of the round.
+        separate: for a learner that only averages, the clients whose updates are wanted one by one all the same;
+            ``None``: the learner must see every update.
     """
 
     grid: Grid
@@ -132,6 +134,7 @@ class Cohort(Grid):
     journal: Journal | None = None
     next_round: int = 1
     progress: Callable[[int], None] = lambda round: None
+    separate: Collection[int] | None = None
     cost: Cost = Cost()
     notes: list[str] = field(default_factory=list)
     contacted: set[int] = field(default_factory=set)
@@ -213,13 +216,63 @@ class Cohort(Grid):
             TooFewClients: if fewer than ``min_share`` of the clients answered.
             ValueError: if the strategy's card does not allow to ask them this.
         """
+        return self._round(model, clients, None, routine, split, round, vectors, layout, options)
+
+    def reduce(
+        self,
+        model: Params,
+        clients: Iterable[int] | None = None,
+        *,
+        routine: str = TRAIN_ROUTINE,
+        split: str = "retain",
+        round: int | None = None,
+        vectors: Mapping[str, Params] | None = None,
+        layout: Layout | None = None,
+        **options: int | float | str,
+    ) -> Params:
+        """As `train`, where only the mean of the replies is wanted: the same numbers as ``train(...).mean()``.
+
+        Nodes then answer with the sum over their clients, not with a vector for each.
+
+        Raises:
+            ValueError: if nobody answered with a vector; else as `train`.
+        """
+        return self._round(model, clients, (), routine, split, round, vectors, layout, options).mean()
+
+    def _round(
+        self,
+        model: Params,
+        clients: Iterable[int] | None,
+        separate: Collection[int] | None,
+        routine: str,
+        split: str,
+        round: int | None,
+        vectors: Mapping[str, Params] | None,
+        layout: Layout | None,
+        options: Mapping[str, int | float | str],
+    ) -> Replies:
+        """One exchange; the updates of clients not in ``separate`` come pooled (with ``None`` nobody's)."""
         round = self.next_round if round is None else round
         self.next_round = max(self.next_round, round + 1)
         asked = self.sample(round) if clients is None else tuple(sorted(clients))
         split = "train" if split == "retain" and self.request is None else split
         self._check_card(asked, split)
         self.contacted.update(asked)
-        work = Work(self.task.to_json(), self.seeds, routine, round, split, asked, self.removed, self.request, options)
+        pooled = () if separate is None else tuple(client for client in asked if client not in separate)
+        scale = exact_scale(sum(self.federation.num_train[client] for client in asked))
+        work = Work(
+            self.task.to_json(),
+            self.seeds,
+            routine,
+            round,
+            split,
+            asked,
+            self.removed,
+            self.request,
+            options,
+            pooled=pooled,
+            scale=scale,
+        )
         sent, layout = {**(vectors or {}), "model": model}, layout or self.layout
         self.last_replies = self._remembered(lambda: self._exchange(work, sent, layout))
         self.progress(round)
@@ -243,9 +296,9 @@ class Cohort(Grid):
     def hessian(self, model: Params) -> tuple[Params, torch.Tensor]:
         """The pooled gradient ``[d]`` and Hessian ``[d, d]`` of what all clients retain: a round of its own, in which
         each sends ``d + d^2`` numbers."""
-        both = self.train(
+        both = self.reduce(
             model, self.retained, routine="fedforget.routines:hessian", layout=hessian_layout(self.layout.size)
-        ).mean()
+        )
         gradient, hessian = both.layers().values()
         return Params(gradient, self.layout), hessian
 
@@ -260,7 +313,7 @@ class Cohort(Grid):
         """The mean over examples of what a routine returns: a client's mean, weighted by its number of examples."""
         holders = self.targets if split == "forget" else self.retained
         asked = holders if clients is None else clients
-        return self.train(model, asked, routine=f"fedforget.routines:{routine}", split=split, vectors=vectors).mean()
+        return self.reduce(model, asked, routine=f"fedforget.routines:{routine}", split=split, vectors=vectors)
 
     def evaluate(self, model: Params, sets: Mapping[str, int]) -> dict[str, tuple[NDArray, NDArray, NDArray]]:
         """Outputs of a model on the audit sets; an audit is not billed and not a round.
@@ -331,6 +384,9 @@ class Cohort(Grid):
         content = messages.pack(work, vectors)
         payload = sum(len(array.data) for array in content.array_records[messages.ARRAYS].values())
         good: dict[int, Reply] = {}
+        weights: dict[int, int] = {}  # of the clients in the pool
+        losses: dict[int, float] = {}
+        total: torch.Tensor | None = None
         cost = Cost(rounds=1, bytes_down=payload * len(work.clients))
         reasons = dict.fromkeys(work.clients, "did not answer in time")
         tried: dict[tuple[int, ...], int] = {}
@@ -338,20 +394,34 @@ class Cohort(Grid):
         for _ in range(2):
             # A group is asked again as a whole: the numbers of a stack depend on who is in it.
             missing = [group for group in groups if reasons.keys() & set(group)]
+            # Those of a group that did answer do not answer twice.
+            wanted = replace(work, pooled=tuple(client for client in work.pooled if client in reasons))
             reasons = dict.fromkeys(reasons, "did not answer in time")
-            for client, vector, report in self._ask(content, work, missing, tried):
-                if client not in reasons:
-                    continue
-                problem = _problem(vector, report, layout)
-                if problem:
-                    reasons[client] = problem
-                    continue
-                del reasons[client]
-                if vector is None:  # it holds no such data
-                    continue
-                update = Params(torch.from_numpy(np.array(vector)), layout)
-                good[client] = Reply(client, update, report["num_examples"], report["loss"])
-                cost += Cost(0, report["steps"], report["examples"], 0, vector.nbytes, 0, report["seconds"])
+            for asked, arrays, report in self._ask(content, wanted, missing, tried):
+                pool = arrays.get(messages.POOL)
+                spoiled = "" if pool is None else _misfit(pool, layout)
+                for client in asked:
+                    entry = report.get(str(client))
+                    if client not in reasons or entry is None:
+                        continue
+                    pooled = bool(entry.get("pooled")) and pool is not None
+                    vector = None if pooled else arrays.get(str(client))
+                    problem = spoiled if pooled else _problem(vector, entry, layout)
+                    if problem:
+                        reasons[client] = problem
+                        continue
+                    del reasons[client]
+                    if pooled:
+                        weights[client], losses[client] = entry["num_examples"], entry["loss"]
+                    elif vector is None:  # it holds no such data
+                        continue
+                    else:
+                        update = Params(torch.from_numpy(np.array(vector)), layout)
+                        good[client] = Reply(client, update, entry["num_examples"], entry["loss"])
+                    cost += Cost(0, entry["steps"], entry["examples"], 0, entry["bytes"], 0, entry["seconds"])
+                if pool is not None and not spoiled:
+                    addend = torch.from_numpy(np.array(pool))
+                    total = addend if total is None else total.add_(addend)
             if not reasons:
                 break
         notes = [f"round {work.round}: client {c} left out ({reason})" for c, reason in sorted(reasons.items())]
@@ -360,27 +430,31 @@ class Cohort(Grid):
                 f"round {work.round}: only {len(work.clients) - len(reasons)} of {len(work.clients)} clients answered, "
                 f"fewer than learning.min_share={self.min_share:g}; first failure: {notes[0]}"
             )
-        return Replies(good[client] for client in sorted(good)), cost, notes
+        pool_of_all = None if total is None else Pool(Params(total, layout), weights, losses)
+        return Replies((good[client] for client in sorted(good)), pool_of_all, work.scale), cost, notes
 
     def _ask(
         self, content: RecordDict, work: Work, groups: Sequence[tuple[int, ...]], tried: dict[tuple[int, ...], int]
-    ) -> Iterable[tuple[int, NDArray | None, dict]]:
-        """Send each node its share of ``groups``; yields the answers. ``tried``: which node had a group before."""
+    ) -> Iterable[tuple[tuple[int, ...], dict[str, NDArray], dict[str, dict]]]:
+        """Send each node its share of ``groups``; yields ``(clients asked, arrays, reports)`` of each node's answer.
+
+        ``tried``: which node had a group before.
+        """
         plan = self._schedule(groups, tried)
         shares = {node: tuple(client for group in mine for client in group) for node, mine in plan.items()}
         tried.update({group: node for node, mine in plan.items() for group in mine})
         sent = []
         for node, mine in plan.items():
             stacks = tuple(mine) if any(len(group) > 1 for group in mine) else ()
-            share = messages.repack(content, replace(work, clients=shares[node], groups=stacks))
+            pooled = tuple(client for client in work.pooled if client in set(shares[node]))
+            share = messages.repack(content, replace(work, clients=shares[node], groups=stacks, pooled=pooled))
             sent.append(Message(share, node, messages.TRAIN))
         for reply in self.grid.send_and_receive(sent, timeout=self.timeout):
             asked = shares[reply.metadata.src_node_id]
             if reply.has_error():
-                yield from ((client, None, {"error": reply.error.reason}) for client in asked)
-                continue
-            arrays, report = messages.unpack_reply(reply.content)
-            yield from ((c, arrays.get(str(c)), report[str(c)]) for c in asked if str(c) in report)
+                yield asked, {}, {str(client): {"error": reply.error.reason} for client in asked}
+            else:
+                yield asked, *messages.unpack_reply(reply.content)
 
     def _groups(self, work: Work) -> list[tuple[int, ...]]:
         """The clients asked, cut into groups that are trained together, largest clients first.
@@ -485,9 +559,15 @@ class Cohort(Grid):
         assert all(m.content is content for m in by_client.values()), "a learner sends all clients the same model"
         model = messages.from_learner(next(iter(content.array_records.values())), self.layout)
         options: dict[str, Any] = messages.learner_options(content)
-        replies = self.train(model, by_client, round=self.next_round, **options)
-        weights = {reply.client: reply.num_examples for reply in replies}
-        return messages.learner_replies(by_client, model, replies.by_client(), weights)
+        replies = self._round(
+            model, by_client, self.separate, TRAIN_ROUTINE, "retain", self.next_round, None, None, options
+        )
+        weights = replies.weights()
+        if self.separate is None or not weights:
+            return messages.learner_replies(by_client, model, replies.by_client(), weights)
+        first = next(iter(weights))
+        mean = {first: replies.mean(torch.float64)}
+        return messages.learner_replies(by_client, model, mean, {first: sum(weights.values())})
 
 
 def round_half_up(value: float) -> int:
@@ -501,6 +581,11 @@ def _problem(vector: NDArray | None, report: Mapping[str, Any], layout: Layout) 
         return report["error"]
     if vector is None:
         return "" if report["num_examples"] == 0 else "sent no vector"
+    return _misfit(vector, layout)
+
+
+def _misfit(vector: NDArray, layout: Layout) -> str:
+    """What is wrong with a vector that arrived; empty if nothing is."""
     if vector.shape != (layout.size,):
         return f"sent a vector of shape {vector.shape}, expected ({layout.size},)"
     return "" if np.isfinite(vector).all() else "sent NaN or infinite values"

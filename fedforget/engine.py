@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedforget import data, models, routines, stacked
-from fedforget.messages import TEST, Task, Work
-from fedforget.params import Layout, Params
+from fedforget.messages import POOL, TEST, Task, Work
+from fedforget.params import Layout, Params, add_exactly, can_add_exactly
 
 EVALUATION_BATCH = 500
 
@@ -74,15 +74,21 @@ def workbench(task_json: str) -> Workbench:
     return Workbench(federated, inputs, federated.labels.to(device), test_inputs, model, Layout.of(model), task.local)
 
 
-def train(work: Work, vectors: Mapping[str, NDArray]) -> Iterator[tuple[int, NDArray | None, dict]]:
-    """Run the routine for each client of ``work``; yields ``(client, reply vector [d], report)``.
+def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray], dict[str, dict]]:
+    """Run the routine for each client of ``work``.
 
-    A client without data in the split yields no vector. One that fails yields none and a report with its ``error``; the
-    others are unharmed.
+    Returns:
+        The reply vectors ``[d]`` by client, with the weighted sum of those in ``work.pooled`` as one float64 vector
+        under `POOL`; and each client's report, which says whether it is ``pooled``. A client without data in the split
+        has no vector. One that fails has none and a report with its ``error``; the others are unharmed. One whose
+        vector cannot be summed exactly is left out of the pool and answers by itself.
     """
     bench = _bench(work)
     routine = routines.find(work.routine)
     params = {name: _received(vector, bench.layout) for name, vector in vectors.items()}
+    arrays: dict[str, NDArray] = {}
+    reports: dict[str, dict] = {}
+    pooled, pool = frozenset(work.pooled), None
     for group in work.groups or [(client,) for client in work.clients]:
         start = time.perf_counter()
         try:
@@ -91,7 +97,18 @@ def train(work: Work, vectors: Mapping[str, NDArray]) -> Iterator[tuple[int, NDA
             replies = [(None, {"error": f"{type(error).__name__}: {error}"}) for _ in group]
         seconds = (time.perf_counter() - start) / len(group)
         for client, (vector, report) in zip(group, replies, strict=True):
-            yield client, vector, {**report, "seconds": seconds}
+            reports[str(client)] = {**report, "seconds": seconds}
+            if vector is None:
+                continue
+            if client in pooled and report["num_examples"] <= work.scale and can_add_exactly(vector):
+                pool = torch.zeros(len(vector), dtype=torch.float64) if pool is None else pool
+                add_exactly(pool, vector, report["num_examples"], work.scale)
+                reports[str(client)]["pooled"] = True
+            else:
+                arrays[str(client)] = vector.numpy()
+    if pool is not None:
+        arrays[POOL] = pool.numpy()
+    return arrays, reports
 
 
 def _received(vector: NDArray, layout: Layout) -> Params:
@@ -105,7 +122,7 @@ def _received(vector: NDArray, layout: Layout) -> Params:
 
 def _train_group(
     bench: Workbench, work: Work, params: Mapping[str, Params], routine: routines.Routine, group: Sequence[int]
-) -> list[tuple[NDArray | None, dict]]:
+) -> list[tuple[Tensor | None, dict]]:
     """Reply vector and report of each client of a group, which is stacked if it has more than one member."""
     sent = params["model"]
     states = {client: _client(bench, work, params, client) for client in group}
@@ -122,16 +139,23 @@ def _train_group(
     return [_report(states[client], replies.get(client)) for client in group]
 
 
-def _report(state: routines.Client | None, reply: Params | None) -> tuple[NDArray | None, dict]:
+def _report(state: routines.Client | None, reply: Params | None) -> tuple[Tensor | None, dict]:
     if state is None or reply is None:
         return None, {"num_examples": 0}
+    flat = reply.cpu().flat
     report = {
         "num_examples": len(state.labels),
         "steps": state.steps,
         "examples": state.examples,
         "loss": float(state.total_loss) / max(state.steps, 1),
+        "bytes": _billed(flat) if state.sparse else flat.nbytes,
     }
-    return reply.cpu().flat.numpy(), report
+    return flat, report
+
+
+def _billed(flat: Tensor) -> int:
+    """Bytes of a vector that is sent as its non-zero entries and a bitmap of their places, or whole if that is less."""
+    return min(flat.nbytes, int(flat.count_nonzero()) * flat.element_size() + -(-len(flat) // 8))
 
 
 def _client(bench: Workbench, work: Work, params: Mapping[str, Params], client: int) -> routines.Client | None:

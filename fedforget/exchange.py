@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from fedforget.ledger import Cost
-from fedforget.params import Params, weighted_mean
+from fedforget.params import Params, add_exactly, can_add_exactly, exact_scale
 
 RECORDS = ("nothing", "globals", "targets", "all")
 STORAGES = ("records", "updates", "sums")
@@ -53,15 +56,76 @@ class Reply:
     loss: float
 
 
-class Replies(tuple[Reply, ...]):
-    """Answers in client-id order."""
+@dataclass(frozen=True)
+class Pool:
+    """The answers of clients of which only the weighted sum was asked.
 
-    def mean(self) -> Params:
-        """``sum_k n_k u_k / sum_k n_k``, accumulated in float64 in client-id order."""
-        return weighted_mean((reply.update for reply in self), [reply.num_examples for reply in self])
+    Args:
+        total: ``sum_k n_k u_k``, float64.
+        weights: n_k by client.
+        losses: mean training loss by client.
+    """
+
+    total: Params
+    weights: Mapping[int, int]
+    losses: Mapping[int, float]
+
+
+class Replies(tuple[Reply, ...]):
+    """Answers in client-id order.
+
+    Args:
+        replies: the answers that came one by one.
+        pool: those that came as a sum, if any did.
+        scale: the scale of an exact sum over all of them (`fedforget.params.exact_scale`); by default that of the
+            replies' own weights.
+    """
+
+    pool: Pool | None
+    scale: float
+
+    def __new__(cls, replies: Iterable[Reply] = (), pool: Pool | None = None, scale: float = 0.0) -> Replies:
+        """See the class."""
+        self = super().__new__(cls, replies)
+        self.pool, self.scale = pool, scale or exact_scale(sum(reply.num_examples for reply in self))
+        return self
+
+    def weights(self) -> dict[int, int]:
+        """n_k, the number of examples, of every client that answered, in client-id order."""
+        weights = {reply.client: reply.num_examples for reply in self} | dict(self.pool.weights if self.pool else {})
+        return dict(sorted(weights.items()))
+
+    def losses(self) -> dict[int, float]:
+        """Mean training loss of every client that answered, in client-id order."""
+        losses = {reply.client: reply.loss for reply in self} | dict(self.pool.losses if self.pool else {})
+        return dict(sorted(losses.items()))
+
+    def mean(self, dtype: torch.dtype | None = None) -> Params:
+        """``sum_k n_k u_k / sum_k n_k``, in float64 and then rounded to ``dtype`` (by default that of the updates).
+
+        The same bits come out whichever of the updates came one by one and which in the pool, see
+        `fedforget.params.add_exactly`. What cannot be added exactly is added last, in client-id order.
+
+        Raises:
+            ValueError: if nobody answered, or nobody has an example.
+        """
+        weight = sum(self.weights().values())
+        if not weight > 0:
+            raise ValueError("there is no mean of no replies; ask clients that hold data in this split")
+        layout = self.pool.total.layout if self.pool else self[0].update.layout
+        total = self.pool.total.flat.clone() if self.pool else torch.zeros(layout.size, dtype=torch.float64)
+        exactly = [can_add_exactly(reply.update.flat) and reply.num_examples <= self.scale for reply in self]
+        for reply, exact in zip(self, exactly, strict=True):
+            if exact:
+                add_exactly(total, reply.update.flat, reply.num_examples, self.scale)
+        for reply, exact in zip(self, exactly, strict=True):
+            if not exact:
+                total.add_(reply.update.flat, alpha=reply.num_examples)
+        kept = self[0].update.flat.dtype if len(self) else torch.float32
+        return Params(total.div_(weight).to(dtype or kept), layout)
 
     def by_client(self) -> dict[int, Params]:
-        """The updates by client id."""
+        """The updates that came one by one, by client id."""
         return {reply.client: reply.update for reply in self}
 
 

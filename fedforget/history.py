@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedforget.exchange import RECORDS, Card, Replies, Reply
+from fedforget.exchange import RECORDS, Card, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.params import Layout, Params
 from fedforget.seeds import Seeds
@@ -122,7 +122,7 @@ class Recording:
             if keeps_all or (keeps_targets and reply.client in self.targets):
                 stored = compress(reply.update, self.config, self.stream(round, reply.client))
                 tensors.update({f"{reply.client}/{name}": tensor for name, tensor in stored.items()})
-        weights = {str(reply.client): reply.num_examples for reply in replies}
+        weights = {str(client): number for client, number in replies.weights().items()}
         self._save(round, tensors, {"weights": weights, "notes": notes})
 
     def finish(self, rounds: int, cost: Cost) -> None:
@@ -317,18 +317,34 @@ class FileJournal:
         entries = {int(client): entry for client, entry in metadata["replies"].items()}
         names, shapes = metadata["layout"]
         layout = Layout(tuple(names), tuple(map(tuple, shapes)))
-        replies = Replies(
-            Reply(client, Params(tensors[str(client)], layout), *entries[client]) for client in sorted(entries)
-        )
-        return replies, Cost(**metadata["cost"]), metadata["notes"]
+        alone = [client for client in sorted(entries) if str(client) in tensors]
+        pool = None
+        if "pool" in tensors:
+            pooled = {client: entry for client, entry in entries.items() if client not in alone}
+            weights = {client: number for client, (number, _) in pooled.items()}
+            losses = {client: loss for client, (_, loss) in pooled.items()}
+            pool = Pool(Params(tensors["pool"], layout), weights, losses)
+        one_by_one = (Reply(client, Params(tensors[str(client)], layout), *entries[client]) for client in alone)
+        return Replies(one_by_one, pool, metadata["scale"]), Cost(**metadata["cost"]), metadata["notes"]
 
     def put(self, number: int, exchange: tuple[Replies, Cost, list[str]]) -> None:
         """Remember exchange ``number``."""
         replies, cost, notes = exchange
-        entries = {str(reply.client): [reply.num_examples, reply.loss] for reply in replies}
+        losses = replies.losses()
+        entries = {str(client): [number, losses[client]] for client, number in replies.weights().items()}
         tensors = {str(reply.client): reply.update.flat for reply in replies}
-        layout = replies[0].update.layout if replies else Layout((), ())
-        metadata = {"replies": entries, "cost": cost.to_dict(), "notes": notes, "layout": [layout.names, layout.shapes]}
+        vectors = [reply.update for reply in replies]
+        if replies.pool:
+            tensors["pool"] = replies.pool.total.flat
+            vectors.append(replies.pool.total)
+        layout = vectors[0].layout if vectors else Layout((), ())
+        metadata = {
+            "replies": entries,
+            "scale": replies.scale,
+            "cost": cost.to_dict(),
+            "notes": notes,
+            "layout": [layout.names, layout.shapes],
+        }
         save_tensors(self._path(number), tensors, metadata)
 
     def _path(self, number: int) -> Path:

@@ -26,7 +26,7 @@ from fedforget.seeds import Seeds
 DESCRIBE, TRAIN, EVALUATE = "query.describe", "train", "evaluate"
 TEST = -1  # the "client" that owns the global test set
 RAW = "fedforget.raw"
-ARRAYS, WORK, REPORT = "arrays", "work", "report"
+ARRAYS, WORK, REPORT, POOL = "arrays", "work", "report", "pool"
 WEIGHT = "num-examples"
 LEARNER_BLOCK = 1 << 16  # entries
 STACKED = ("linear", "mlp")  # networks of linear layers, which stacked.py trains several clients of at once
@@ -96,6 +96,8 @@ class Work:
         parts: for an evaluation, ``(client, split, start, stop)``: the examples from ``start`` to ``stop`` of the split
             in its audit order.
         groups: for a training in stacks, the clients cut into groups that are trained together; empty: one by one.
+        pooled: the clients whose answers are wanted as one weighted sum.
+        scale: the scale of that sum, see `fedforget.params.exact_scale`.
     """
 
     task: str
@@ -109,6 +111,8 @@ class Work:
     options: Mapping[str, int | float | str] = field(default_factory=dict)
     parts: tuple[tuple[int, str, int, int], ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
+    pooled: tuple[int, ...] = ()
+    scale: float = 1.0
 
     def to_json(self) -> str:
         """JSON of the work; `from_json` inverts it."""
@@ -127,6 +131,7 @@ class Work:
         clients, parts = tuple(fields["clients"]), tuple(tuple(part) for part in fields["parts"])
         parsed = {"seeds": seeds, "removed": removed, "request": request, "clients": clients, "parts": parts}
         parsed["groups"] = tuple(tuple(group) for group in fields["groups"])
+        parsed["pooled"] = tuple(fields["pooled"])
         return cls(**{**fields, **parsed})
 
 
@@ -166,7 +171,7 @@ def unpack(content: RecordDict) -> tuple[Work, dict[str, NDArray]]:
 
 
 def pack_reply(arrays: Mapping[str, NDArray], report: Mapping[str, dict]) -> RecordDict:
-    """A node's answer: arrays by ``"client"`` or ``"client/name"``, and a JSON report by client id."""
+    """A node's answer: arrays by ``"client"``, ``"client/name"`` or `POOL`, and a JSON report by client id."""
     encoded = ArrayRecord({name: encode(array) for name, array in arrays.items()})
     return RecordDict({ARRAYS: encoded, REPORT: ConfigRecord({"json": json.dumps(report)})})
 
@@ -208,7 +213,10 @@ def from_learner(arrays: ArrayRecord, layout: Layout) -> Params:
 def learner_replies(
     asked: Mapping[int, Message], model: Params, updates: Mapping[int, Params], weights: Mapping[int, int]
 ) -> list[Message]:
-    """Clients' replies in the form that Flower's learners aggregate, in the order of ``updates``."""
+    """Clients' replies in the form that Flower's learners aggregate, in the order of ``updates``.
+
+    A learner that averages may be given the mean of all as the update of one client.
+    """
     sent = _blocks(model.flat.double().numpy())
     replies = []
     for client, update in updates.items():

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 1 << 16  # entries; sums over long vectors go block by block, so that a block stays in a core's cache
+EXACT_LIMIT = 512.0  # largest entry of an update that can be summed exactly, see `add_exactly`
+EXACT_QUANTUM = 2.0**-42  # what its entries are rounded to, as a share of the sum's scale
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,36 @@ class Params:
     def equals(self, other: Params) -> bool:
         """Bit-for-bit equality."""
         return self.layout == other.layout and torch.equal(self.flat, other.flat)
+
+
+def exact_scale(examples: int) -> float:
+    """The scale of an exact sum over clients with so many examples in all: the next power of two."""
+    return 2.0 ** max(0, (max(1, examples) - 1).bit_length())
+
+
+def can_add_exactly(vector: Tensor) -> bool:
+    """Whether `add_exactly` takes a vector: float32, and no entry is NaN or beyond `EXACT_LIMIT`."""
+    return vector.dtype == torch.float32 and float(vector.abs().max()) <= EXACT_LIMIT
+
+
+def add_exactly(total: Tensor, vector: Tensor, weight: int, scale: float) -> None:
+    """``total += weight * vector``, so that a total depends neither on the order of its terms nor on their grouping.
+
+    Every term is rounded to a multiple of ``q = EXACT_QUANTUM * scale``. While weights sum to at most ``4 * scale``,
+    all partial sums are multiples of q below ``2^53 q``, which float64 holds exactly (Demmel and Nguyen, "Fast
+    Reproducible Floating-Point Summation", ARITH 2013, with one bin). A term's rounding changes a mean over ``scale``
+    examples by at most 2^-43.
+
+    Args:
+        total: float64 ``[d]``, changed in place.
+        vector: float32 ``[d]``, see `can_add_exactly`.
+        weight: n_k, at most ``scale``.
+        scale: see `exact_scale`; the same for all terms of a sum.
+    """
+    shift = 1.5 * 2.0**52 * EXACT_QUANTUM * scale  # a number this large has a last digit worth q
+    for start in range(0, len(total), BLOCK):
+        term = vector[start : start + BLOCK].double().mul_(weight).add_(shift).sub_(shift)
+        total[start : start + BLOCK] += term
 
 
 def weighted_mean(items: Iterable[Params], weights: Sequence[float]) -> Params:

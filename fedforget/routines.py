@@ -120,6 +120,7 @@ class Client:
         vectors: parameter vectors that the strategy sent along, by name.
         seeds: the client's random streams in this round.
         forgotten: which examples the request being served names, booleans ``[n]``.
+        sparse: whether the reply is billed by its non-zero entries (set by routines that change only some).
     """
 
     id: int
@@ -137,6 +138,7 @@ class Client:
     steps: int = 0
     examples: int = 0
     total_loss: Tensor | float = 0.0
+    sparse: bool = False
     _optimizer: Optimizer | None = None
     _sent: list[Tensor] = field(default_factory=list)
 
@@ -303,6 +305,7 @@ def layer_masks(client: Client) -> Iterator[list[Tensor]]:
     further in the next round; at the layer's end it wraps around). The masks never end.
     """
     density, rotates = float(client.options["density"]), client.options["mask"] == "rotating"
+    client.sparse = True
     counts = [max(1, round(density * parameter.numel())) for parameter in client.parameters]
     if not rotates:
         chosen = client.forgotten if client.forgotten.any() else torch.ones_like(client.forgotten)

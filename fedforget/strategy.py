@@ -11,7 +11,7 @@ import difflib
 import importlib
 import pkgutil
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -60,6 +60,9 @@ class LearningConfig:
     fraction: float = 1.0
     min_share: float = 0.5
     timeout: float = 600.0
+
+
+AVERAGING = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")  # need only the mean of the updates
 
 
 def make_learner(config: LearningConfig) -> Strategy:
@@ -152,6 +155,7 @@ class UnlearningStrategy(Strategy):
             The global model after each round.
         """
         self.learner = make_learner(self.learning)
+        cohort.separate = self._separate(cohort, recording)
         model = initial
         last = first_round + rounds - 1
         for round in range(first_round, last + 1):
@@ -165,6 +169,14 @@ class UnlearningStrategy(Strategy):
             if recording:
                 recording.add(round, model, cohort.last_replies, cohort.notes[noted:], round == last)
             yield model
+
+    def _separate(self, cohort: Cohort, recording: Recording | None) -> Collection[int] | None:
+        """Whose updates a learner's round must bring one by one, see `Cohort`; what it learns does not depend on it."""
+        own = type(self).aggregate_train is not UnlearningStrategy.aggregate_train
+        if own or self.learning.learner not in AVERAGING:
+            return None
+        level = recording.config.record if recording else "nothing"
+        return {"all": cohort.federation.clients, "targets": recording.targets if recording else ()}.get(level, ())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -93,4 +93,4 @@ class Influence(UnlearningStrategy):
 
 def examples(cohort):
     """How many examples the last round's replies stand for."""
-    return sum(reply.num_examples for reply in cohort.last_replies)
+    return sum(cohort.last_replies.weights().values())

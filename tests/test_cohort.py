@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from fedforget import data
-from fedforget.cohort import TooFewClients
+from fedforget import data, routines
+from fedforget.cohort import TRAIN_ROUTINE, TooFewClients
+from fedforget.exchange import Replies
+from fedforget.history import HistoryConfig, Recording
 from fedforget.params import Params, weighted_mean
 from fedforget.request import UnlearningRequest
+from fedforget.strategy import LearningConfig, find
 from fedforget.testing import REQUESTS, Toy
 
 
@@ -83,7 +86,8 @@ def test_a_mean_weighs_by_examples_in_client_order(tmp_path):
     assert [reply.client for reply in replies] == [0, 3, 4]
     sizes = [toy.federation.num_train[client] for client in (0, 3, 4)]
     assert [reply.num_examples for reply in replies] == sizes
-    assert replies.mean().equals(weighted_mean([reply.update for reply in replies], sizes))
+    expected = weighted_mean([reply.update for reply in replies], sizes)
+    torch.testing.assert_close(replies.mean().flat, expected.flat, rtol=1e-7, atol=1e-12)
 
 
 def test_a_client_that_does_not_exist_is_refused(tmp_path):
@@ -120,3 +124,72 @@ def test_a_reply_of_another_length_than_declared_is_left_out(tmp_path):
     toy = Toy(tmp_path)
     with pytest.raises(TooFewClients, match=r"sent a vector of shape \(423150,\), expected \(650,\)"):
         toy.cohort().train(toy.start, [0], routine="fedforget.routines:hessian")
+
+
+@pytest.mark.parametrize("separate", [(), (3,), (0, 1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_a_pool_holds_the_same_bits_as_updates_one_by_one(tmp_path, nodes, separate):
+    toy = Toy(tmp_path, nodes)
+    one_by_one = Toy(tmp_path, 3).cohort().train(toy.start, range(6), round=1)
+    cohort = toy.cohort()
+    cohort._round(toy.start, range(6), separate, TRAIN_ROUTINE, "retain", 1, None, None, {})
+    replies = cohort.last_replies
+    assert [reply.client for reply in replies] == list(separate)
+    assert replies.weights() == one_by_one.weights() and replies.losses() == one_by_one.losses()
+    assert replies.mean().equals(one_by_one.mean())
+    assert replies.mean(torch.float64).equals(one_by_one.mean(torch.float64))
+    assert cohort.cost.bytes_up == 6 * 4 * 650, "a client still sends its update, to whoever adds it up"
+
+
+def test_reduce_is_the_mean_of_train_in_either_precision(tmp_path):
+    toy = Toy(tmp_path, 2)
+    for start in (toy.start, toy.start.double()):
+        mean = toy.cohort().train(start, range(6), round=2).mean()
+        assert toy.cohort().reduce(start, range(6), round=2).equals(mean)
+        assert mean.flat.dtype == start.flat.dtype
+
+
+def test_a_learner_that_averages_learns_the_same_from_a_pool(tmp_path):
+    toy = Toy(tmp_path, 2)
+    for learner in ("fedavg", "fedadam"):
+        strategy = find("none")(learning=LearningConfig(learner=learner))
+        pooled = list(strategy.learn(toy.cohort(), toy.start, 3))
+        recording = Recording(tmp_path / learner, toy.start.layout, HistoryConfig("all"), (), toy.seeds)
+        recorded = list(strategy.learn(toy.cohort(), toy.start, 3, recording=recording))
+        assert all(a.equals(b) for a, b in zip(pooled, recorded, strict=True))
+
+
+def test_a_client_that_fails_is_not_in_the_pool(tmp_path, monkeypatch):
+    """The fourth client raises twice, and then is missing; once, and it is asked again and nothing is missing."""
+    toy = Toy(tmp_path, 2)
+    name = "fedforget.routines:gradient"
+    whole = toy.cohort().reduce(toy.start, range(6), routine=name)
+    expected = toy.cohort().train(toy.start, [0, 1, 2, 4, 5], routine=name)
+    routine, failures = routines.gradient, []
+
+    def fails(client):
+        if client.id == 3 and len(failures) < most:
+            failures.append(client.id)
+            raise RuntimeError("no battery")
+        return routine(client)
+
+    monkeypatch.setattr(routines, "gradient", fails)
+    fails.__module__ = "fedforget.routines"
+    for most in (2, 1):
+        failures.clear()
+        cohort = toy.cohort()
+        mean = cohort.reduce(toy.start, range(6), routine=name)
+        left_out = most == 2
+        assert cohort.last_replies.weights().keys() == {0, 1, 2, 3, 4, 5} - ({3} if left_out else set())
+        assert mean.equals(Replies(expected, scale=cohort.last_replies.scale).mean() if left_out else whole)
+        assert bool(cohort.notes) == left_out
+
+
+def test_an_update_too_large_to_add_exactly_comes_by_itself(tmp_path):
+    """A learning rate of 1e6 throws weights beyond 512, where a sum of fixed digits would not hold them."""
+    toy = Toy(tmp_path, 2)
+    one_by_one = toy.cohort().train(toy.start, range(6), round=1, lr=1e6)
+    assert max(float(reply.update.flat.abs().max()) for reply in one_by_one) > 512
+    cohort = toy.cohort()
+    assert cohort.reduce(toy.start, range(6), round=1, lr=1e6).equals(one_by_one.mean())
+    assert len(cohort.last_replies) > 0

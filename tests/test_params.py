@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import FrozenInstanceError
 from typing import cast
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedforget.params import Layout, Params, weighted_mean
+from fedforget.params import Layout, Params, add_exactly, can_add_exactly, exact_scale, weighted_mean
 
 quick = settings(max_examples=25, deadline=None)
 entries = st.floats(-1e3, 1e3, width=32)
@@ -251,3 +252,35 @@ def test_a_batch_norm_network_keeps_its_statistics() -> None:
     params = Params.from_module(module)
     assert params.layers()["running_mean"].tolist() == [5.0, 6.0]
     assert "num_batches_tracked" not in params.layout.names
+
+
+@quick
+@given(st.permutations(range(6)), st.integers(1, 5))
+def test_exact_sums_do_not_depend_on_order_or_grouping(order: list[int], cut: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(1000, generator=generator) * 10.0**power for power in range(-6, 0)]
+    weights = [3, 100, 17, 1, 250, 64]
+    scale = exact_scale(sum(weights))
+
+    def total(places: Iterable[int]) -> torch.Tensor:
+        result = torch.zeros(1000, dtype=torch.float64)
+        for place in places:
+            add_exactly(result, vectors[place], weights[place], scale)
+        return result
+
+    expected = total(range(6))
+    assert torch.equal(total(order), expected)
+    assert torch.equal(total(order[:cut]) + total(order[cut:]), expected)
+    plain = sum(n * v.double() for n, v in zip(weights, vectors, strict=True))
+    assert float((expected - plain).abs().max()) <= 6 * scale * 2.0**-43
+
+
+def test_exact_sums_by_hand() -> None:
+    assert [exact_scale(n) for n in (0, 1, 2, 3, 1024, 1025)] == [1, 1, 2, 4, 1024, 2048]
+    total = torch.zeros(2, dtype=torch.float64)
+    # With scale 1 the quantum is 2^-42: 1.5 quanta are rounded to the even 2, 0.25 of one to nothing.
+    add_exactly(total, torch.tensor([1.5 * 2.0**-42, 2.0**-44]), 1, 1.0)
+    assert total.tolist() == [2 * 2.0**-42, 0.0]
+    assert can_add_exactly(torch.tensor([-512.0])) and not can_add_exactly(torch.tensor([512.1]))
+    assert not can_add_exactly(torch.tensor([math.nan])) and not can_add_exactly(torch.tensor([math.inf]))
+    assert not can_add_exactly(torch.tensor([1.0], dtype=torch.float64))

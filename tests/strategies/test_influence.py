@@ -39,7 +39,7 @@ def forgotten(toy, scope, w):
     """The gradient summed over the forgotten examples, and how many there are."""
     cohort = toy.cohort(REQUESTS[scope])
     mean = cohort.gradient(w.double(), split="forget") + DECAY * w.double()
-    n = sum(reply.num_examples for reply in cohort.last_replies)
+    n = sum(cohort.last_replies.weights().values())
     return n * mean, n
 
 
