@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,41 @@ from fedforget.seeds import Seeds
 TRAIN_ROUTINE = "fedforget.routines:train"
 GROUP = 12  # clients in a stack: more no longer fit a core's cache
 TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
+
+
+# Audit sets, by who holds them.
+TARGET_SETS = ("forget", "holdout", "canary", "few", "rest")
+RETAINED_SETS = ("retain", "clients")  # ``clients``: the retained clients' own holdout splits
+TEST_SETS = ("test", "trigger")  # ``trigger``: the test images with a backdoor's trigger
+
+
+class Answers(NamedTuple):
+    """What a model answers on an audit set of ``n`` examples.
+
+    Args:
+        logits: ``[n, classes]``.
+        labels: ``[n]``.
+        clients: ``[n]``, who holds each example; -1 for the test set.
+        rows: ``[n]``, where each stands in its holder's data: the same example has the same row for every model.
+        included: ``[n]``, 1, or 0 for a candidate canary that the trajectory was not trained on.
+        features: ``[n, p]`` float16, what the last layer was given; ``None`` but for ``forget`` and ``holdout``.
+    """
+
+    logits: NDArray
+    labels: NDArray
+    clients: NDArray
+    rows: NDArray
+    included: NDArray
+    features: NDArray | None
+
+    @classmethod
+    def together(cls, several: Sequence[Answers]) -> Answers:
+        """The answers of several holders as one audit set, in their order."""
+        logits, labels, clients, rows, included = (
+            np.concatenate(arrays) for arrays in zip(*(answers[:5] for answers in several), strict=True)
+        )
+        features = [answers.features for answers in several if answers.features is not None]
+        return cls(logits, labels, clients, rows, included, np.concatenate(features) if features else None)
 
 
 class TooFewClients(RuntimeError):
@@ -315,44 +350,34 @@ class Cohort(Grid):
         asked = holders if clients is None else clients
         return self.reduce(model, asked, routine=f"fedforget.routines:{routine}", split=split, vectors=vectors)
 
-    def evaluate(self, model: Params, sets: Mapping[str, int]) -> dict[str, tuple[NDArray, NDArray, NDArray]]:
-        """Outputs of a model on the audit sets; an audit is not billed and not a round.
+    def evaluate(self, model: Params, sets: Mapping[str, int]) -> dict[str, Answers]:
+        """What a model answers on the audit sets; an audit is not billed and not a round.
 
         Args:
             model: the model.
-            sets: most examples wanted, by audit set: ``forget`` and ``holdout`` (of the request's targets), ``retain``
-                (of the retained clients, spread evenly) and ``test`` (the global test set).
-
-        Returns:
-            ``(logits [n, classes], labels [n], clients [n])`` by audit set; the test set belongs to client -1.
+            sets: most examples wanted, by audit set: `TARGET_SETS` (of the request's targets), `RETAINED_SETS` (of the
+                retained clients, spread evenly) and `TEST_SETS` (the global test set).
 
         Raises:
             TooFewClients: if a node cannot evaluate.
         """
-        parts: list[tuple[int, str, int, int]] = []
-        owners: list[str] = []
-        for name, most in sets.items():
-            for part in self._parts(name, most):
-                parts.append(part)
-                owners.append(name)
-        outputs = self._evaluate_parts(model, parts)
+        parts = {name: self._parts(name, most) for name, most in sets.items()}
+        answers = iter(self._evaluate_parts(model, [part for mine in parts.values() for part in mine]))
         result = {}
-        for name in sets:
-            mine = [number for number, owner in enumerate(owners) if owner == name]
-            logits = [outputs[number][0] for number in mine]
-            labels = [outputs[number][1] for number in mine]
-            clients = [np.full(len(outputs[number][1]), parts[number][0]) for number in mine]
-            if mine:
-                result[name] = (np.concatenate(logits), np.concatenate(labels), np.concatenate(clients))
+        for name, mine in parts.items():
+            several = [next(answers) for _ in mine]
+            if several:
+                result[name] = Answers.together(several)
         return result
 
     def _parts(self, name: str, most: int) -> list[tuple[int, str, int, int]]:
-        if name == "test":
+        if name in TEST_SETS:
             total = min(most, int(self.federation.about["num_test"]))
             return [(TEST, name, i, min(i + TEST_CHUNK, total)) for i in range(0, total, TEST_CHUNK)]
-        clients = self.retained if name == "retain" else self.targets
+        clients = self.retained if name in RETAINED_SETS else self.targets
         share = -(-most // max(1, len(clients)))
-        return [(client, name, 0, share) for client in clients]
+        split = "holdout" if name == "clients" else name
+        return [(client, split, 0, share) for client in clients]
 
     # ------------------------------------------------------------------ how
 
@@ -484,9 +509,7 @@ class Cohort(Grid):
             plan.setdefault(node, []).append(group)
         return plan
 
-    def _evaluate_parts(
-        self, model: Params, parts: list[tuple[int, str, int, int]]
-    ) -> dict[int, tuple[NDArray, NDArray]]:
+    def _evaluate_parts(self, model: Params, parts: list[tuple[int, str, int, int]]) -> list[Answers]:
         work = Work(self.task.to_json(), self.seeds, removed=self.removed, request=self.request)
         content = messages.pack(work, {"model": model})
         shares: dict[int, list[int]] = {}
@@ -502,16 +525,22 @@ class Cohort(Grid):
             )
             for node, share in shares.items()
         ]
-        outputs = {}
+        answers: dict[int, Answers] = {}
         for reply in self.grid.send_and_receive(sent, timeout=self.timeout):
             if reply.has_error():
                 raise TooFewClients(f"a node could not evaluate the model: {reply.error.reason}")
             arrays, _ = messages.unpack_reply(reply.content)
             for place, number in enumerate(shares[reply.metadata.src_node_id]):
-                outputs[number] = (np.array(arrays[f"{place}/logits"]), np.array(arrays[f"{place}/labels"]))
-        if len(outputs) < len(parts):
+                logits, labels, rows, included = (
+                    np.array(arrays[f"{place}/{name}"]) for name in ("logits", "labels", "rows", "included")
+                )
+                features = arrays.get(f"{place}/features")
+                owner = np.full(len(labels), parts[number][0])
+                kept = None if features is None else np.array(features)
+                answers[number] = Answers(logits, labels, owner, rows, included, kept)
+        if len(answers) < len(parts):
             raise TooFewClients(f"a node did not evaluate the model within {self.timeout:g} s")
-        return outputs
+        return [answers[number] for number in range(len(parts))]
 
     # ------------------------------------------------------------------ the cohort as a Flower Grid, one node a client
 

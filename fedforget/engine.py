@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from fedforget.messages import POOL, TEST, Task, Work
 from fedforget.params import Layout, Params, add_exactly, can_add_exactly
 
 EVALUATION_BATCH = 500
+PROBED = ("forget", "holdout")  # splits whose features are kept
 
 
 @dataclass(frozen=True)
@@ -186,30 +186,65 @@ def _client(bench: Workbench, work: Work, params: Mapping[str, Params], client: 
 
 
 @torch.no_grad()
-def evaluate(work: Work, model: NDArray) -> Iterator[tuple[int, NDArray, NDArray, dict]]:
-    """Logits of a model on each part of ``work``; yields ``(part number, logits [n, classes], labels [n], report)``.
+def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, dict]]:
+    """What a model answers on each part of ``work``.
 
-    A split is taken in its audit order, a fixed shuffle of the client's whole split from which absent examples are
-    dropped, so that the first examples of a split are the same for every model.
+    A split is taken in its audit order, a fixed shuffle of all rows of which the split's own are kept, so that the
+    first examples of a split are the same for every model. Candidate canaries keep their order.
+
+    Returns:
+        Arrays by ``"part/name"``: ``logits [n, classes]``, ``labels [n]``, ``rows [n]`` (where the examples stand in
+        the data), ``included [n]`` (whether the trajectory trained on a candidate canary; else 1), and ``features
+        [n, p]`` (float16: what the last linear layer was given) for the splits in `PROBED`; and a report by part.
     """
     bench = _bench(work)
     Params(torch.tensor(model), bench.layout).copy_to(bench.model)
+    given: list[Tensor] = []
+    last = [module for module in bench.model.modules() if isinstance(module, nn.Linear)][-1]
+    hook = last.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].half().cpu()))
+    arrays: dict[str, NDArray] = {}
+    reports: dict[str, dict] = {}
     for number, (client, split, start, stop) in enumerate(work.parts):
         began = time.perf_counter()
-        order = bench.data.seeds.numpy("audit", client, split)
-        if client == TEST:
-            inputs, labels = bench.test_inputs, bench.data.test_labels
-            chosen = torch.from_numpy(order.permutation(len(labels)))[start:stop]
-        else:
-            inputs, labels = bench.inputs, bench.data.labels
-            mine = bench.data.split(client, split, work.seeds, work.removed, work.request)
-            rank = torch.from_numpy(order.permutation(len(labels)))[mine]
-            chosen = mine[rank.argsort()][start:stop]
-        batches = chosen.to(inputs.device).split(EVALUATION_BATCH)
-        logits = [bench.model(inputs[batch]).float().cpu() for batch in batches]
-        report = {"examples": len(chosen), "seconds": time.perf_counter() - began}
-        stacked = torch.cat(logits) if len(chosen) else torch.zeros(0, bench.data.num_classes)
-        yield number, stacked.numpy(), np.asarray(labels[chosen]), report
+        rows, included = _audited(bench, work, client, split)
+        rows, included = rows[start:stop], included[start:stop]
+        labels = bench.data.test_labels if client == TEST else bench.data.labels
+        given.clear()
+        logits = [bench.model(batch).float().cpu() for batch in _batches(bench, client, split, rows)]
+        arrays[f"{number}/logits"] = torch.cat([torch.zeros(0, bench.data.num_classes), *logits]).numpy()
+        arrays[f"{number}/labels"] = labels[rows].numpy()
+        arrays[f"{number}/rows"], arrays[f"{number}/included"] = rows.numpy(), included.numpy()
+        if split in PROBED:
+            features = torch.cat([torch.zeros(0, last.in_features, dtype=torch.half), *given])
+            arrays[f"{number}/features"] = features.numpy()
+        reports[str(number)] = {"examples": len(rows), "seconds": time.perf_counter() - began}
+    hook.remove()
+    return arrays, reports
+
+
+def _audited(bench: Workbench, work: Work, client: int, split: str) -> tuple[Tensor, Tensor]:
+    """The rows of a split in its audit order, and whether the trajectory trained on each (int64)."""
+    federated = bench.data
+    if split == "canary":
+        rows = federated.split(client, split, work.seeds)
+        return rows, torch.isin(rows, federated.split(client, "canary_in", work.seeds)).long()
+    # The few examples that an attacker knows, and the rest, are forgotten ones: they keep that set's order.
+    order = federated.seeds.numpy("audit", client, "forget" if split in ("few", "rest") else split)
+    if client == TEST:
+        rows = torch.from_numpy(order.permutation(len(federated.test_labels)))
+    else:
+        mine = federated.split(client, split, work.seeds, work.removed, work.request)
+        rank = torch.from_numpy(order.permutation(len(federated.labels)))[mine]
+        rows = mine[rank.argsort()]
+    return rows, torch.ones_like(rows)
+
+
+def _batches(bench: Workbench, client: int, split: str, rows: Tensor) -> Iterator[Tensor]:
+    """The images of ``rows`` on the device, in batches."""
+    inputs = bench.test_inputs if client == TEST else bench.inputs
+    if split == "trigger":
+        inputs = bench.data.triggered().to(inputs.device)
+    return (inputs[batch] for batch in rows.to(inputs.device).split(EVALUATION_BATCH))
 
 
 def _bench(work: Work) -> Workbench:

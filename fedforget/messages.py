@@ -28,6 +28,7 @@ TEST = -1  # the "client" that owns the global test set
 RAW = "fedforget.raw"
 ARRAYS, WORK, REPORT, POOL = "arrays", "work", "report", "pool"
 WEIGHT = "num-examples"
+TYPES = ("float16", "float32", "float64", "int64")
 LEARNER_BLOCK = 1 << 16  # entries
 STACKED = ("linear", "mlp")  # networks of linear layers, which stacked.py trains several clients of at once
 
@@ -148,8 +149,8 @@ def decode(array: Array) -> NDArray:
     """
     if array.stype != RAW:
         return array.numpy()
-    if array.dtype not in ("float32", "float64", "int64"):
-        raise ValueError(f"a message holds an array of type {array.dtype!r}; expected float32, float64 or int64")
+    if array.dtype not in TYPES:
+        raise ValueError(f"a message holds an array of type {array.dtype!r}; expected one of {', '.join(TYPES)}")
     return np.frombuffer(array.data, dtype=np.dtype(array.dtype).newbyteorder("<")).reshape(array.shape)
 
 

@@ -101,7 +101,7 @@ def study(partition: PartitionConfig, local: LocalConfig, seed: int, rounds: int
 
     def accuracies(w: Params) -> tuple[float, float]:
         sets = cohort(request).evaluate(w, {"forget": 2000, "retain": 2000})
-        forget, retain = (100 * float((logits.argmax(1) == labels).mean()) for logits, labels, _ in sets.values())
+        forget, retain = (100 * float((logits.argmax(1) == labels).mean()) for logits, labels, *_ in sets.values())
         return forget, retain
 
     def row(name: str, w: Params, stored: int = 0) -> Row:

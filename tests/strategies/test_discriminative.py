@@ -85,7 +85,7 @@ def test_one_full_batch_step_is_a_step_on_the_pooled_loss(tmp_path: Path, scope:
     [w], _, w_o = serve(place, Discriminative(config, LEARNING), request)
     cohort = place.cohort(request, Card(target_online=True))
     step, total = torch.zeros_like(w.flat), 0
-    logits, labels, owners = cohort.evaluate(w_o, {"forget": 10**6})["forget"]
+    logits, labels, owners, *_ = cohort.evaluate(w_o, {"forget": 10**6})["forget"]
     for c in cohort.targets:
         mine = owners == c
         ce = nn.functional.cross_entropy(torch.tensor(logits[mine]), torch.tensor(labels[mine]))
@@ -109,7 +109,7 @@ def test_the_loss_on_forgotten_data_rises_with_alpha(tmp_path: Path, form: str) 
         place = toy(tmp_path)
         config = Discriminative.Config(form=form, alpha=alpha, rounds=3)
         made, cohort, _ = serve(place, Discriminative(config, LEARNING), request)
-        logits, labels, _ = place.cohort(request, cohort.card).evaluate(made[-1], {"forget": 500})["forget"]
+        logits, labels, *_ = place.cohort(request, cohort.card).evaluate(made[-1], {"forget": 500})["forget"]
         losses.append(nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item())
     assert losses[0] < losses[1] < losses[2]
 

@@ -59,7 +59,7 @@ def test_the_loss_on_forgotten_data_rises_as_beta_falls(tmp_path: Path) -> None:
     for beta in (1.0, 0.8, 0.5):
         place = toy(tmp_path)
         made, cohort, _ = serve(place, NegGrad(NegGrad.Config(rounds=3, beta=beta), LEARNING), request)
-        logits, labels, _ = place.cohort(request, cohort.card).evaluate(made[-1], {"forget": 500})["forget"]
+        logits, labels, *_ = place.cohort(request, cohort.card).evaluate(made[-1], {"forget": 500})["forget"]
         losses.append(nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item())
     assert losses[0] < losses[1] < losses[2]
 

@@ -74,7 +74,7 @@ def test_it_raises_the_loss_on_what_is_forgotten(tmp_path: Path) -> None:
     models, cohort, final = serve(toy, RandomLabel(RandomLabel.Config(rounds=3)), request)
 
     def accuracy(model):
-        logits, labels, _ = cohort.evaluate(model, {"forget": 200})["forget"]
+        logits, labels, *_ = cohort.evaluate(model, {"forget": 200})["forget"]
         return (logits.argmax(1) == labels).mean()
 
     assert accuracy(final) > 0.6 and accuracy(models[-1]) < 0.2

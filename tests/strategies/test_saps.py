@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ def point(*values: float) -> Params:
 def test_the_largest_curvatures_are_selected(q: float, expected: list[float]) -> None:
     # Curvature counts with its sign: -9 is the flattest direction here, not the second sharpest. At least one moves.
     assert select(point(1, 2, 3, 4), point(0.5, 2, -9, 10), q).flat.tolist() == expected
+
+
+def test_the_largest_curvatures_are_the_best_choice_for_a_diagonal_quadratic() -> None:
+    # L = sum_i h_i (w_i - 1)^2 / 2 from w = 0: G_i = h_i (to be taken back), and a step of tau on S lowers L by
+    # sum_S tau h_i^2 (1 - tau h_i / 2), which rises with h_i while tau h_i < 4/3. So no other two coordinates do better.
+    layout, tau = Layout(("a",), ((6,),)), 0.3
+    h = torch.tensor([0.5, 4.0, 1.0, 0.1, 3.0, 2.0])
+
+    def lowered(step: torch.Tensor) -> float:
+        return float((h / 2 - h * (tau * step - 1) ** 2 / 2).sum())
+
+    chosen = select(Params(h, layout), Params(h, layout), 2 / 6).flat
+    others = [torch.zeros(6).index_copy(0, torch.tensor(S), h[list(S)]) for S in itertools.combinations(range(6), 2)]
+    assert chosen.nonzero().flatten().tolist() == [1, 4]
+    assert lowered(chosen) == max(map(lowered, others)) > sorted(map(lowered, others))[-2]
 
 
 def test_signs_are_drawn_anew_for_each_probe() -> None:
@@ -76,7 +92,7 @@ def test_the_forgotten_data_is_fitted_worse(tmp_path: Path) -> None:
     models, cohort, final, _ = unlearn(tmp_path, "class")
 
     def hits(model: Params) -> float:
-        logits, labels, _ = cohort.evaluate(model, {"forget": 500})["forget"]
+        logits, labels, *_ = cohort.evaluate(model, {"forget": 500})["forget"]
         return float((logits.argmax(1) == labels).mean())
 
     assert hits(models[-1]) < hits(final)

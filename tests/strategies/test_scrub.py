@@ -134,7 +134,7 @@ def test_ascent_raises_the_loss_on_the_forgotten_data(tmp_path: Path, scope: str
         toy = Toy(tmp_path, learning=LEARNING)
         made, cohort, w_o = serve(toy, Scrub(config, LEARNING), request)
         assert (made[-1] - w_o).norm() > 1e-3
-        logits, labels, _ = toy.cohort(request, cohort.card).evaluate(made[-1], {"forget": 500})["forget"]
+        logits, labels, *_ = toy.cohort(request, cohort.card).evaluate(made[-1], {"forget": 500})["forget"]
         losses.append(nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item())
     assert losses[1] > losses[0]
 
