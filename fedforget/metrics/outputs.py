@@ -6,6 +6,7 @@ in float64. An example with a NaN logit counts as wrong in `accuracy` and makes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ class Outputs:
         labels: ``[n]`` int64, the true classes.
         clients: ``[n]`` int64, the owner of each example; -1 for the global test set.
         features: ``[n, p]`` float, what the last layer was given; ``None`` where nobody recorded it.
+        rows: ``[n]`` int64, where each example stands in its owner's data: equal for every model.
+        included: ``[n]`` int64, 0 for a candidate canary that the model was not trained on, else 1.
 
     Raises:
         ValueError: if the shapes disagree or there are fewer than two classes.
@@ -30,6 +33,8 @@ class Outputs:
     labels: Tensor
     clients: Tensor
     features: Tensor | None = None
+    rows: Tensor | None = None
+    included: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(tensor.shape) for tensor in (self.logits, self.labels, self.clients)]
@@ -41,6 +46,33 @@ class Outputs:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, places: Tensor) -> Outputs:
+        """The outputs on some of the examples, in the order of ``places``."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Outputs(**{name: None if value is None else value[places] for name, value in fields.items()})
+
+
+def align(several: Sequence[Outputs]) -> list[Outputs]:
+    """The outputs of several models on the examples that all of them have, in the order of the first.
+
+    Coin-flipped canaries give each seed another forget set; what is compared example by example must be the same.
+
+    Raises:
+        ValueError: if one does not say which rows its examples are.
+    """
+    keys = []
+    for outputs in several:
+        if outputs.rows is None:
+            raise ValueError("outputs of different models can be aligned only if their rows are known")
+        keys.append(list(zip(outputs.clients.tolist(), outputs.rows.tolist(), strict=True)))
+    common = set(keys[0]).intersection(*keys[1:])
+    wanted = [key for key in keys[0] if key in common]
+    aligned = []
+    for outputs, mine in zip(several, keys, strict=True):
+        place = {key: number for number, key in enumerate(mine)}
+        aligned.append(outputs.take(torch.tensor([place[key] for key in wanted], dtype=torch.long)))
+    return aligned
 
 
 def accuracy(outputs: Outputs) -> float:

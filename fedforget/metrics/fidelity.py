@@ -1,0 +1,372 @@
+"""Fidelity: how far unlearned models are from retrained ones, in predictions, in distribution and in weights.
+
+Fidelity is not leakage: an exact retrain that stopped early leaks nothing and still differs from the oracle. The ideal
+of every number here is what an oracle scores against oracles of other seeds, which is rarely its best value. A model
+whose logits are NaN gets NaN, except where a function says how it counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist
+from scipy.special import rel_entr
+from torch import Tensor
+
+from fedforget.metrics.outputs import Outputs, accuracy
+from fedforget.params import Params
+
+DELTA = 1e-5  # of the forgetting score, as are the next five
+CAP = 50.0  # the largest epsilon
+LIMIT = -math.log(1e-45)  # its margins are log-odds of probabilities to which 1e-45 was added
+PER_UNIT = 100  # thresholds on an interval of length 1
+BUFFER = 2.0  # how far the two thresholds stray from the range of the narrower sample
+BIN = 0.5  # width of an epsilon bin
+
+
+def disagreement(model: Outputs, references: Sequence[Outputs]) -> float:
+    """Prediction churn: share of examples given another class than by a reference, averaged. Lower = closer; [0, 1].
+
+    An example on which either model has a NaN logit counts as a disagreement. Two oracles disagree as well, so read it
+    beside their value. Source: churn is that of Milani Fard et al., NeurIPS 2016.
+
+    Args:
+        model: the unlearned model's outputs on n examples.
+        references: those of oracles of other seeds on the same examples in the same order.
+
+    Raises:
+        ValueError: if there is no reference, or one has other examples.
+    """
+    _check_aligned(model, references)
+    chosen, broken = model.logits.argmax(1), model.logits.isnan().any(1)
+    differ = [(chosen != other.logits.argmax(1)) | broken | other.logits.isnan().any(1) for other in references]
+    return torch.stack(differ).double().mean().item()
+
+
+def js_divergence(model: Outputs, references: Sequence[Outputs]) -> float:
+    """Jensen-Shannon divergence of the predicted distributions, averaged. Lower = closer; [0, ln 2], nats.
+
+    ``(KL(p || m) + KL(q || m)) / 2`` with ``m = (p + q) / 2``, the mean over references and examples.
+    Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
+
+    Args:
+        model: the unlearned model's outputs on n examples.
+        references: those of oracles of other seeds on the same examples in the same order.
+
+    Raises:
+        ValueError: if there is no reference, or one has other examples.
+    """
+    _check_aligned(model, references)
+    p = _probabilities(model).numpy()
+    q = np.stack([_probabilities(other).numpy() for other in references])
+    # 4 JS = sum 2p log(2p / (p + q)) + 2q log(2q / (p + q)): a halved m could underflow to 0
+    divergence = (rel_entr(2 * p, p + q) + rel_entr(2 * q, p + q)).sum(-1) / 4
+    return float(np.maximum(divergence, 0).mean())  # rounding can take it below 0 by 1e-17
+
+
+def activation_distance(model: Outputs, references: Sequence[Outputs]) -> float:
+    """Mean over references and examples of ``||p_U - p_O||_2``. Lower = closer; [0, sqrt 2].
+
+    Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv 2205.08096, on the forget set.
+
+    Args:
+        model: the unlearned model's outputs on n examples.
+        references: those of oracles of other seeds on the same examples in the same order.
+
+    Raises:
+        ValueError: if there is no reference, or one has other examples.
+    """
+    _check_aligned(model, references)
+    p = _probabilities(model)
+    return torch.stack([(p - _probabilities(other)).norm(dim=1) for other in references]).mean().item()
+
+
+def calibration_error(outputs: Outputs, bins: int = 15) -> float:
+    """Expected calibration error: mean of |accuracy - confidence| over bins of confidence, weighted by their size.
+
+    Lower = confidences mean what they say; [0, 1]. Its ideal is the oracle's. Source: Guo et al. 2017, arXiv
+    1706.04599; computed by torchmetrics.
+
+    Args:
+        outputs: a model's outputs.
+        bins: bins of equal width of the confidence, the largest probability.
+    """
+    # Importing it takes seconds, and few callers of this module need it.
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    probabilities = _probabilities(outputs)
+    if probabilities.isnan().any():
+        return math.nan
+    classes = probabilities.shape[1]
+    return multiclass_calibration_error(probabilities, outputs.labels, num_classes=classes, n_bins=bins).item()
+
+
+def brier(outputs: Outputs) -> float:
+    """Mean over examples of ``sum_c (p_c - [c = y])^2``. Lower = better calibrated and sharper; [0, 2].
+
+    Its ideal is the oracle's. Source: Brier 1950.
+    """
+    probabilities = _probabilities(outputs)
+    truth = torch.nn.functional.one_hot(outputs.labels, probabilities.shape[1])
+    return (probabilities - truth).square().sum(1).mean().item()
+
+
+def tug_of_war(model: Mapping[str, Outputs], oracle: Mapping[str, Outputs]) -> float:
+    """Product over forget, retain and test of ``1 - |accuracy gap|``. Higher = closer; [0, 1].
+
+    Source: Zhao et al., "What makes unlearning hard and what to do about it" (RUM), NeurIPS 2024, arXiv 2406.01257.
+    It cannot see leakage, and an oracle against another oracle does not reach 1.
+
+    Args:
+        model: the unlearned model's outputs on ``"forget"``, ``"retain"`` and ``"test"``.
+        oracle: those of the oracle of its seed.
+
+    Raises:
+        ValueError: if one of the three sets is missing.
+    """
+    return math.prod(1 - gap for gap in _accuracy_gaps(model, oracle))
+
+
+def average_gap(
+    model: Mapping[str, Outputs], oracle: Mapping[str, Outputs], attack_model: float, attack_oracle: float
+) -> float:
+    """Mean of |gap| over unlearning, retain and test accuracy and the attack's efficacy. Lower = closer; [0, 1].
+
+    Unlearning accuracy is 1 - accuracy on the forget set. Source: Fan et al., SalUn, ICLR 2024, arXiv 2310.12508. Good
+    utility can hide leakage in this average.
+
+    Args:
+        model: the unlearned model's outputs on ``"forget"``, ``"retain"`` and ``"test"``.
+        oracle: those of the oracle of its seed.
+        attack_model: MIA-efficacy on the unlearned model, the share of the forget set called non-member, in [0, 1].
+        attack_oracle: the same on the oracle.
+
+    Raises:
+        ValueError: if one of the three sets is missing.
+    """
+    return (sum(_accuracy_gaps(model, oracle)) + abs(attack_model - attack_oracle)) / 4
+
+
+def energy_distance(u: Tensor, o: Tensor) -> Tensor:
+    """Unbiased energy distance of two samples of margins, example by example, ``[n]``. Lower = closer; (-inf, inf).
+
+    ``2 E|u - o| - E|u - u'| - E|o - o'|``, in the margins' unit, with pairs of *different* models only: its mean is 0
+    where both sides have one distribution, at any number of models, so it falls below 0 about half the time.
+    Source: Szekely and Rizzo 2013, doi 10.1016/j.jspi.2013.03.018, in its U-statistic form. Margins that are not finite
+    give NaN.
+
+    Args:
+        u: ``[K, n]`` margins of K >= 2 unlearned models.
+        o: ``[L, n]`` margins of L >= 2 oracles on the same examples.
+
+    Raises:
+        ValueError: if the examples differ or a side has fewer than two models.
+    """
+    u, o = _sides(u, o)
+
+    def within(side: Tensor) -> Tensor:
+        return (side[:, None] - side).abs().sum((0, 1)) / (len(side) * (len(side) - 1))
+
+    return 2 * (u[:, None] - o).abs().mean((0, 1)) - within(u) - within(o)
+
+
+@dataclass(frozen=True)
+class EnergyTest:
+    """What `energy_test` found.
+
+    Args:
+        statistic: mean over examples of `energy_distance`.
+        p: one-sided p-value; small = the two sides have different distributions.
+        worst_decile: mean of `energy_distance` over the tenth of the examples with the largest; positive even for a
+            perfect method, since the worst are picked, so read it beside that of oracles against oracles.
+    """
+
+    statistic: float
+    p: float
+    worst_decile: float
+
+
+def energy_test(u: Tensor, o: Tensor, rng: np.random.Generator, permutations: int = 5000) -> EnergyTest:
+    """Do unlearned models and oracles have the same distribution of margins? Permutation test of the energy distance.
+
+    Whole *models* change sides, never examples: the examples of one model are dependent. The test is exact: all splits
+    are enumerated where there are at most ``permutations``; else that many are drawn and ``p = (1 + c) / (1 + B)``.
+
+    No p can be smaller than 1 / comb(K + L, K), and with K = L than twice that, since exchanging the sides changes
+    nothing: 2 / 20 for K = 3, which therefore can show nothing at 5 %, 2 / 70 for K = 4, 2 / 252 for K = 5. Use K >= 5.
+    Margins that are not finite give NaN throughout.
+
+    Args:
+        u: ``[K, n]`` margins of K >= 2 unlearned models, trained from different seeds.
+        o: ``[L, n]`` margins of L >= 2 oracles on the same examples, of seeds other than those of ``u`` (paired
+            seeds share their random numbers, and then models may not be exchanged).
+        rng: draws the splits, where they are not enumerated.
+        permutations: number of splits up to which all are tried, and else the number drawn.
+
+    Raises:
+        ValueError: if the examples differ, a side has fewer than two models, or ``permutations`` is not positive.
+    """
+    if permutations < 1:
+        raise ValueError(f"permutations={permutations} must be at least 1")
+    per_example = energy_distance(u, o)
+    if per_example.isnan().any():
+        return EnergyTest(math.nan, math.nan, math.nan)
+    u, o = _sides(u, o)
+    models = torch.cat([u, o]).numpy()
+    distances = cdist(models, models, "cityblock") / models.shape[1]  # mean over the examples
+
+    def statistics(side: np.ndarray) -> np.ndarray:
+        """The statistic of each split; rows of ``side [splits, K + L]`` are 1 for a model of the first side."""
+        other = 1 - side
+        first, second = side @ distances, other @ distances
+        within = (first * side).sum(1) / (len(u) * (len(u) - 1)) + (second * other).sum(1) / (len(o) * (len(o) - 1))
+        return 2 * (first * other).sum(1) / (len(u) * len(o)) - within
+
+    actual = np.repeat([[1.0, 0.0]], [len(u), len(o)], axis=1)
+    # Splits that tie in exact arithmetic, such as the mirror image, must not be lost to rounding.
+    reached = statistics(actual) - 1e-12 * distances.max()
+    if math.comb(len(models), len(u)) <= permutations:
+        chosen = np.array(list(combinations(range(len(models)), len(u))))
+        sides = np.zeros((len(chosen), len(models)))
+        np.put_along_axis(sides, chosen, 1.0, axis=1)
+        p = np.mean(statistics(sides) >= reached)
+    else:
+        sides = rng.permuted(np.repeat(actual, permutations, axis=0), axis=1)
+        p = (1 + np.sum(statistics(sides) >= reached)) / (1 + permutations)
+    worst = per_example.topk(math.ceil(len(per_example) / 10)).values
+    return EnergyTest(per_example.mean().item(), float(p), worst.mean().item())
+
+
+def weight_distance(model: Params, oracle: Params, oracles: Sequence[Params]) -> float:
+    """``||w_U - w_O|| / mean ||w_Oi - w_Oj||``: distance to the oracle in units of that between oracles; [0, inf).
+
+    Lower = closer, 1 = as far as another oracle. A diagnostic only, never a verdict: equal functions can lie far apart
+    (permuted neurons), so it means something only for a model and an oracle with the same initial weights and random
+    streams. NaN where the oracles are equal. Source: this project's; the numerator is the verification error of Thudi
+    et al. 2022, arXiv 2109.13398.
+
+    Args:
+        model: the unlearned model.
+        oracle: the oracle of its seed.
+        oracles: at least two oracles, which give the unit.
+
+    Raises:
+        ValueError: if there are fewer than two oracles.
+    """
+    if len(oracles) < 2:
+        raise ValueError(f"a distance between oracles needs at least 2 of them, not {len(oracles)}")
+    apart = [(first.double() - second.double()).norm() for first, second in combinations(oracles, 2)]
+    unit = sum(apart) / len(apart)
+    return (model.double() - oracle.double()).norm() / unit if unit else math.nan
+
+
+def forgetting_score(unlearned: Tensor, retrained: Tensor) -> float:
+    """F of the NeurIPS 2023 unlearning competition. Higher = closer; [0, 1]. For comparability only.
+
+    Per example, every threshold rule that tells the two samples apart has an ``epsilon = max(log(1 - delta - FPR) -
+    log FNR, log(1 - delta - FNR) - log FPR)``, delta = 1e-5, clipped to [0, 50]; 50 where FPR = FNR = 0, and a rule
+    with exactly one of them 0 does not count. The example's epsilon is the largest: over single thresholds ("above" =
+    the side of larger median) and over intervals ("inside" = the side of smaller range), 100 thresholds a unit. It is
+    50 where one range is below 1 % of the other. Epsilons in [0, 0.5) earn 1, in [0.5, 1) earn 1/2, and so on up to
+    ``ceil(ln(N - 1))``, beyond which they earn 0; F is the mean.
+
+    The largest of many noisy rules is biased: two sets of equal Gaussians score about 0.2, not 1, and the value changes
+    with N, so divide it by theirs at the same N. Source: Triantafillou et al. 2024, arXiv 2406.09073, and its code
+    (github.com/google-deepmind/unlearning_evaluation). An example on which no rule counts has epsilon 0; NaN margins
+    give NaN.
+
+    Args:
+        unlearned: ``[N, n]`` margins of N >= 3 unlearned models on the n examples to forget.
+        retrained: ``[N, n]`` margins of as many retrained models.
+
+    Raises:
+        ValueError: if the shapes differ or there are fewer than three models a side.
+    """
+    if unlearned.ndim != 2 or unlearned.shape != retrained.shape or len(unlearned) < 3:
+        raise ValueError(
+            f"margins have shapes {tuple(unlearned.shape)} and {tuple(retrained.shape)}; "
+            "they must be (models, examples), equal, and have at least 3 models"
+        )
+    if unlearned.isnan().any() or retrained.isnan().any():
+        return math.nan
+    # One row an example, sorted.
+    u, r = (np.sort(side.double().clamp(-LIMIT, LIMIT).numpy().T) for side in (unlearned, retrained))
+    table = _epsilons(len(unlearned))
+    epsilons = np.array([_epsilon(*pair, table) for pair in zip(u, r, strict=True)])
+    end = math.ceil(math.log(len(unlearned) - 1))
+    return float(np.where(epsilons < end, 0.5 ** np.floor(epsilons / BIN), 0).mean())
+
+
+def _epsilons(models: int) -> np.ndarray:
+    """Epsilon of a rule by its number of false positives (row) and of false negatives (column), 0 to ``models``."""
+    table = np.zeros((models + 1, models + 1))  # one of them 0 does not count: 0, for no maximum is below that
+    rates = np.arange(1, models + 1) / models
+    one_way = np.log(np.maximum(1 - DELTA - rates, DELTA))[:, None] - np.log(rates)  # where cut, it is below 0 anyway
+    table[1:, 1:] = np.maximum(one_way, one_way.T).clip(0, CAP)
+    table[0, 0] = CAP
+    return table
+
+
+def _epsilon(unlearned: np.ndarray, retrained: np.ndarray, table: np.ndarray) -> float:
+    """The largest epsilon over all rules, of two sorted samples ``[N]``."""
+    higher = np.median(retrained) > np.median(unlearned)
+    positive, negative = (retrained, unlearned) if higher else (unlearned, retrained)
+    inner, outer = (positive, negative) if np.ptp(positive) < np.ptp(negative) else (negative, positive)
+    width = np.ptp(inner)
+    if width < 0.01 * np.ptp(outer):
+        return CAP
+
+    low, high = min(positive[0], negative[0]), max(positive[-1], negative[-1])
+    thresholds = np.linspace(low, high, math.ceil((high - low) * PER_UNIT))
+    missed = np.searchsorted(positive, thresholds)  # how many are below
+    alarms = len(negative) - np.searchsorted(negative, thresholds)
+    single = table[alarms, missed]
+
+    steps = np.linspace(-BUFFER, BUFFER, int(2 * BUFFER * PER_UNIT))
+    right = (inner[-1] + steps)[:, None]
+    left = right - width + steps
+
+    def inside(side: np.ndarray) -> np.ndarray:
+        return np.maximum(np.searchsorted(side, right, "right") - np.searchsorted(side, left), 0)
+
+    double = table[inside(outer), len(inner) - inside(inner)]
+    return max(single.max(initial=0), double.max())
+
+
+def _probabilities(outputs: Outputs) -> Tensor:
+    return outputs.logits.double().softmax(1)
+
+
+def _accuracy_gaps(model: Mapping[str, Outputs], oracle: Mapping[str, Outputs]) -> list[float]:
+    names = ("forget", "retain", "test")
+    for name in names:
+        if name not in model or name not in oracle:
+            raise ValueError(f"outputs on {name!r} are missing; accuracy gaps need {', '.join(names)}")
+    return [abs(accuracy(model[name]) - accuracy(oracle[name])) for name in names]
+
+
+def _check_aligned(model: Outputs, references: Sequence[Outputs]) -> None:
+    if not references:
+        raise ValueError("there is no reference to compare with; give at least one oracle's outputs")
+    for other in references:
+        if other.logits.shape != model.logits.shape or not torch.equal(other.labels, model.labels):
+            raise ValueError(
+                f"a reference has logits of shape {tuple(other.logits.shape)}, the model {tuple(model.logits.shape)}; "
+                "both must answer the same examples, with the same labels, in the same order"
+            )
+
+
+def _sides(u: Tensor, o: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64, of matching shapes."""
+    shapes = tuple(u.shape), tuple(o.shape)
+    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] != shapes[1][1] or min(len(u), len(o)) < 2:
+        raise ValueError(
+            f"margins have shapes {shapes[0]} and {shapes[1]}; they must be (models, examples), "
+            "with the same examples and at least 2 models each"
+        )
+    return u.double(), o.double()

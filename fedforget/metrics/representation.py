@@ -1,0 +1,173 @@
+"""What a model's features still hold, how far they moved, and whether only the last layer did the forgetting.
+
+None of these has an ideal value of its own: the ideal is what the oracle scores. U is the unlearned model, M the
+original.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from fedforget.metrics.outputs import Outputs
+from fedforget.params import Params
+
+ROWS = 500  # examples in a Gram matrix; the estimate is unbiased, so more of them only make it steadier
+
+
+def linear_probe(train: Outputs, test: Outputs) -> float:
+    """Accuracy on ``test`` of a linear classifier fitted on ``train``'s features. Higher = they tell more; [0, 1].
+
+    Fitted on examples the model never forgot and scored on the forgotten ones, it says whether the features below a
+    changed last layer still separate them; only the gap to the oracle's own probe means anything. Logistic regression
+    on standardised features, C = 1 for every model (the same strength, so that gaps compare). A single class in
+    ``train`` makes a classifier that always answers it. NaN where a feature is NaN or infinite.
+
+    Source: Alain and Bengio 2016, arXiv 1610.01644.
+
+    Args:
+        train: features ``[n, p]`` and labels, at least one example.
+        test: features ``[m, p]`` and labels of the same model, at least one example.
+
+    Raises:
+        ValueError: if a side has no features or no examples.
+    """
+    for name, outputs in (("train", train), ("test", test)):
+        if outputs.features is None or not len(outputs):
+            raise ValueError(
+                f"a linear probe needs features of at least one {name} example, got "
+                f"{'none' if outputs.features is None else tuple(outputs.features.shape)}; record them with the logits"
+            )
+    (x, y), (x_test, y_test) = _arrays(train), _arrays(test)
+    if not (np.isfinite(x).all() and np.isfinite(x_test).all()):
+        return float("nan")
+    if (y == y[0]).all():
+        return float((y_test == y[0]).mean())
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, solver="lbfgs", max_iter=1000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # where it stops is still a linear classifier
+        probe.fit(x, y)
+    return float(probe.score(x_test, y_test))
+
+
+def _arrays(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
+    assert outputs.features is not None
+    return outputs.features.double().cpu().numpy(), outputs.labels.cpu().numpy()
+
+
+def cka(a: Tensor, b: Tensor) -> float:
+    """Linear centred kernel alignment of two models' features of the same examples. Higher = more alike; [-1, 1].
+
+    1 for features that are equal up to rotation, reflection, shift and one scale; about 0, on either side of it, for
+    independent ones. ``HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))`` with ``K = a a^T``, ``L = b b^T`` and the unbiased
+    HSIC, without which wide layers look alike on few examples. That HSIC is an inner product of the U-centred Gram
+    matrices, so this is their cosine. NaN where features are constant (but for at most one example), NaN or infinite.
+
+    Source: Kornblith et al. 2019, arXiv 1905.00414; unbiased HSIC of Song et al. 2012 (JMLR 13), in CKA since Nguyen,
+    Raghu and Kornblith 2021, arXiv 2010.15327; U-centring of Szekely and Rizzo 2014, arXiv 1310.2926.
+
+    Args:
+        a: ``[n, p]``, n at least 4. Of more than 500 examples 500 evenly spaced ones are used, because audit sets come
+            client by client.
+        b: ``[n, q]``.
+
+    Raises:
+        ValueError: if the examples differ in number or are fewer than 4.
+    """
+    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < 4:
+        raise ValueError(
+            f"features have shapes {tuple(a.shape)} and {tuple(b.shape)}; "
+            "they must be (examples, features) of the same 4 or more examples"
+        )
+    first, second = _u_centred(a), _u_centred(b)
+    return ((first * second).sum() / (first.norm() * second.norm())).item()
+
+
+def _u_centred(features: Tensor) -> Tensor:
+    """Gram matrix ``[n, n]`` without diagonal, row means or column means; NaN where only rounding is left of it."""
+    rows = torch.linspace(0, len(features) - 1, min(len(features), ROWS), dtype=torch.float64).round().long()
+    x = features[rows.to(features.device)].double()
+    x = x - x.mean(0)  # U-centring removes any shift, but would lose digits to a large one
+    gram, n = x @ x.T, len(x)
+    size = gram.norm()
+    gram.fill_diagonal_(0)
+    sums = gram.sum(0)
+    gram = gram - (sums[:, None] + sums) / (n - 2) + sums.sum() / ((n - 1) * (n - 2))
+    gram.fill_diagonal_(0)
+    return gram if gram.norm() > 1e-10 * size else torch.full_like(gram, torch.nan)
+
+
+def layer_shares(unlearned: Params, original: Params) -> dict[str, float]:
+    """Share of ``||w_U - w_M||^2`` in each block, in layout order. [0, 1] each, summing to 1; all 0 if U equals M.
+
+    A block is what shares a name up to the last dot: a weight and its bias. Nearly all in the last one = only the head
+    was changed. NaN if the difference is not finite. Source: the squared Euclidean norm is a sum over blocks.
+
+    Raises:
+        ValueError: if the two have different layouts.
+    """
+    _same_layout(unlearned, original)
+    squares: dict[str, float] = {}
+    for name, layer in (unlearned.double() - original.double()).layers().items():
+        squares[_block(name)] = squares.get(_block(name), 0.0) + layer.square().sum().item()
+    total = sum(squares.values())
+    return {name: square / total if total else 0.0 for name, square in squares.items()}
+
+
+def swap_head(unlearned: Params, original: Params) -> Params:
+    """U with M's last layer, weight and bias, put back: if forgotten accuracy returns, the features never forgot.
+
+    The last layer is the last block of the layout, as for `layer_shares`; in a model of one layer that is all of it.
+    Source: the head-swap check of this project's protocol, after the finding that unlearning often changes little
+    below the last layer.
+
+    Raises:
+        ValueError: if the two have different layouts.
+    """
+    _same_layout(unlearned, original)
+    head = _block(unlearned.layout.names[-1])
+    sides = zip(unlearned.layers().items(), original.layers().values(), strict=True)
+    layers = [theirs if _block(name) == head else mine for (name, mine), theirs in sides]
+    return Params(torch.cat([layer.reshape(-1) for layer in layers]), unlearned.layout)
+
+
+def barrier(losses: Sequence[float]) -> float:
+    """How far the loss rises above the straight line between its ends on the path from M to U. [0, inf); 0 = no rise.
+
+    ``max_t [L((1 - t) w_M + t w_U) - (1 - t) L(w_M) - t L(w_U)]``; lower = both lie in one basin. NaN if an end's loss
+    is not finite.
+
+    Source: the error barrier of Frankle et al. 2020, arXiv 1912.05671, who subtract the mean of the ends; with the
+    line between them, so that it cannot be negative, Entezari et al. 2022, arXiv 2110.06296.
+
+    Args:
+        losses: at equally spaced t from 0 to 1, both ends included.
+
+    Raises:
+        ValueError: if there are fewer than 2 points.
+    """
+    if len(losses) < 2:
+        raise ValueError(f"a path needs the losses of its 2 ends at least, got {len(losses)}")
+    if not np.isfinite([losses[0], losses[-1]]).all():
+        return float("nan")
+    return float(np.max(np.asarray(losses) - np.linspace(losses[0], losses[-1], len(losses))))
+
+
+def _block(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+def _same_layout(a: Params, b: Params) -> None:
+    if a.layout != b.layout:
+        raise ValueError(
+            f"the models have different layouts, of {a.layout.size} and {b.layout.size} entries; compare models of "
+            "one architecture"
+        )
