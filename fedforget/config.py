@@ -55,6 +55,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "local.epochs": ("at least 1", lambda x: x >= 1),
     "local.steps": ("at least 0", lambda x: x >= 0),
     "local.batch_size": ("at least 1", lambda x: x >= 1),
+    "local.sd_gamma": ("at least 0", lambda x: x >= 0),
     "learning.rounds": ("at least 1", lambda x: x >= 1),
     "learning.fraction": ("in (0, 1]", lambda x: 0 < x <= 1),
     "learning.min_share": ("in (0, 1]", lambda x: 0 < x <= 1),
@@ -183,6 +184,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check_values(self)
         make_learner(self.learning)  # refuses unknown learners and options
+        self.evaluation.check(self.corruption.kind)
         _check_request(self.request, self.learning.rounds)
         _check_clients(self)
         _check_strategies(self)

@@ -38,6 +38,7 @@ class LocalConfig:
         epochs: passes over the client's data in a round.
         steps: optimiser steps in a round; above 0 it replaces ``epochs``.
         batch_size: examples a step.
+        sd_gamma: gamma of the SD loss, see `train`.
     """
 
     optimizer: str = "sgd"
@@ -48,6 +49,7 @@ class LocalConfig:
     epochs: int = 1
     steps: int = 0
     batch_size: int = 32
+    sd_gamma: float = 0.0
 
 
 class Optimizer:
@@ -208,9 +210,19 @@ Routine = Callable[[Client], Params | None]
 
 
 def train(client: Client) -> None:
-    """Minimise the mean cross-entropy by mini-batch steps (FedAvg's ClientUpdate; McMahan et al., AISTATS 2017)."""
+    """Minimise the mean cross-entropy by mini-batch steps (FedAvg's ClientUpdate; McMahan et al., AISTATS 2017).
+
+    With ``sd_gamma`` the loss of a batch is the SD loss, cross-entropy plus ``gamma mean_i std_c(logits_i)``, where
+    ``std_c`` is the sample standard deviation over classes (C - 1 in the denominator). Models learned so change less
+    and are easier to unlearn from (Thudi, Deza, Chandrasekaran and Papernot, "Unrolling SGD", EuroS&P 2022, arXiv
+    2109.13398; their code divides by the number of classes too, so its gamma is C times as large).
+    """
     for inputs, labels in client.batches():
-        client.step(client.loss(inputs, labels))
+        logits = client.model(inputs)
+        loss = nn.functional.cross_entropy(logits, labels)
+        if client.local.sd_gamma:
+            loss = loss + client.local.sd_gamma * logits.std(1).mean()
+        client.step(loss)
 
 
 def gradient(client: Client) -> Params:

@@ -6,6 +6,7 @@ clients pays for that once. The numbers equal those of clients trained one by on
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from fedforget.routines import Client, Optimizer
 
-STACKABLE = (nn.Flatten, nn.Linear, nn.ReLU)
+STACKABLE = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, nn.ReLU)
 
 
 def can_stack(model: nn.Module) -> bool:
-    """Whether `train` understands the network: a sequence of flattening, linear layers and ReLU."""
+    """Whether `train` understands the network: a sequence of pooling, flattening, linear layers and ReLU."""
     return isinstance(model, nn.Sequential) and all(type(module) in STACKABLE for module in model)
 
 
@@ -40,7 +41,7 @@ def train(clients: Sequence[Client]) -> list[Tensor]:
 
     sizes = torch.tensor([len(client.labels) for client in clients])
     offsets = (sizes.cumsum(0) - sizes).tolist()
-    inputs = torch.cat([client.inputs.flatten(1) for client in clients])
+    inputs = torch.cat([_features(model, client.inputs) for client in clients])
     labels = torch.cat([client.labels for client in clients])
     steps = [len(plan) for plan in plans]
     width = max(len(batch) for plan in plans for batch in plan)  # a batch_size may exceed every client's data
@@ -64,6 +65,8 @@ def train(clients: Sequence[Client]) -> list[Tensor]:
         logits = _forward(model, parameters, inputs[rows])
         chosen = logits.log_softmax(-1).gather(-1, labels[rows].unsqueeze(-1)).squeeze(-1)
         loss = -(chosen * share[step, :active]).sum(1)
+        if local.sd_gamma:
+            loss = loss + local.sd_gamma * (logits.std(-1) * share[step, :active]).sum(1)
         gradients = list(torch.autograd.grad(loss.sum(), parameters))
         if mu:
             with torch.no_grad():
@@ -77,8 +80,15 @@ def train(clients: Sequence[Client]) -> list[Tensor]:
     return [flat[order.index(place)] for place in range(len(clients))]
 
 
+def _features(model: nn.Sequential, inputs: Tensor) -> Tensor:
+    """What the first linear layer is given, ``[n, features]``: nothing before it has parameters, so once is enough."""
+    for module in itertools.takewhile(lambda module: not isinstance(module, nn.Linear), model):
+        inputs = module(inputs)
+    return inputs
+
+
 def _forward(model: nn.Sequential, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
-    """Logits ``[clients, batch, classes]`` for flattened inputs ``[clients, batch, features]``."""
+    """Logits ``[clients, batch, classes]`` for features ``[clients, batch, features]`` of the examples."""
     remaining = iter(parameters)
     for module in model:
         if isinstance(module, nn.Linear):

@@ -155,11 +155,10 @@ class UnlearningStrategy(Strategy):
             The global model after each round.
         """
         self.learner = make_learner(self.learning)
-        cohort.separate = self._separate(cohort, recording)
         model = initial
         last = first_round + rounds - 1
         for round in range(first_round, last + 1):
-            cohort.next_round = round
+            cohort.next_round, cohort.separate = round, self._separate(cohort, recording)
             noted = len(cohort.notes)
             asked = list(self.configure_train(round, messages.to_learner(model), ConfigRecord(), cohort))
             replies = cohort.send_and_receive(asked)
@@ -175,8 +174,9 @@ class UnlearningStrategy(Strategy):
         own = type(self).aggregate_train is not UnlearningStrategy.aggregate_train
         if own or self.learning.learner not in AVERAGING:
             return None
-        level = recording.config.record if recording else "nothing"
-        return {"all": cohort.federation.clients, "targets": recording.targets if recording else ()}.get(level, ())
+        if recording is None:
+            return ()
+        return {"all": cohort.federation.clients, "targets": recording.targets}.get(recording.config.record, ())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

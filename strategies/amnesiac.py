@@ -8,7 +8,9 @@ Symbols: w global weights; D_c^t update of client c in round t; p_c^t its share 
 T rounds; R repair rounds.
 
 Deviations: subtraction is per client and round, not per batch, because that is what a server sees. With a learner other
-than FedAvg the subtracted sum is what FedAvg would have added.
+than FedAvg the subtracted sum is what FedAvg would have added. Published, for one machine and Adam, is a model that one
+epoch repairs; in federated rounds one repairs about half of the damage, under Adam and SGD
+(simulations/amnesiac_optimiser.py, 2026-11-21).
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ Deviations: the paper itself could not be read, only its abstract and summaries;
 project around its title ([SPEC]): either the entries of largest |grad CE(D_f)| at the model sent, fixed for the round,
 or a block that cycles through the layer. The two means of J are taken over the parts of one mixed batch; a batch
 without one of them has that term 0. A client without forgotten data descends on mu CE(D_r) and masks by its own
-gradient. With another optimiser than SGD the mask lies on the step, not the gradient. Updates are sent whole and billed
-so (d up), where a fixed mask would allow p d and its positions.
+gradient. With another optimiser than SGD the mask lies on the step, not the gradient. Updates are billed by their
+non-zero entries and a bitmap of their places (p d + d/32 numbers up under a fixed mask).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Deviations: the paper itself could not be read, only its abstract and summaries;
 project around its title ([SPEC]): either the entries of largest |grad CE(D_f)| at the model sent, fixed for the round,
 or a block that cycles through the layer. D_f and D_r are mixed in one batch, so each counts by its examples. A client
 without forgotten data masks by its own. With another optimiser than SGD the mask lies on the step, not the gradient.
-Updates are sent whole and billed so (d up), where a fixed mask would allow p d and its positions.
+Updates are billed by their non-zero entries and a bitmap of their places (p d + d/32 numbers up under a fixed mask).
 """
 
 from __future__ import annotations

@@ -156,8 +156,17 @@ def test_width_scales_hidden_channels(name, key, full):
     assert counts == sorted(set(counts))
 
 
-def test_width_leaves_linear_alone():
-    assert shapes("linear", 0.5) == shapes("linear", 2.0)
+def test_width_pools_the_image_before_softmax_regression():
+    # 28 * 0.5 = 14 and 14 * 14 * 10 + 10 = 1970; 2x2 blocks of pixels are averaged. Width 1 is the plain network.
+    assert count("linear", 0.5, MNIST) == 1970
+    pooled, plain = (build(ModelConfig("linear", width), MNIST, 10) for width in (0.5, 1.0))
+    assert [type(module) for module in plain] == [nn.Flatten, nn.Linear]
+    images = torch.rand(3, *MNIST)
+    blocks = images.reshape(3, 14, 2, 14, 2).mean((2, 4)).flatten(1)
+    torch.testing.assert_close(pooled(images), pooled[-1](blocks))
+    assert count("linear", 0.01, DIGITS) == 20  # 8 * 0.01 is less than a pixel; one is left
+    with pytest.raises(ValueError, match="model 'linear' has the image's pixels .* width 2.0 must be at most 1"):
+        build(ModelConfig("linear", 2.0), DIGITS, 10)
 
 
 @pytest.mark.parametrize("name", names())

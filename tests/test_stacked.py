@@ -36,6 +36,7 @@ def cohort(mode, local, model="mlp", request=None, nodes=1):
         LocalConfig(batch_size=16, epochs=3, momentum=0.9, weight_decay=1e-3, lr=0.05),
         LocalConfig(optimizer="adam", lr=0.01, batch_size=10, steps=7),
         LocalConfig(batch_size=1_000_000),
+        LocalConfig(batch_size=16, sd_gamma=0.5),
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"proximal-mu": 0.3}, {"effort": 0.4}])
@@ -74,8 +75,9 @@ def test_stacks_do_not_depend_on_nodes():
 
 def test_auto_stacks_what_can_be_stacked():
     for name in names():
-        task = Task(DATA, ModelConfig(name), LocalConfig())
-        assert task.stacks == can_stack(build(task.model, (1, 8, 8), 10))
+        for width in (1.0, 0.5):
+            task = Task(DATA, ModelConfig(name, width), LocalConfig())
+            assert task.stacks == can_stack(build(task.model, (1, 8, 8), 10))
 
 
 def test_stacks_of_a_convolutional_net_are_refused():

@@ -1,14 +1,10 @@
 """Exact cubic-regularised Newton steps against their optimality conditions on a toy federation."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from fedforget.history import FileJournal
-from fedforget.routines import LocalConfig
-from fedforget.strategy import LearningConfig
-from fedforget.testing import REQUESTS, Toy
+from fedforget.testing import REQUESTS
 from strategies.cubic_newton import CubicNewton
 
 REQUEST = REQUESTS["client"]
@@ -16,41 +12,33 @@ SIZE = 650  # parameters of the toy's softmax regression
 
 
 @pytest.fixture
-def toy(tmp_path):
-    return Toy(tmp_path, 1, LearningConfig(rounds=1), LocalConfig(weight_decay=0.05))
-
-
-def unlearn(toy, cohort, **options):
-    return list(CubicNewton(CubicNewton.Config(**options)).unlearn(REQUEST, SimpleNamespace(final=toy.start), cohort))
-
-
-def objective_gradient(toy, w):
-    return toy.cohort(REQUEST).gradient(w.double()) + toy.local.weight_decay * w.double()
+def unlearn(from_start):
+    return lambda cohort, **options: from_start(CubicNewton(CubicNewton.Config(**options)), cohort)
 
 
 @pytest.mark.parametrize("M", [1.0, 5.0])
-def test_a_step_satisfies_the_optimality_condition_on_pooled_data(toy, M):
-    [w] = unlearn(toy, toy.cohort(REQUEST), lipschitz=M)
+def test_a_step_satisfies_the_optimality_condition_on_pooled_data(toy, slope, unlearn, M):
+    [w] = unlearn(toy.cohort(REQUEST), lipschitz=M)
     s = w.double() - toy.start.double()
-    g, decay = objective_gradient(toy, toy.start), toy.local.weight_decay
+    g, decay = slope(toy.start), toy.local.weight_decay
     Hs = toy.cohort(REQUEST).hvp(toy.start.double(), s) + decay * s
     assert (g + Hs + M / 2 * s.norm() * s).norm() < 1e-6  # the model is rounded to float32 when it is yielded
 
 
-def test_a_larger_constant_takes_a_shorter_step(toy):
-    lengths = [(unlearn(toy, toy.cohort(REQUEST), lipschitz=M)[0] - toy.start).norm() for M in (0.1, 1.0, 10.0)]
+def test_a_larger_constant_takes_a_shorter_step(toy, unlearn):
+    lengths = [(unlearn(toy.cohort(REQUEST), lipschitz=M)[0] - toy.start).norm() for M in (0.1, 1.0, 10.0)]
     assert lengths == sorted(lengths, reverse=True)
 
 
-def test_repeated_steps_reach_the_minimum(toy):
-    models = unlearn(toy, toy.cohort(REQUEST), lipschitz=0.1, steps=7)
-    residuals = [objective_gradient(toy, w).norm() for w in models]
+def test_repeated_steps_reach_the_minimum(toy, slope, unlearn):
+    models = unlearn(toy.cohort(REQUEST), lipschitz=0.1, steps=7)
+    residuals = [slope(w).norm() for w in models]
     assert residuals == sorted(residuals, reverse=True) and residuals[-1] < 1e-6
 
 
-def test_each_step_is_one_round_of_whole_hessians(toy):
+def test_each_step_is_one_round_of_whole_hessians(toy, unlearn):
     cohort = toy.cohort(REQUEST)
-    unlearn(toy, cohort, steps=2)
+    unlearn(cohort, steps=2)
     assert cohort.cost.rounds == 2
     assert cohort.cost.bytes_up == 2 * 5 * 8 * (SIZE + SIZE**2) and cohort.cost.bytes_down == 2 * 5 * 8 * SIZE
     assert cohort.contacted == {0, 1, 3, 4, 5}

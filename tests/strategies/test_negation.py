@@ -23,7 +23,7 @@ def test_the_first_layers_weights_change_sign() -> None:
 
 @pytest.mark.parametrize(
     ("name", "first"),
-    [("linear", "1.weight"), ("cnn", "0.weight"), ("resnet18", "conv1.weight"), ("vit", "conv_proj.weight")],
+    [("linear", "2.weight"), ("cnn", "0.weight"), ("resnet18", "conv1.weight"), ("vit", "conv_proj.weight")],
 )
 def test_the_first_layer_of_every_kind_of_model(name: str, first: str) -> None:
     w = Params.from_module(models.initial(models.ModelConfig(name, 0.25), (1, 8, 8), 10, seed=0))

@@ -110,9 +110,9 @@ def test_who_takes_part_and_what_it_costs(tmp_path: Path, restraint: str, split:
     assert len(models) == 2 == cohort.cost.rounds
     assert {work.split for work in toy.grid.work} == {split}
     assert 2 in cohort.contacted <= asked and cohort.contacted.issuperset(asked if restraint == "origin" else {2})
-    # The origin is sent along with the model: 2 d down.
+    # The origin is sent along with the model: 2 d down. Up go the 65 entries of the mask and a bitmap of 650 bits.
     vectors, clients = 1 + (restraint == "origin"), sum(len(work.clients) for work in toy.grid.work)
-    assert cohort.cost.bytes_down == vectors * clients * 650 * 4 and cohort.cost.bytes_up == clients * 650 * 4
+    assert cohort.cost.bytes_down == vectors * clients * 650 * 4 and cohort.cost.bytes_up == clients * (65 * 4 + 82)
 
 
 def test_what_it_assumes() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedforget.exchange import Card
-from fedforget.models import ModelConfig, initial
+from fedforget.models import ModelConfig, build, initial
 from fedforget.params import Layout, Params
 from fedforget.routines import Client, LocalConfig
 from fedforget.seeds import Seeds
@@ -49,6 +49,15 @@ def test_a_cap_keeps_the_largest() -> None:
 def test_no_retained_features_protect_everything() -> None:
     # A layer that the retained data never excites, or whose inputs are not seen, is left as it is.
     assert torch.linalg.matrix_rank(basis(torch.zeros(3, 3), 0.5)) == 3
+
+
+def test_the_features_of_a_resnet18_take_eight_times_the_model() -> None:
+    # in_l^2, with in_l = 9 x channels in a 3x3 convolution, channels in a 1x1 one: 27^2 for the first; 4 x 576^2; 576^2
+    # + 3 x 1152^2 + 64^2; 1152^2 + 3 x 2304^2 + 128^2; 2304^2 + 3 x 4608^2 + 256^2; and 512^2: 92,250,841, 352 MiB.
+    with torch.device("meta"):
+        layout = Layout.of(build(ModelConfig("resnet18"), (3, 32, 32), 10))
+    size = feature_layout(layout).size
+    assert size == 92_250_841 and round(4 * size / 2**20) == 352 and 8.2 <= size / layout.size < 8.3
 
 
 def test_covariances_are_sums_over_the_layers_inputs() -> None:
@@ -132,7 +141,7 @@ def test_a_class_is_forgotten_and_the_others_are_not(tmp_path: Path) -> None:
 
     def accuracy(model: Params) -> dict[str, float]:
         outputs = cohort.evaluate(model, {"forget": 500, "retain": 500})
-        return {name: (logits.argmax(1) == labels).mean() for name, (logits, labels, _) in outputs.items()}
+        return {name: (logits.argmax(1) == labels).mean() for name, (logits, labels, *_) in outputs.items()}
 
     before, after = accuracy(final), accuracy(models[-1])
     assert before["forget"] > 0.9 and after["forget"] < 0.3

@@ -32,7 +32,7 @@ def test_the_largest_curvatures_are_selected(q: float, expected: list[float]) ->
 
 def test_the_largest_curvatures_are_the_best_choice_for_a_diagonal_quadratic() -> None:
     # L = sum_i h_i (w_i - 1)^2 / 2 from w = 0: G_i = h_i (to be taken back), and a step of tau on S lowers L by
-    # sum_S tau h_i^2 (1 - tau h_i / 2), which rises with h_i while tau h_i < 4/3. So no other two coordinates do better.
+    # sum_S tau h_i^2 (1 - tau h_i / 2), which rises with h_i while tau h_i < 4/3: no other two coordinates do better.
     layout, tau = Layout(("a",), ((6,),)), 0.3
     h = torch.tensor([0.5, 4.0, 1.0, 0.1, 3.0, 2.0])
 

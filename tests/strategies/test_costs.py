@@ -1,0 +1,156 @@
+"""The bill of each method against its formula in d, T, K: rounds, numbers sent, who is asked, what the server keeps.
+
+The toy federation has K = 6 clients, all asked in each of T = 4 rounds, and a model of d = 650 numbers: 64 x 10 weights
+and 10 biases. Client 2 leaves (f = 1 client), r = 5 stay. All is counted in float32 numbers; a method that works in
+float64 sends two for each. The server's own copy of the model is nobody's bill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedforget.history import History
+from fedforget.strategy import LearningConfig, find
+from fedforget.testing import REQUESTS, Toy
+
+T, K, d = 4, 6, 650
+r, f = 5, 1
+RETAINED, FORGETTING, ALL, NOBODY = {0, 1, 3, 4, 5}, {2}, {0, 1, 2, 3, 4, 5}, set[int]()
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a method should cost.
+
+    Args:
+        rounds: exchanges after learning.
+        up: numbers that clients send in all of them.
+        down: numbers that clients are sent.
+        asked: the clients.
+        stored: numbers that the server keeps from learning on.
+    """
+
+    rounds: float
+    up: float
+    down: float
+    asked: set[int]
+    stored: float = 0
+
+
+def kept(p: float) -> int:
+    """Entries that a share p keeps of the two layers, at least one of each."""
+    return max(1, round(p * 640)) + max(1, round(p * 10))
+
+
+BITMAP = 82 / 4  # numbers that a bitmap of d bits takes: 650 bits are 82 bytes
+
+BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
+    "retrain": ("retrain", {}, Bill(T, T * r * d, T * r * d, RETAINED)),
+    "truncated retrain": ("truncated_retrain", {"share": 0.5}, Bill(2, 2 * r * d, 2 * r * d, RETAINED)),
+    "fine-tuning": ("finetune", {"rounds": 3}, Bill(3, 3 * r * d, 3 * r * d, RETAINED)),
+    # Amnesiac: every update of everybody, or one running sum each; nobody is asked. A repair is fine-tuning.
+    "amnesiac": ("amnesiac", {}, Bill(0, 0, 0, NOBODY, K * T * d)),
+    "amnesiac, repaired": ("amnesiac", {"repair_rounds": 2}, Bill(2, 2 * r * d, 2 * r * d, RETAINED, K * T * d)),
+    "amnesiac, sums": ("partial_amnesiac", {"keep": 1.0, "storage": "sum"}, Bill(0, 0, 0, NOBODY, K * d)),
+    # Partial amnesiac: p d values with p d indices of 32 bits, the values and a bitmap where that is shorter (beyond p
+    # = 1/32), or the values alone where the choice is random.
+    "partial amnesiac, 2%": ("partial_amnesiac", {"keep": 0.02}, Bill(0, 0, 0, NOBODY, K * T * 2 * kept(0.02))),
+    "partial amnesiac, 20%": ("partial_amnesiac", {"keep": 0.2}, Bill(0, 0, 0, NOBODY, K * T * (kept(0.2) + BITMAP))),
+    "partial amnesiac, random": (
+        "partial_amnesiac",
+        {"keep": 0.05, "select": "random"},
+        Bill(0, 0, 0, NOBODY, K * T * kept(0.05)),
+    ),
+    # Partial updates: p d values and a bitmap of their places, as the mask is fixed within a round.
+    "partial label-flipping": (
+        "partial_label_flip",
+        {"retained": False, "rounds": 2, "density": 0.1},
+        Bill(2, 2 * f * (kept(0.1) + BITMAP), 2 * f * d, FORGETTING),
+    ),
+    "partial label-flipping, all": (
+        "partial_label_flip",
+        {"rounds": 2, "density": 0.1},
+        Bill(2, 2 * K * (kept(0.1) + BITMAP), 2 * K * d, ALL),
+    ),
+    "partial ascent": (  # w and w_o go down
+        "partial_ascent",
+        {"restraint": "origin", "rounds": 2, "density": 0.1},
+        Bill(2, 2 * f * (kept(0.1) + BITMAP), 2 * f * 2 * d, FORGETTING),
+    ),
+    "RBM": ("retention_mask", {"rounds": 3}, Bill(1 + 3, (1 + 3) * r * d, (1 + 3) * r * d, RETAINED)),
+    # The two steps of an epoch are two exchanges; SCRUB's teacher goes down beside the student.
+    "SCRUB": (
+        "scrub",
+        {"rounds": 3, "max_rounds": 2},
+        Bill(3 + 2, (3 * r + 2 * f) * d, 2 * (3 * r + 2 * f) * d, ALL),
+    ),
+    "NegGrad": ("neggrad", {"rounds": 3}, Bill(2 * 3, 3 * K * d, 3 * K * d, ALL)),
+    "discriminative": ("discriminative", {"rounds": 3}, Bill(2 * 3, 3 * K * d, 3 * K * d, ALL)),
+    "L1-sparse": ("l1_sparse", {"rounds": 3}, Bill(3, 3 * r * d, 3 * r * d, RETAINED)),
+    # SCureNewton: N_out (2 + N_in) rounds in float64; products take the model and a vector, gradients the model.
+    "SCureNewton": (
+        "stochastic_cubic_newton",
+        {"steps": 2, "inner_steps": 3},
+        Bill(2 * (2 + 3), 2 * (2 + 3) * r * 2 * d, 2 * (1 + 2 * (1 + 3)) * r * 2 * d, RETAINED),
+    ),
+    "CureNewton": ("cubic_newton", {}, Bill(1, r * 2 * (d**2 + d), r * 2 * d, RETAINED)),
+    # FedAF: one round of Fisher diagonals, then w, w_o and F go down to the forgetting clients alone.
+    "FedAF": ("fedaf", {"rounds": 2}, Bill(1 + 2, (r + 2 * f) * d, (r + 2 * f * 3) * d, ALL)),
+    # PGU: in_l^2 numbers of each retained client, then d up, and d + in_l k down (k columns of U).
+    "PGU": (
+        "projected_gradient",
+        {"rounds": 2, "rank": 7},
+        Bill(1 + 2, r * 64**2 + 2 * f * d, r * d + 2 * f * (d + 64 * 7), ALL),
+    ),
+    # One gradient of the owner; a server that keeps K d numbers from the first round would need no round.
+    "single gradient": ("unrolling", {}, Bill(1, f * d, f * d, FORGETTING)),
+    # Influence: G from the owners in float64, then the Hessian once, or the products.
+    "first order": ("influence", {"order": 1}, Bill(1, f * 2 * d, f * 2 * d, FORGETTING)),
+    "second order": (
+        "influence",
+        {"solver": "explicit"},
+        Bill(1 + 1, 2 * (f * d + r * (d**2 + d)), 2 * (f + r) * d, ALL),
+    ),
+    "second order, CG": (
+        "influence",
+        {"iterations": 3, "tolerance": 0.0},
+        Bill(1 + 3, 2 * (f + 3 * r) * d, 2 * (f + 3 * r * 2) * d, ALL),
+    ),
+    # SAPS: the diagonal from all, then G from the owners, whole (q d if they were told which).
+    "SAPS": ("saps", {}, Bill(2, (r + f) * d, (r + f) * d, ALL)),
+    "SAPS, probes": ("saps", {"curvature": "hutchinson", "probes": 3}, Bill(4, (3 * r + f) * d, (6 * r + f) * d, ALL)),
+    # PBU: F, then w, w_o and the stiffness of the well go down.
+    "PBU": ("pbu", {"rounds": 2}, Bill(1 + 2, 3 * f * d, (1 + 2 * 3) * f * d, FORGETTING)),
+    # Of Part I, those whose bill has a formula.
+    "FedEraser": (  # every second of T rounds, with half of the local steps
+        "federaser",
+        {"interval": 2},
+        Bill(1, r * d, r * d, RETAINED, (1 + 2) * d + 2 * K * d),
+    ),
+    "FedRecovery": ("fedrecovery", {}, Bill(0, 0, 0, NOBODY, (1 + T) * d + K * T * d)),
+    "FedOSD": (
+        "fedosd",
+        {"rounds": 2, "post_rounds": 3},
+        Bill(2 * 2 + 3, (2 * K + 3 * r) * d, (2 * K + 3 * r) * d, ALL),
+    ),
+}
+
+
+@pytest.mark.parametrize("method", BILLS)
+def test_the_bill_is_that_of_the_formula(tmp_path: Path, method: str) -> None:
+    name, options, expected = BILLS[method]
+    strategy_class, toy = find(name), Toy(tmp_path, 1, LearningConfig(rounds=T))
+    strategy, request = strategy_class(strategy_class.Config(**options), toy.learning), REQUESTS["client"]
+    toy.record, cohort = strategy.card.records, toy.cohort(request, strategy.card)
+    recording, final = toy.learn(strategy, cohort.targets)
+    history = History(recording, T, final, strategy.card, frozenset(), cohort.targets)
+    for _ in strategy.serve(request, history, cohort):
+        pass
+    assert toy.start.layout.size == d and cohort.federation.clients == tuple(sorted(ALL))
+    cost = cohort.cost
+    found = Bill(cost.rounds, cost.bytes_up / 4, cost.bytes_down / 4, cohort.contacted, history.bytes_stored() / 4)
+    assert found == expected
