@@ -60,12 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = commands.add_parser("report", help="make tables and figure of a run again, and print the table")
     report.add_argument("run", type=Path, help="the folder that `fedforget run` printed, or its name")
     report.add_argument("--output-dir", type=Path, help=where)
+    split = commands.add_parser("split", help="write what each client of an experiment holds into a folder of its own")
+    split.add_argument("experiment", help="a name from `fedforget list`, or a YAML file")
+    split.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as in `fedforget run`")
+    split.add_argument("--to", type=Path, required=True, help="gets a folder client-<id> for each client")
     commands.add_parser("doctor", help="versions, devices, and a self-test of some seconds")
 
     options = parser.parse_args(arguments)
     sys.path[:0] = _own_folder()
     try:
-        return {"run": _run, "list": _list, "report": _report, "doctor": _doctor}[options.command](options)
+        return {"run": _run, "list": _list, "report": _report, "split": _split, "doctor": _doctor}[options.command](
+            options
+        )
     except ValueError as error:
         print(f"{ERROR}{error}", file=sys.stderr)
         return 2
@@ -226,7 +232,7 @@ def _end_processes(home: Path) -> None:
         _, mine = psutil.wait_procs(mine, timeout=3)
 
 
-# ---------------------------------------------------------------------- list, report, doctor
+# ---------------------------------------------------------------------- list, report, split, doctor
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -255,7 +261,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from fedforget.report import rewrite
+    from fedforget.assessment import assess
+    from fedforget.report import load, write
     from fedforget.store import default_output
 
     folder = options.run.expanduser()
@@ -263,10 +270,27 @@ def _report(options: argparse.Namespace) -> int:
         folder = (options.output_dir or default_output()).expanduser() / "runs" / options.run
     if not (folder / "results.jsonl").exists():
         raise ValueError(f"{options.run} is not a run: there is no results.jsonl in {folder}")
-    written = rewrite(folder)
+    header, rows = load(folder)
+    store = folder.resolve().parents[1] / "store"
+    if store.is_dir():
+        rows = assess(store, header).rows()  # whatever metrics there are today, from the stored answers
+    else:
+        print(f"{store} is not there, so the numbers are those of the run itself", file=sys.stderr)
+    written = write(folder, header, rows)
     print((folder / "table.md").read_text())
     for path in written.values():
         print(path)
+    return 0
+
+
+def _split(options: argparse.Namespace) -> int:
+    from fedforget.config import absolute_paths, compose
+    from fedforget.data import DataConfig, divide
+
+    config = compose(options.experiment, absolute_paths(options.overrides, Path.cwd()))
+    data = DataConfig(config.task, config.partition, config.corruption, config.seed)
+    for folder in divide(data, options.to.expanduser()):
+        print(folder)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,11 +10,14 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedforget import engine, messages
+from fedforget.messages import TEST, Task, Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-HOSTED = "client-id"  # in the node config of a deployed SuperNode: the one client whose data it holds
+# In the node config of a deployed SuperNode:
+HOSTED = "client-id"  # the one client that it serves
+FOLDER = "data-path"  # the folder with that client's data and nobody else's (fedforget/data/holder.py)
 
 app = ClientApp()
 
@@ -21,17 +25,16 @@ app = ClientApp()
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Which clients this node hosts (all of them in simulation, its own when deployed), and their sizes."""
-    work, _ = messages.unpack(message.content)
     try:
+        work, _ = _accepted(message, context)
         bench = engine.workbench(work.task)
+        hosted = _hosted(bench, context)
     except ValueError as error:  # what the user must mend: sent as a sentence, not as a traceback
         return Message(messages.pack_reply({}, {"node": {"error": str(error)}}), reply_to=message)
     federated = bench.data
-    hosted = context.node_config.get(HOSTED)
-    clients = range(federated.num_clients) if hosted is None else [int(hosted)]
     report = {
         str(client): {"num_train": federated.num_train(client), "class_counts": federated.class_counts(client)}
-        for client in clients
+        for client in hosted
     }
     about = {
         "device": str(bench.inputs.device),
@@ -48,18 +51,52 @@ def describe(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Run the routine for each client asked; the reply holds one vector a client, or their sum."""
-    work, vectors = messages.unpack(message.content)
+    work, vectors = _accepted(message, context)
     arrays, report = engine.train(work, vectors)
     return Message(messages.pack_reply(arrays, report), reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Logits and labels of a model on each part asked."""
-    work, vectors = messages.unpack(message.content)
-    arrays: dict[str, NDArray] = {}
-    report: dict[str, dict] = {}
-    for number, logits, labels, entry in engine.evaluate(work, vectors["model"]):
-        report[str(number)] = entry
-        arrays[f"{number}/logits"], arrays[f"{number}/labels"] = logits, labels
+    """What a model answers on each part asked."""
+    work, vectors = _accepted(message, context)
+    arrays, report = engine.evaluate(work, vectors["model"])
     return Message(messages.pack_reply(arrays, report), reply_to=message)
+
+
+def _accepted(message: Message, context: Context) -> tuple[Work, dict[str, NDArray]]:
+    """What a message asks, with this node's own folder in it.
+
+    Raises:
+        ValueError: if it asks for data other than this node's.
+    """
+    work, vectors = messages.unpack(message.content)
+    task = Task.from_json(work.task)
+    folder, source = context.node_config.get(FOLDER), task.data.task.source
+    if folder is None and source == "holder":
+        raise ValueError(f"task.source=holder, but a SuperNode's node config has no {FOLDER}")
+    if folder is not None:
+        if source != "holder":
+            raise ValueError(f"a SuperNode serves only its own {FOLDER}; use task.source=holder instead of {source}")
+        own = replace(task.data, task=replace(task.data.task, path=str(folder)))
+        work = replace(work, task=replace(task, data=own).to_json())
+    if HOSTED in context.node_config:
+        hosted = _hosted(engine.workbench(work.task), context)
+        asked = {*work.clients, *(client for client, *_ in work.parts if client != TEST)}
+        if not asked.issubset(hosted):
+            raise ValueError(f"a SuperNode serves only client {hosted[0]}, but was asked for {sorted(asked)}")
+    return work, vectors
+
+
+def _hosted(bench: engine.Workbench, context: Context) -> tuple[int, ...]:
+    """The clients that this node serves.
+
+    Raises:
+        ValueError: if its node config names a client whose data is not there.
+    """
+    named, held = context.node_config.get(HOSTED), bench.data.held
+    if named is None:
+        return held
+    if named not in held:
+        raise ValueError(f"a SuperNode's node config has {HOSTED}={named}, but it has the data of {list(held)}")
+    return (int(named),)

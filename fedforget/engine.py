@@ -166,7 +166,11 @@ def _client(bench: Workbench, work: Work, params: Mapping[str, Params], client: 
     mine = whole if all_of_it else federated.split(client, work.split, work.seeds, work.removed, work.request)
     if not len(mine):
         return None
-    places = torch.searchsorted(whole, mine) if work.split in ("train", "retain", "forget") else torch.arange(len(mine))
+    places = (
+        torch.searchsorted(whole, mine)
+        if work.split in ("train", "retain", "forget", "few")
+        else torch.arange(len(mine))
+    )
     named = federated.split(client, "forget", work.seeds, work.removed, work.request) if work.request else mine[:0]
     index = mine.to(bench.labels.device)
     return routines.Client(

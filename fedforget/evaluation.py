@@ -8,33 +8,73 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from fedforget.ledger import Cost
-from fedforget.metrics import METRICS, Outputs
+from fedforget.metrics import METRICS, Outputs, clients, fidelity, leakage, representation
+from fedforget.metrics.outputs import align, margins
 
 ORIGINAL, ORACLE = "original", "retrain"
+CHECKPOINT = "retrain@"  # a retrain stopped after so many rounds: free, for the oracle passed there
+
+
+ONE_BY_ONE = 50  # clients up to which each has a metric of its own
 
 
 class Level(NamedTuple):
-    """An evidence level: the fewest seeds it needs, and in one sentence what a run at this level may claim."""
+    """An evidence level.
 
+    Args:
+        code: its short name.
+        seeds: the fewest seeds it needs.
+        needs: what else a run must record for it: ``durability``, ``canary``.
+        claim: in one sentence, what a run at this level may claim.
+    """
+
+    code: str
     seeds: int
+    needs: tuple[str, ...]
     claim: str
 
 
 LEVELS = {
-    "smoke": Level(1, "The run works end to end; one seed has no error bar, so nothing is claimed about any method."),
+    "smoke": Level(
+        "EL0", 1, (), "The run works end to end; one seed has no error bar, so nothing is claimed about any method."
+    ),
     "screen": Level(
+        "EL1",
         3,
+        (),
         "The direction of a gap may be claimed, not a ranking: with three seeds a 95 % interval is 2.5 standard "
         "deviations on each side.",
     ),
     "leaderboard": Level(
-        5, "Verdicts against the oracle's floor may be claimed, with their intervals, for this task and request only."
+        "EL2",
+        5,
+        ("durability",),
+        "Verdicts against the oracle's floor, the score and the speed-up at equal quality may be claimed, with their "
+        "intervals, for this task and request only.",
+    ),
+    "strong": Level(
+        "EL3",
+        10,
+        ("durability",),
+        "Small effects, side effects on single clients and drift over requests may be claimed.",
+    ),
+    "attack": Level(
+        "EL4",
+        64,
+        ("durability", "canary"),
+        "Leakage of single examples may be claimed: 64 models that held a candidate or not, by coin, are its shadows.",
+    ),
+    "epsilon": Level(
+        "EL5",
+        256,
+        ("durability", "canary"),
+        "A lower bound on epsilon up to about 4, and KLOM with a floor of about 0.1, may be claimed.",
     ),
 }
 
@@ -47,32 +87,94 @@ class EvaluationConfig:
         level: an evidence level, a key of `LEVELS`.
         seeds: K, the number of originals and of oracles.
         max_examples: at most this many examples in each audit set.
+        durability: the audit is made again after so many ordinary rounds on the retained clients.
+        relearn: rounds for which forgotten knowledge is taught again, by a returning client and from few examples.
+        checkpoints: points of the oracles' training at which they are audited too: retrains stopped early.
+        primary: the metric, fixed before the run, under which equivalence to retraining is tested; ``auto`` takes the
+            one that the corruption was made for.
 
     Raises:
-        ValueError: if the level is unknown or needs more seeds, or if ``max_examples`` is below 1.
+        ValueError: if the level is unknown or needs more seeds or rounds, or a number is out of range.
     """
 
     level: str = "screen"
     seeds: int = 3
     max_examples: int = 2000
+    durability: tuple[int, ...] = ()
+    relearn: int = 0
+    checkpoints: int = 8
+    primary: str = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "durability", tuple(sorted(int(rounds) for rounds in self.durability)))
         if self.level not in LEVELS:
             near = difflib.get_close_matches(self.level, LEVELS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"evaluation level {self.level!r} is unknown; choose one of {', '.join(LEVELS)}{hint}")
-        if self.seeds < LEVELS[self.level].seeds:
+        level = LEVELS[self.level]
+        if self.seeds < level.seeds:
             raise ValueError(
-                f"evaluation seeds={self.seeds} is too few for level {self.level!r}, "
-                f"which needs at least {LEVELS[self.level].seeds}"
+                f"evaluation seeds={self.seeds} is too few for level {self.level!r}, which needs at least {level.seeds}"
             )
-        if self.max_examples < 1:
-            raise ValueError(f"evaluation max_examples={self.max_examples} must be at least 1")
+        if "durability" in level.needs and not self.durability:
+            raise ValueError(
+                f"evaluation level {self.level!r} audits again after ordinary rounds; add evaluation.durability=[5,20]"
+            )
+        for name, least in (("max_examples", 1), ("relearn", 0), ("checkpoints", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluation {name}={getattr(self, name)} must be at least {least}")
+        if any(rounds < 1 for rounds in self.durability):
+            raise ValueError(f"evaluation durability={list(self.durability)} must be numbers of rounds, at least 1")
 
     @property
     def claim(self) -> str:
         """What a run at this level may claim."""
         return LEVELS[self.level].claim
+
+    def check(self, corruption: str) -> None:
+        """Refuse a level or a primary metric whose inputs a run with this corruption does not record.
+
+        Raises:
+            ValueError: saying what to add.
+        """
+        if "canary" in LEVELS[self.level].needs and corruption != "canary":
+            raise ValueError(f"evaluation level {self.level!r} needs coin-flipped canaries; add corruption=canary")
+        if self.primary == "auto":
+            return
+        later, _, rest = self.primary.rpartition("+")[2].partition("/") if self.primary[:1] == "+" else ("", "", "")
+        if later and int(later) not in self.durability:
+            raise ValueError(
+                f"evaluation.primary={self.primary} needs the audit after {later} rounds; "
+                f"add {later} to evaluation.durability"
+            )
+        family = (rest or self.primary).partition("/")[0]
+        needed = {"canary": "canary", "trigger": "trigger", "confusion": "label_swap"}.get(family)
+        if needed and corruption != needed:
+            raise ValueError(f"evaluation.primary={self.primary} was not recorded; add corruption={needed}")
+        if family not in FAMILIES:
+            raise ValueError(
+                f"evaluation.primary={self.primary} is unknown; it starts with one of {', '.join(FAMILIES)}"
+            )
+        if family == "relearn" and not self.relearn:
+            raise ValueError(f"evaluation.primary={self.primary} needs evaluation.relearn, for instance 5")
+
+
+FAMILIES = (
+    "forget",
+    "retain",
+    "holdout",
+    "test",
+    "matched",
+    "efficacy",
+    "lira",
+    "rmia",
+    "probe",
+    "canary",
+    "trigger",
+    "confusion",
+    "clients",
+    "relearn",
+)
 
 
 @dataclass(frozen=True)
@@ -94,14 +196,148 @@ class ModelResult:
     cost: Cost
 
 
-def measure(outputs: Mapping[str, Outputs]) -> dict[str, float]:
-    """Every metric on every audit set, as ``"forget/accuracy" -> value``; an empty set gives no entry."""
-    return {
-        f"{name}/{metric}": function(answers)
-        for name, answers in outputs.items()
-        if len(answers)
+def measure(
+    outputs: Mapping[str, Outputs],
+    references: Sequence[Mapping[str, Outputs]] = (),
+    corruption: Mapping[str, Any] | None = None,
+    brief: bool = False,
+) -> dict[str, float]:
+    """Every metric of one model, as ``"forget/accuracy" -> value``; a set that is empty or not there gives no entry.
+
+    ==================  =============================================================================================
+    forget, retain, ... accuracy, loss and margin on each set; on the test set calibration error and Brier score
+    matched             AUC of each membership score, forget set against the owner's holdout, and true positive rates
+    efficacy            share of the forget set that an attack fitted on retain and test calls non-member
+    lira, rmia          AUC of the attacks that are calibrated by ``references``, forget set against holdout
+    probe               accuracy on the forget set of a linear classifier of features, fitted on the holdout
+    canary              coin-flip audit: AUC of the margins, the same calibrated by references, p value, epsilon
+    trigger, confusion  success of the planted trigger; mistakes between the two classes that were swapped
+    clients             accuracy on the retained clients' own holdouts, and its distance from the references'
+    .../disagreement    churn, Jensen-Shannon divergence, activation distance and CKA to the references
+    ==================  =============================================================================================
+
+    Args:
+        outputs: by audit set.
+        references: the same of oracles of *other* seeds; metrics that need more than there are have no entry.
+        corruption: the run's corruption: its ``kind``, ``target_class`` and ``classes``.
+        brief: leave out what a model of a later stage, or a checkpoint of an oracle, is not judged by: the families
+            probe and efficacy, calibration, likeness, and all scores of matched but the margin.
+    """
+    sets = {name: answers for name, answers in outputs.items() if len(answers)}
+    values = {
+        f"{name}/{metric}": function(sets[name])
+        for name in ("forget", "retain", "holdout", "test")
+        if name in sets
         for metric, function in METRICS.items()
     }
+    if "test" in sets and not brief:
+        values["test/calibration_error"] = fidelity.calibration_error(sets["test"])
+        values["test/brier"] = fidelity.brier(sets["test"])
+    values |= _membership(sets, references, brief)
+    values |= _marks(sets, references, corruption or {})
+    values |= _side_effects(sets, references)
+    if not brief:
+        values |= _efficacy(sets) | _likeness(sets, references)
+    return values
+
+
+def _membership(
+    sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]], brief: bool
+) -> dict[str, float]:
+    """The families matched (only its margin, if brief), lira, rmia and probe (not if brief)."""
+    values: dict[str, float] = {}
+    if not {"forget", "holdout"} <= sets.keys():
+        return values
+    forget, holdout = sets["forget"], sets["holdout"]
+    members, others = margins(forget), margins(holdout)
+    if brief:
+        values["matched/margin"] = leakage.auc(members, others)
+    else:
+        values |= {f"matched/{score}": value for score, value in leakage.matched_holdout(forget, holdout).items()}
+        for name, fpr in (("tpr_at_1", 0.01), ("tpr_at_01", 0.001)):
+            rate = leakage.tpr_at_fpr(members, others, fpr)
+            values[f"matched/{name}"] = rate.value
+        if forget.features is not None and holdout.features is not None:
+            values["probe/accuracy"] = representation.linear_probe(holdout, forget)
+    if references:
+        mine = {name: align([sets[name], *(other[name] for other in references)]) for name in ("forget", "holdout")}
+        if len(mine["forget"][0]) and len(mine["holdout"][0]):
+            if len(references) > 1:
+                scores = [leakage.lira(model, others) for model, *others in mine.values()]
+                values["lira/auc"] = leakage.auc(*scores)
+            if "test" in sets:
+                public, *theirs = align([sets["test"], *(other["test"] for other in references)])
+                ratios = [leakage.rmia(model, others, public, theirs) for model, *others in mine.values()]
+                values["rmia/auc"] = leakage.auc(*ratios)
+    return values
+
+
+def _efficacy(sets: Mapping[str, Outputs]) -> dict[str, float]:
+    """The family efficacy."""
+    if not {"forget", "retain", "test"} <= sets.keys():
+        return {}
+    shares = leakage.population(sets["retain"], sets["test"], sets["forget"])
+    return {f"efficacy/{score}": share for score, share in shares.items()}
+
+
+def _marks(
+    sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]], corruption: Mapping[str, Any]
+) -> dict[str, float]:
+    """The families canary, trigger and confusion."""
+    values: dict[str, float] = {}
+    if "canary" in sets:
+        candidates = sets["canary"]
+        included = candidates.included.bool()  # type: ignore[union-attr]
+        scores = margins(candidates)
+        if 0 < included.sum() < len(included):
+            values["canary/auc"] = leakage.canary_auc(scores, included)
+            values["canary/p"] = leakage.canary_p(scores, included, np.random.default_rng(0))
+            values["canary/epsilon"] = leakage.epsilon_bound(scores, included)
+            if references:
+                calibrated = leakage.calibrated(candidates, [other["canary"] for other in references])
+                values["canary/calibrated"] = leakage.canary_auc(calibrated, included)
+    if "trigger" in sets:
+        values["trigger/success"] = leakage.attack_success(sets["trigger"], corruption["target_class"])
+    if corruption.get("kind") == "label_swap":
+        for name in ("forget", "test"):
+            if name in sets:
+                confused = leakage.confusion_between(sets[name], *corruption["classes"])
+                values |= {f"confusion/{name}_{key}": value for key, value in confused.items()}
+    return values
+
+
+def _side_effects(sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]]) -> dict[str, float]:
+    """The family clients."""
+    if "clients" not in sets:
+        return {}
+    own = clients.client_accuracies(sets["clients"])
+    worst = sorted(own.values())[: -(-len(own) // 10)]
+    values = {"clients/accuracy": float(np.mean(list(own.values()))), "clients/worst": float(np.mean(worst))}
+    if len(own) <= ONE_BY_ONE:
+        values |= {f"client/{client}": value for client, value in own.items()}
+    if references:
+        others = [clients.client_accuracies(other["clients"]) for other in references]
+        mean = {client: float(np.mean([other[client] for other in others])) for client in own}
+        values |= {f"clients/{name}": value for name, value in clients.side_effects(own, mean).items()}
+    return values
+
+
+def _likeness(sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]]) -> dict[str, float]:
+    """How much the answers on each set differ from those of the references."""
+    values: dict[str, float] = {}
+    for name in ("forget", "retain", "test"):
+        if not references or name not in sets:
+            continue
+        model, *others = align([sets[name], *(other[name] for other in references)])
+        if not len(model):
+            continue
+        values[f"{name}/disagreement"] = fidelity.disagreement(model, others)
+        values[f"{name}/js_divergence"] = fidelity.js_divergence(model, others)
+        values[f"{name}/activation_distance"] = fidelity.activation_distance(model, others)
+        if model.features is not None and len(model) > 3:
+            similar = [representation.cka(model.features.double(), o.features.double()) for o in others]  # type: ignore[union-attr]
+            values[f"{name}/cka"] = float(np.mean(similar))
+    return values
 
 
 def audit(results: Sequence[ModelResult]) -> list[dict]:
@@ -191,7 +427,7 @@ def _row(label: str, scores: dict[int, float], original: dict[int, float], oracl
         value, value_half_width = _interval(list(scores.values()))
         gap, gap_half_width = _interval([score - oracle[seed] for seed, score in scores.items()])
         noop_gap, noop_gap_half_width = _interval([score - oracle[seed] for seed, score in original.items()])
-        floor, floor_sd = _floor(list(oracle.values()))
+        apart, floor_sd = floor(list(oracle.values()))
     something_to_forget = floor_sd is not None and abs(noop_gap) > 3 * floor_sd
     row = {
         "value": value,
@@ -200,9 +436,9 @@ def _row(label: str, scores: dict[int, float], original: dict[int, float], oracl
         "gap_half_width": gap_half_width,
         "noop_gap": noop_gap,
         "noop_gap_half_width": noop_gap_half_width,
-        "floor": floor,
+        "floor": apart,
         "floor_sd": floor_sd,
-        "gap_in_floors": abs(gap) / floor if floor else None,
+        "gap_in_floors": abs(gap) / apart if apart else None,
         "gap_closed": 1 - abs(gap) / abs(noop_gap) if something_to_forget else None,
     }
     if label == ORACLE:
@@ -218,7 +454,7 @@ def _interval(sample: list[float]) -> tuple[float, float | None]:
     return float(np.mean(sample)), half_width
 
 
-def _floor(oracle: list[float]) -> tuple[float | None, float | None]:
+def floor(oracle: Sequence[float]) -> tuple[float | None, float | None]:
     """Mean absolute leave-one-out difference between oracles, and the standard deviation of the signed ones."""
     if len(oracle) < 2:
         return None, None

@@ -2,17 +2,24 @@
 
 Every result is stored under an address made of everything that determines it, so what exists is never made twice: not
 by a run that was killed and started again, not by a second run that shares originals or oracles with this one.
+
+A strategy that must be planned before training overrides `learn`. It then has an original trajectory of its own, from
+the same initial weights, cohorts and client randomness, and serves its requests from there. Its row is compared with
+what everyone's is: the common original (the row ``original``, and the signal ``noop_gap``) and the common oracle, so
+what its way of learning does to the model counts as its doing. Learning is billed to no strategy, be it common or own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +29,46 @@ from flwr.serverapp import Grid
 import fedforget
 from fedforget import config as configuration
 from fedforget import models, report, routines, solvers
+from fedforget.assessment import assess
 from fedforget.cohort import Cohort, TooFewClients, describe
 from fedforget.config import RequestStep, RunConfig, StrategySpec
 from fedforget.data import DataConfig
-from fedforget.evaluation import ORACLE, ORIGINAL, ModelResult, audit, bill, measure
+from fedforget.evaluation import CHECKPOINT, LEVELS, ORACLE, ORIGINAL
 from fedforget.exchange import RECORDS
 from fedforget.grid import choose
 from fedforget.history import FileJournal, History, HistoryConfig, Recording, find_recording
 from fedforget.ledger import Cost
 from fedforget.messages import Task
-from fedforget.metrics import Outputs
+from fedforget.metrics.representation import swap_head
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
 from fedforget.seeds import Seeds
 from fedforget.store import Store, digest, load_tensors, save_tensors, write_text
 from fedforget.strategy import UnlearningStrategy, find
 
-AUDIT_SETS = ("forget", "retain", "holdout", "test")
+AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
+LATER_SETS = ("forget", "holdout", "test")  # when the audit is made again, after further rounds
 
 
 @dataclass(frozen=True)
 class Model:
-    """A stored model: its address, its parameters and what making it cost."""
+    """A stored model.
+
+    Args:
+        key: its address.
+        params: its parameters.
+        cost: what making it cost.
+        path: the file that holds it.
+        tensor: its name in that file.
+        residues: bytes the server still holds that depend on the forgotten data, by what they are.
+    """
 
     key: str
     params: Params
     cost: Cost
+    path: str = ""
+    tensor: str = "model"
+    residues: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,11 +122,18 @@ class Experiment:
             f"{len(self.federation.clients)} clients on {len(self.federation.hosts)} SuperNodes "
             f"({self.federation.about['device']}); to forget: {', then '.join(map(str, self.requests))}"
         )
-        results, index = self._results()
+        evaluation = self.config.evaluation
+        self.say(
+            f"evidence level {evaluation.level} ({LEVELS[evaluation.level].code}), K = {evaluation.seeds}: "
+            f"{self._trainings()} whole trainings, {len(self._specs()) - 1} strategies. {evaluation.claim}"
+        )
+        index = self._models()
         write_text(self.folder / "config.yaml", configuration.to_yaml(self.config))
+        self.say("measuring")
         header = self._header(index)
-        report.write(self.folder, header, audit(results), bill(results), [asdict(result) for result in results])
-        self.say(report.render_table(header, audit(results), bill(results)))
+        rows = assess(self.store.root, header).rows()
+        report.write(self.folder, header, rows)
+        self.say(report.render_table(header, rows))
         self.say(f"results: {self.folder}")
         return self.folder
 
@@ -173,43 +201,33 @@ class Experiment:
 
     # ------------------------------------------------------------------ the work
 
-    def _results(self) -> tuple[list[ModelResult], list[dict]]:
-        """All models of the run, made where they are missing, and their scores."""
+    def _models(self) -> list[dict]:
+        """The index of all models of the run, which are made where they are missing."""
         config = self.config
         seeds = range(config.evaluation.seeds)
         specs = self._specs()
         history_config = self._history_config()
         self._total = len(seeds) * (1 + len(specs) * len(self.requests))
+        self._total += len(seeds) * sum(map(self._learns_itself, specs))
         concurrent = config.engine.trajectories or 2 * len(self.federation.hosts)
         with ThreadPoolExecutor(concurrent, thread_name_prefix="trajectory") as pool:
             originals = {k: pool.submit(self._original, k, history_config) for k in seeds}
-            chains = [pool.submit(self._chain, k, spec, originals[k]) for k in seeds for spec in specs]
+            chains = [pool.submit(self._chain, k, spec, history_config, originals[k]) for k in seeds for spec in specs]
+            before = [pool.submit(self._before, k, originals[k]) for k in seeds]
             try:
-                self._wait([*originals.values(), *chains])
+                self._wait([*originals.values(), *chains, *before])
             finally:
                 self._stop.set()
-        found = [entry for chain in chains for entry in chain.result() if entry[1] not in self._failed]
-        for k in seeds:
-            for i in range(len(self.requests)):
-                original = originals[k].result().model
-                found.append((i, ORIGINAL, k, original, self._outputs(original, k, i)))
+        index = [entry for work in (*before, *chains) for entry in work.result() if entry["label"] not in self._failed]
         order = [ORIGINAL, *(spec.label for spec in specs)]
-        found.sort(key=lambda entry: (entry[0], order.index(entry[1]), entry[2]))
-        results = [
-            ModelResult(i, label, k, measure(self._load_outputs(path)), model.cost)
-            for i, label, k, model, path in found
-        ]
-        index = [
-            {
-                "request": i,
-                "label": label,
-                "seed": k,
-                "model": model.key,
-                "outputs": str(path.relative_to(self.store.root)),
-            }
-            for i, label, k, model, path in found
-        ]
-        return results, index
+        order += sorted({entry["label"] for entry in index} - set(order), key=lambda label: (len(label), label))
+        index.sort(key=lambda entry: (entry["request"], order.index(entry["label"]), entry["seed"]))
+        return index
+
+    def _before(self, k: int, original: Future[Original]) -> list[dict]:
+        """Index entries of the original of seed ``k``, audited for each request."""
+        model = original.result().model
+        return [entry for i in range(len(self.requests)) for entry in self._audits(k, ORIGINAL, i, model, model)]
 
     def _wait(self, futures: list[Future]) -> None:
         """Wait for all; the first failure stops the rest at their next round."""
@@ -223,10 +241,11 @@ class Experiment:
             failed = [f for f in futures if not f.cancelled() and not isinstance(f.exception(), (Stopped, type(None)))]
             raise failed[0].exception()  # type: ignore[misc]
 
-    def _original(self, k: int, history_config: HistoryConfig) -> Original:
-        """Learn the trajectory of seed ``k``, or load it."""
+    def _original(self, k: int, history_config: HistoryConfig, learner: StrategySpec | None = None) -> Original:
+        """Learn the trajectory of seed ``k``, or load it: the common one, or that of a strategy that learns itself."""
         config, seeds = self.config, self._seeds(k)
-        key, start = self._trajectory_key(k), self._initial(k)
+        key, start = self._trajectory_key(k, learner), self._initial(k)
+        what = f"learning for {learner.label}, seed {k}" if learner else f"learning, seed {k}"
         targets = tuple(sorted({client for request in self.requests for client in request.clients}))
         rounds = self.requests[0].after_round or config.learning.rounds
         with self.store.lock("trajectories", key):
@@ -234,28 +253,36 @@ class Experiment:
             if not recording.is_complete:
                 journal = FileJournal(recording.folder / "journal")
                 cohort = self._cohort(seeds, None)
-                cohort.journal, cohort.progress = journal, self._progress(f"learning, seed {k}", config.learning.rounds)
-                learner = self._strategy(self._specs()[0])
+                cohort.journal, cohort.progress = journal, self._progress(what, config.learning.rounds)
+                strategy = self._strategy(learner or self._specs()[0])
                 recording.begin(start)
-                for _ in learner.learn(cohort, start, config.learning.rounds, recording=recording):
+                for _ in strategy.learn(cohort, start, config.learning.rounds, recording=recording):
                     pass
                 recording.finish(config.learning.rounds, cohort.cost)
                 self.store.remove(journal.folder)
         _, cost = recording.summary()
         for round in range(1, rounds + 1):
-            self._say_notes(f"learning, seed {k}", recording.load(round)[1]["notes"])
+            self._say_notes(what, recording.load(round)[1]["notes"])
         final = Params(recording.load(rounds)[0]["global"], start.layout)
-        self._finished(f"learned the original, seed {k}: {rounds} rounds")
-        return Original(Model(digest([key, rounds]), final, cost), recording)
+        whose = f"{learner.label}'s own original" if learner else "the original"
+        self._finished(f"learned {whose}, seed {k}: {rounds} rounds")
+        model = Model(digest([key, rounds]), final, cost, str(recording.path(rounds)), "global")
+        return Original(model, recording)
 
-    def _chain(self, k: int, spec: StrategySpec, original: Future[Original]) -> list[tuple]:
-        """Serve the requests one after another with one strategy; ``(request, label, seed, model, outputs)`` each."""
-        learned = original.result()
-        previous, entries = learned.model, []
+    def _chain(
+        self, k: int, spec: StrategySpec, history_config: HistoryConfig, original: Future[Original]
+    ) -> list[dict]:
+        """Serve the requests one after another with one strategy; returns index entries."""
+        learned, entries = original.result(), []
         try:
+            if self._learns_itself(spec):
+                learned = self._original(k, history_config, spec)
+            previous = learned.model
             for i in range(len(self.requests)):
-                previous = self._serve(k, spec, i, previous, learned.recording)
-                entries.append((i, spec.label, k, previous, self._outputs(previous, k, i)))
+                previous, passed = self._serve(k, spec, i, previous, learned.recording)
+                entries += self._audits(k, spec.label, i, previous, original.result().model)
+                for round, model in passed.items():
+                    entries.append(self._entry(k, f"{CHECKPOINT}{round}", i, "", model, AUDIT_SETS))
         except TooFewClients as error:
             if spec.label == ORACLE:
                 raise
@@ -264,12 +291,14 @@ class Experiment:
             self.say(f"  note: {spec.label} failed and is left out, {self._failed[spec.label]}")
         return entries
 
-    def _serve(self, k: int, spec: StrategySpec, i: int, previous: Model, recording: Recording) -> Model:
-        """The model after request ``i``, made by the strategy or loaded."""
+    def _serve(
+        self, k: int, spec: StrategySpec, i: int, previous: Model, recording: Recording
+    ) -> tuple[Model, dict[int, Model]]:
+        """The model after request ``i``, made by the strategy or loaded; and those that an oracle passed, by round."""
         strategy, request, layout = self._strategy(spec), self.requests[i], previous.params.layout
         card = strategy.card
         determines = {
-            "trajectory": self._trajectory_key(k),
+            "trajectory": self._trajectory_key(k, spec if self._learns_itself(spec) else None),
             "previous": previous.key,
             "requests": [request.to_dict() for request in self.requests[: i + 1]],
             "strategy": [spec.name, asdict(spec.options), _code_of(strategy)],
@@ -291,9 +320,12 @@ class Experiment:
                     c for earlier in self.requests[:i] if earlier.scope == "client" for c in earlier.targets
                 )
                 history = History(recording, rounds, previous.params, card, gone, cohort.targets)
-                result = None
-                for result in strategy.serve(request, history, cohort):  # noqa: B007 (the last one counts)
+                result, passed, bills = None, {}, {}
+                wanted = self._checkpoints(rounds) if spec.label == ORACLE else ()
+                for done, result in enumerate(strategy.serve(request, history, cohort), start=1):
                     self._check_stopped()
+                    if done in wanted:
+                        passed[str(done)], bills[str(done)] = result.flat, cohort.cost.to_dict()
                 if result is None:
                     raise ValueError(f"strategy {spec.label!r} yielded no model")
                 cost = cohort.cost + Cost(bytes_stored=history.bytes_stored())
@@ -302,40 +334,132 @@ class Experiment:
                     "cost": cost.to_dict(),
                     "notes": cohort.notes,
                     "contacted": contacted,
+                    "residues": history.residues(),
+                    "checkpoints": bills,
                     "made_of": determines,
                 }
-                save_tensors(path, {"model": result.flat}, metadata)
+                save_tensors(path, {"model": result.flat, **passed}, metadata)
                 self.store.remove(cohort.journal.folder)
         tensors, metadata = load_tensors(path)
         self._say_notes(f"{spec.label}, seed {k}", metadata["notes"])
         cost = Cost(**metadata["cost"])
         self._finished(f"{spec.label}, seed {k}: {cost.rounds} rounds, {request} forgotten")
-        return Model(key, Params(tensors["model"], layout), cost)
+        checkpoints = {
+            int(done): Model(f"{key}@{done}", Params(tensors[done], layout), Cost(**spent), str(path), done)
+            for done, spent in metadata["checkpoints"].items()
+        }
+        residues = metadata["residues"]
+        return Model(key, Params(tensors["model"], layout), cost, str(path), "model", residues), checkpoints
+
+    def _checkpoints(self, rounds: int) -> set[int]:
+        """The rounds after which an oracle is audited too, evenly spread over its training, its end not among them."""
+        number = self.config.evaluation.checkpoints + 1
+        return {round(rounds * i / number) for i in range(1, number)} - {0, rounds}
+
+    def _trainings(self) -> int:
+        """How many whole trainings the run's models amount to: originals, oracles, and those of planned strategies."""
+        own = sum(map(self._learns_itself, self._specs()))
+        return self.config.evaluation.seeds * (1 + len(self.requests) + own)
 
     # ------------------------------------------------------------------ the audit
 
-    def _outputs(self, model: Model, k: int, i: int) -> Path:
-        """The file with a model's logits on the audit sets of request ``i``; it is made if it is not there."""
+    def _audits(self, k: int, label: str, i: int, model: Model, original: Model) -> list[dict]:
+        """Index entries of a model after request ``i``: as it is, after ordinary rounds, and after relearning."""
+        evaluation = self.config.evaluation
+        entries = [self._entry(k, label, i, "", model, AUDIT_SETS)]
+        if label not in (ORIGINAL, ORACLE):
+            swapped = replace(model, params=swap_head(model.params, original.params))
+            entries.append(self._entry(k, label, i, "head", swapped, ("forget",), marks=False))
+        try:
+            for rounds, later in self._later(k, i, model, evaluation.durability, "+"):
+                entries.append(self._entry(k, label, i, f"+{rounds}", later, LATER_SETS))
+            for kind in ("rejoin", "few"):
+                for rounds, later in self._later(k, i, model, range(1, evaluation.relearn + 1), kind):
+                    entries.append(self._entry(k, label, i, f"{kind} {rounds}", later, ("rest",), marks=False))
+        except TooFewClients as error:
+            self.say(f"  note: {label}, seed {k}: no further rounds are possible from this model ({error})")
+        return entries
+
+    def _later(self, k: int, i: int, model: Model, wanted: Sequence[int], kind: str) -> Iterator[tuple[int, Model]]:
+        """The model after further rounds, at each of the numbers ``wanted``: made once, or loaded.
+
+        Args:
+            k: the seed.
+            i: the request.
+            model: where to start from.
+            wanted: numbers of rounds, ascending.
+            kind: ``+`` for ordinary rounds on what is retained; ``rejoin`` if the forgotten data takes part again;
+                ``few`` if its owners train on a few forgotten examples, and nobody else does.
+        """
+        if not wanted:
+            return
+        key = self._address(k, i, model, {"kind": kind, "rounds": list(wanted), "learning": self._learned_by()})
+        path = self.store.folder("later", key) / "models.safetensors"
+        with self.store.lock("later", key):
+            if not path.exists():
+                first = (self.requests[i].after_round or self.config.learning.rounds) + 1
+                cohort, made = self._cohort(self._seeds(k), i), {}
+                cohort.next_round = first
+                if kind == "rejoin":
+                    cohort.request = None
+                rounds = (
+                    _on_few(cohort, model.params, first)
+                    if kind == "few"
+                    else find("none")(learning=self.config.learning).learn(cohort, model.params, wanted[-1], first)
+                )
+                for done, params in enumerate(itertools.islice(rounds, wanted[-1]), start=1):
+                    self._check_stopped()
+                    if done in wanted:
+                        made[str(done)] = params.flat
+                save_tensors(path, made, {"model": model.key})
+        tensors, _ = load_tensors(path)
+        for done in wanted:
+            yield done, replace(model, params=Params(tensors[str(done)], model.params.layout))
+
+    def _learned_by(self) -> list:
+        config = self.config
+        return [asdict(config.local), {**asdict(config.learning), "timeout": None}, config.seed, versions()]
+
+    def _address(self, k: int, i: int, model: Model, what: dict) -> str:
+        """The address of something made of a model's parameters after request ``i``."""
+        content = hashlib.sha256(model.params.flat.numpy().tobytes()).hexdigest()
         requests = [request.to_dict() for request in self.requests[: i + 1]]
+        made_of = {"model": content, "task": self.task.to_json(), "requests": requests, "seed": k, **what}
+        return digest({**made_of, "data": self.federation.about["data"]})
+
+    def _marked_sets(self) -> tuple[str, ...]:
+        """The audit sets that the corruption is made for."""
+        return {"canary": ("canary",), "trigger": ("trigger",)}.get(self.config.corruption.kind, ())
+
+    def _entry(
+        self, k: int, label: str, i: int, stage: str, model: Model, names: tuple[str, ...], marks: bool = True
+    ) -> dict:
+        """The index entry of a model whose answers are on file, where they are put if they are not there."""
         most = self.config.evaluation.max_examples
-        key = digest({"model": model.key, "task": self.task.to_json(), "requests": requests, "most": most, "seed": k})
+        sets = {**dict.fromkeys(names, most), **dict.fromkeys(self._marked_sets() if marks else (), most)}
+        key = self._address(k, i, model, {"sets": sets})
         path = self.store.folder("outputs", key) / "outputs.safetensors"
         with self.store.lock("outputs", key):
             if not path.exists():
-                outputs = self._cohort(self._seeds(k), i).evaluate(model.params, dict.fromkeys(AUDIT_SETS, most))
+                answers = self._cohort(self._seeds(k), i).evaluate(model.params, sets)
                 tensors = {
                     f"{name}/{part}": torch.from_numpy(array)
-                    for name, arrays in outputs.items()
-                    for part, array in zip(("logits", "labels", "clients"), arrays, strict=True)
+                    for name, mine in answers.items()
+                    for part, array in mine._asdict().items()
+                    if array is not None
                 }
                 save_tensors(path, tensors, {"model": model.key})
-        return path
-
-    def _load_outputs(self, path: Path) -> dict[str, Outputs]:
-        tensors, _ = load_tensors(path)
-        names = sorted({name.partition("/")[0] for name in tensors}, key=AUDIT_SETS.index)
+        relative = Path(model.path).relative_to(self.store.root) if model.path else None
         return {
-            name: Outputs(*(tensors[f"{name}/{part}"] for part in ("logits", "labels", "clients"))) for name in names
+            "request": i,
+            "label": label,
+            "seed": k,
+            "stage": stage,
+            "model": model.key,
+            "outputs": str(path.relative_to(self.store.root)),
+            "weights": [str(relative), model.tensor],
+            "cost": model.cost.to_dict(),
+            "residues": model.residues,
         }
 
     def _header(self, index: list[dict]) -> dict:
@@ -344,6 +468,13 @@ class Experiment:
         return {
             "experiment": config.experiment,
             "level": config.evaluation.level,
+            "code": LEVELS[config.evaluation.level].code,
+            "trainings": self._trainings(),
+            "primary": config.evaluation.primary,
+            "durability": list(config.evaluation.durability),
+            "classes": int(self.federation.about["num_classes"]),
+            "layout": [self.layout.names, self.layout.shapes],
+            "corruption_config": asdict(config.corruption),
             "claim": config.evaluation.claim,
             "seeds": config.evaluation.seeds,
             "requests": [str(request) for request in self.requests],
@@ -365,7 +496,15 @@ class Experiment:
     def _initial(self, k: int) -> Params:
         return Params.from_module(models.initial(self.config.model, *self._shape(), self._seeds(k).integer("initial")))
 
-    def _trajectory_key(self, k: int) -> str:
+    def _learns_itself(self, spec: StrategySpec) -> bool:
+        """Whether the strategy's class has its own `learn`."""
+        return find(spec.name).learn is not UnlearningStrategy.learn
+
+    def _trajectory_key(self, k: int, learner: StrategySpec | None = None) -> str:
+        """Address of a trajectory: the common one, or that of a strategy that learns itself."""
+        if learner:
+            code = _code_of(self._strategy(learner))
+            return digest([self._trajectory_key(k), learner.name, asdict(learner.options), code])
         config, about = self.config, self.federation.about
         return digest(
             {
@@ -416,6 +555,14 @@ class Experiment:
             self._done += 1
             self._last_said = time.monotonic()
             self.say(f"[{self._done}/{self._total}] {what}")
+
+
+def _on_few(cohort: Cohort, model: Params, first: int) -> Iterator[Params]:
+    """The model after each round in which only the forgotten data's owners train, on a few forgotten examples."""
+    for round in itertools.count(first):
+        replies = cohort.train(model, cohort.targets, split="few", round=round)
+        model = model + replies.mean() if replies else model
+        yield model
 
 
 def _code_of(strategy: UnlearningStrategy) -> str:

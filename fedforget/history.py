@@ -6,7 +6,7 @@ the strategies that need it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -153,10 +153,10 @@ class Recording:
     def load(self, round: int) -> tuple[dict[str, Tensor], dict]:
         """Tensors and metadata of one round."""
         try:
-            now = self._path(round).stat()
-            return _load(self._path(round), now.st_mtime_ns, now.st_ino)
+            now = self.path(round).stat()
+            return _load(self.path(round), now.st_mtime_ns, now.st_ino)
         except FileNotFoundError as error:
-            raise DamagedFile(f"{self._path(round)} is missing; delete its folder to have it recomputed") from error
+            raise DamagedFile(f"{self.path(round)} is missing; delete its folder to have it recomputed") from error
 
     def update(self, round: int, client: int) -> Params:
         """The recorded update of a client in a round."""
@@ -169,17 +169,22 @@ class Recording:
         """The random stream that prunes a client's update of a round."""
         return self.seeds.child("prune", round, client)
 
-    def _path(self, round: int) -> Path:
+    def path(self, round: int) -> Path:
+        """The file of one round."""
         return self.folder / f"round-{round:05d}.safetensors"
 
     def _save(self, round: int, tensors: Mapping[str, Tensor], metadata: dict) -> None:
-        save_tensors(self._path(round), tensors, metadata)
+        save_tensors(self.path(round), tensors, metadata)
 
 
 @lru_cache(maxsize=4)
 def _load(path: Path, changed: int, inode: int) -> tuple[dict[str, Tensor], dict]:
     """A round's file; time of change and inode tell a rewritten file from the one that was read before."""
     return load_tensors(path)
+
+
+GLOBAL_MODELS = "global models"
+UPDATES_OF_TARGETS, UPDATES_OF_OTHERS = "updates of the leaving clients", "updates made from models that knew them"
 
 
 @dataclass(frozen=True)
@@ -252,21 +257,44 @@ class History:
 
     def bytes_stored(self) -> int:
         """Bytes that the server keeps from learning on because the strategy's card asks for them."""
+        return sum(size for _, _, size in self._kept())
+
+    def residues(self) -> dict[str, int]:
+        """Those of the stored bytes that are a function of the forgotten data, by what they are.
+
+        The first round in which a target took part taints its own update, the global model after it, and all that was
+        trained from there on. The model that the strategy hands over is not counted.
+        """
+        took_part = (round for round in range(1, self.rounds + 1) if set(self.targets) & set(self.cohort(round)))
+        first = next(took_part, self.rounds + 1)
+        found: dict[str, int] = {}
+        for what, round, size in self._kept():
+            if round > first or (round == first and what != UPDATES_OF_OTHERS):
+                found[what] = found.get(what, 0) + size
+        return found
+
+    def _kept(self) -> Iterator[tuple[str, int, int]]:
+        """``(what, round, bytes)`` of everything the server keeps."""
         card, layout = self.card or Card("all"), self.recording.layout
         if card.records == "nothing":
-            return 0
+            return
         model = 4 * layout.size
         due = range(1, self.rounds + 1, card.every)
-        took_part = [int(client) for round in due for client in self.recording.load(round)[1]["weights"]]
+        cohorts = {round: [int(c) for c in self.recording.load(round)[1]["weights"]] for round in due}
         if card.storage == "sums":
-            return model * len(set(took_part))
+            for client in {client for cohort in cohorts.values() for client in cohort}:
+                yield UPDATES_OF_TARGETS if client in self.targets else UPDATES_OF_OTHERS, self.rounds, model
+            return
         # The size of a stored update depends on the layout and the form alone.
         stored = compress(Params(torch.zeros(layout.size), layout), self._form, self.recording.seeds)
         update = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
-        if card.storage == "updates":
-            return update * len(took_part)
-        wanted = {"globals": 0, "targets": sum(c in self.targets for c in took_part), "all": len(took_part)}
-        return model * (1 + len(due)) + update * wanted[card.records]
+        if card.storage != "updates":
+            yield from ((GLOBAL_MODELS, round, model) for round in (0, *due))
+        for round, cohort in cohorts.items():
+            for client in cohort:
+                mine = client in self.targets
+                if card.storage == "updates" or card.records == "all" or (card.records == "targets" and mine):
+                    yield UPDATES_OF_TARGETS if mine else UPDATES_OF_OTHERS, round, update
 
 
 def find_recording(

@@ -1,8 +1,7 @@
 """From results to tables and a figure. Works on plain rows, so a report can be made again without the run.
 
-``results.jsonl`` is the record, one JSON object a line: ``{"header": ...}``, then ``{"result": ...}`` for each model's
-raw scores and cost, ``{"audit": ...}`` and ``{"cost": ...}`` for the rows of the audit and of the bill. ``audit.csv``,
-``table.md`` and ``quality_cost.png`` follow from it.
+``results.jsonl`` is the record, one JSON object a line: ``{"header": ...}``, then an object for each row of each kind
+in `KINDS`. ``audit.csv``, ``table.md`` and ``quality_cost.png`` follow from it.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import math
 import os
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ SHOWN = "forget/margin"  # the figure's metric: accuracy saturates, and the loss
 NAMES = {ORACLE: "oracle (retrain)"}
 COLUMNS = ("model", *(f"{name} %" for name in SETS), "gap, pts", "floors", "rounds", "examples", "bytes", "stored")
 
+KINDS = ("result", "audit", "cost", "verdict", "gate", "figure")  # see `fedforget.assessment.Assessment`
+
 Row = dict
-Contents = tuple[dict, list[Row], list[Row], list[Row]]
+Rows = Mapping[str, list[Row]]
 
 
-def write(
-    folder: Path, header: dict, audit_rows: list[Row], cost_rows: list[Row], results: list[Row]
-) -> dict[str, Path]:
+def write(folder: Path, header: dict, rows: Rows) -> dict[str, Path]:
     """Writes the record and everything that follows from it; each file appears whole or not at all.
 
     Args:
@@ -38,9 +38,7 @@ def write(
         header: ``experiment`` (name), ``level``, ``seeds`` (K), ``claim`` (what the level may claim), ``requests`` (one
             short text for each), ``failed`` where strategies
             did not finish (label -> why), and anything else worth keeping; all of it JSON.
-        audit_rows: from `fedforget.evaluation.audit`.
-        cost_rows: from `fedforget.evaluation.bill`.
-        results: each `fedforget.evaluation.ModelResult` as a dictionary.
+        rows: by kind, `KINDS`; from `fedforget.assessment.Assessment.rows`.
 
     Returns:
         file name -> path.
@@ -48,12 +46,12 @@ def write(
     Raises:
         ValueError: if the header lacks a field.
     """
-    groups = (("header", [header]), ("result", results), ("audit", audit_rows), ("cost", cost_rows))
-    lines = [json.dumps({kind: _to_json(row)}, allow_nan=False) for kind, rows in groups for row in rows]
+    groups = {"header": [header], **{kind: rows[kind] for kind in KINDS}}
+    lines = [json.dumps({kind: _to_json(row)}, allow_nan=False) for kind, mine in groups.items() for row in mine]
     contents = {
-        "table.md": render_table(header, audit_rows, cost_rows).encode(),
-        "quality_cost.png": _draw(header, audit_rows, cost_rows),
-        "audit.csv": _csv(audit_rows).encode(),
+        "table.md": render_table(header, rows).encode(),
+        "quality_cost.png": _draw(header, rows["audit"], rows["cost"]),
+        "audit.csv": _csv(rows["audit"]).encode(),
         "results.jsonl": "\n".join([*lines, ""]).encode(),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +62,8 @@ def write(
     return {name: folder / name for name in contents}
 
 
-def load(folder: Path) -> Contents:
-    """``(header, audit_rows, cost_rows, results)`` as they were given to `write`.
+def load(folder: Path) -> tuple[dict, Rows]:
+    """``(header, rows)`` as they were given to `write`.
 
     Raises:
         ValueError: if the folder holds no finished run.
@@ -73,11 +71,15 @@ def load(folder: Path) -> Contents:
     path = folder / "results.jsonl"
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} holds no results.jsonl; give the folder of a finished run")
-    groups: dict[str, list[Row]] = {"header": [], "audit": [], "cost": [], "result": []}
+    header: dict = {}
+    rows: dict[str, list[Row]] = {kind: [] for kind in KINDS}
     for line in path.read_text().splitlines():
         ((kind, row),) = json.loads(line).items()
-        groups[kind].append(_from_json(row))
-    return groups["header"][0], groups["audit"], groups["cost"], groups["result"]
+        if kind == "header":
+            header = _from_json(row)
+        else:
+            rows[kind].append(_from_json(row))
+    return header, rows
 
 
 _NOT_IN_JSON = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -101,14 +103,9 @@ def _from_json(value: Any) -> Any:
     return _NOT_IN_JSON.get(value, value) if isinstance(value, str) else value
 
 
-def rewrite(folder: Path) -> dict[str, Path]:
-    """Makes the tables and the figure of a finished run again from its ``results.jsonl``; returns and raises as `write`
-    and `load` do."""
-    return write(folder, *load(folder))
-
-
-def render_table(header: dict, audit_rows: list[Row], cost_rows: list[Row]) -> str:
+def render_table(header: dict, rows: Rows) -> str:
     """The report as GitHub Markdown that also reads well in a terminal of 120 columns. Raises as `write` does."""
+    audit_rows, cost_rows = rows["audit"], rows["cost"]
     missing = [field for field in HEADER if field not in header]
     if missing:
         raise ValueError(f"report header lacks {', '.join(missing)}; it needs {', '.join(HEADER)}")

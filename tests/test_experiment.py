@@ -1,6 +1,7 @@
 """Whole runs in this process: numbers do not depend on nodes, results are shared, bad input is refused before work."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,57 @@ def test_a_second_run_and_a_changed_strategy_make_nothing_again(run_small, tmp_p
     run_small("strategies=[federaser,finetune] strategy.finetune.rounds=1", client_app=counting)
     assert asked.count(messages.TRAIN) == 2  # one round, on two nodes
     assert all(path.stat().st_mtime_ns == then for path, then in files.items())
+
+
+def trajectories(output):
+    """Folders of complete trajectories, by the files that made them complete."""
+    return {path.parent.parent.name: path.parent for path in Path(output).glob("store/trajectories/*/*/complete.json")}
+
+
+def test_a_strategy_that_learns_itself_has_its_own_trajectory_and_the_others_share_the_common_one(run_small, tmp_path):
+    experiment, said = run_small("strategies=[finetune,amnesiac]")
+    common = set(trajectories(tmp_path))
+    assert len(common) == 1
+    experiment, said = run_small("strategies=[finetune,amnesiac,certified_newton]")
+    own = set(trajectories(tmp_path)) - common
+    assert own == {experiment._trajectory_key(0, experiment._specs()[-1])} and len(own) == 1
+    assert any("learned certified_newton's own original, seed 0: 3 rounds" in line for line in said)
+    made_of = {}
+    for path in tmp_path.glob("store/models/*/model.safetensors"):
+        determines = load_tensors(path)[1]["made_of"]
+        made_of[determines["strategy"][0]] = determines["trajectory"]
+    assert {made_of.pop("certified_newton")} == own and set(made_of.values()) == common
+    # Same start, same cohorts; but another objective, so another model. The row "original" is the common one.
+    (recorded,) = (path for name, path in trajectories(tmp_path).items() if name in own)
+    (shared,) = (path for name, path in trajectories(tmp_path).items() if name in common)
+    for round, same in ((0, True), (1, False), (3, False)):
+        models = [load_tensors(path / f"round-{round:05d}.safetensors") for path in (recorded, shared)]
+        assert torch.equal(*(tensors["global"] for tensors, _ in models)) == same
+        assert models[0][1]["weights"] == models[1][1]["weights"]
+    lines = [json.loads(line) for line in (experiment.folder / "results.jsonl").read_text().splitlines()]
+    values = {r["label"]: r["values"] for r in (line["result"] for line in lines if "result" in line)}
+    assert values["original"] == values["none"]
+
+
+def test_a_trajectory_of_its_own_follows_the_strategys_options_and_is_kept(run_small, tmp_path):
+    for options, trajectories_made in (("", 2), ("strategy.certified_newton.sigma=2.0", 3), ("", 3)):
+        run_small(f"strategies=[certified_newton] {options}")
+        assert len(trajectories(tmp_path)) == trajectories_made
+
+
+def test_a_strategy_that_fails_in_its_own_learning_is_left_out_while_the_others_go_on(run_small):
+    def ill(message, context):
+        reply = client_app.app(message, context)
+        if message.metadata.message_type == messages.TRAIN:
+            work, _ = messages.unpack(message.content)
+            if work.routine.endswith(":perturbed") and work.round == 2:
+                raise RuntimeError("boom")
+        return reply
+
+    experiment, said = run_small("strategies=[certified_newton,finetune]", client_app=ill)
+    table = (experiment.folder / "table.md").read_text()
+    assert "certified_newton failed and has no row: seed 0: round 2" in " ".join(table.split())
+    assert "\nfinetune " in table
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "seeds": ("", "numpy torch"),
     "request": ("", ""),
     "ledger": ("", ""),
-    "exchange": ("params ledger", ""),
+    "exchange": ("params ledger", "torch"),
     "store": ("", "torch safetensors filelock"),
     "data": ("request seeds", "numpy torch sklearn datasets flwr_datasets torchvision pyarrow PIL"),
     "models": ("", "torch torchvision"),
@@ -38,13 +38,15 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "solvers": ("params", "torch"),
     "grid": ("client_app", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
     "strategy": ("history cohort exchange messages request params", "flwr"),
-    "metrics": ("params", "numpy torch sklearn scipy"),
+    "metrics": ("params", "numpy torch sklearn scipy statsmodels torchmetrics"),
     "evaluation": ("metrics data ledger", "numpy torch scipy"),
+    "verdicts": ("evaluation metrics ledger", "numpy torch"),
+    "assessment": ("evaluation verdicts metrics ledger params store", "numpy torch"),
     "config": ("data evaluation exchange grid history models request routines strategy", "omegaconf yaml"),
     "report": ("", "matplotlib"),
     "experiment": (
         "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
-        "routines solvers evaluation config report",
+        "routines solvers evaluation assessment config report data",
         "numpy torch flwr",
     ),
     "server_app": ("config experiment cohort store", "flwr"),

@@ -8,19 +8,22 @@ import json
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedforget.data.corruption import CorruptionConfig, coins, corrupt
+from fedforget.data.corruption import CorruptionConfig, brightest, coins, corrupt, stamp
+from fedforget.data.holder import load_holder, write_holders
 from fedforget.data.partition import PartitionConfig, partition, split_holdout
-from fedforget.data.sources import TaskConfig, load_source, unknown
+from fedforget.data.sources import Dataset, TaskConfig, load_source, unknown
 from fedforget.request import UnlearningRequest
 from fedforget.seeds import Seeds
 
-SPLITS = ("train", "retain", "forget", "holdout", "canary_in", "canary_out")
+SPLITS = ("train", "retain", "forget", "holdout", "canary", "canary_in", "canary_out", "few", "rest")
+FEW = 20  # one in so many forgotten examples is known to whoever tries to relearn the others
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,13 @@ class DataConfig:
 
 
 class FederatedData:
-    """The data of all clients, decoded once a process. Read-only by agreement: every client shares the tensors.
+    """The data of all clients, or with ``task.source=holder`` of one, decoded once a process.
+
+    Read-only by agreement: every client shares the tensors.
 
     Attributes:
-        inputs: training and holdout images of all clients, corrupted, float32 ``[N, C, H, W]``.
+        held: the clients whose data is here.
+        inputs: training and holdout images of those clients, corrupted, float32 ``[N, C, H, W]``.
         labels: their labels, corrupted, int64 ``[N]``.
         test_inputs: the clean global test set, float32 ``[M, C, H, W]``.
         test_labels: int64 ``[M]``.
@@ -68,6 +74,7 @@ class FederatedData:
         num_clients: clients are ``0..num_clients-1``.
         record: what corruption touched, in JSON types: ``{}`` for none, else ``{"kind": ..., "positions":
             {client: [...]}}`` with positions as in sample requests.
+        corruption: what was done to the data.
         seeds: the random streams of the data.
         fingerprint: digest of all the above; nodes that differ in it hold different data.
 
@@ -77,8 +84,13 @@ class FederatedData:
 
     def __init__(self, config: DataConfig) -> None:
         self.seeds = Seeds(config.seed).child("data")
-        source = load_source(config.task, self.seeds)
-        parts = partition(source.train_labels.numpy(), source.train_ids, config.partition, self.seeds)
+        if config.task.source == "holder":
+            source = load_holder(config.task.path)
+            parts = _own_part(source, config)
+        else:
+            source = load_source(config.task, self.seeds)
+            parts = partition(source.train_labels.numpy(), source.train_ids, config.partition, self.seeds)
+        self.held = tuple(range(len(parts))) if source.holding is None else (source.holding.client,)
         halves = [
             split_holdout(part, config.partition.holdout, self.seeds.numpy("holdout", client))
             for client, part in enumerate(parts)
@@ -91,11 +103,12 @@ class FederatedData:
         self._labels = self.labels.numpy()
         self._canaries = touched if config.corruption.kind == "canary" else {}
         positions = {str(client): rows.tolist() for client, rows in touched.items()}
+        self.corruption = config.corruption
         self.record: dict[str, Any] = {"kind": config.corruption.kind, "positions": positions} if touched else {}
         self.test_inputs, self.test_labels = source.test_inputs, source.test_labels
         self.num_classes, self.input_shape = source.num_classes, source.input_shape
         self.num_clients = len(parts)
-        self.fingerprint = self._digest()
+        self.fingerprint = self._digest(source)
 
     def num_train(self, client: int) -> int:
         """Size of the client's training split, candidate canaries included; sample requests count up to it."""
@@ -119,7 +132,8 @@ class FederatedData:
             client: the client's id.
             name: ``train`` (the training split without canaries whose coin is 0 and without what ``removed`` names);
                 ``retain`` and ``forget`` (``train`` without, and only, what ``request`` names); ``holdout`` (never
-                trained on); ``canary_in`` and ``canary_out`` (the candidates by coin, whatever was removed).
+                trained on); ``canary`` (all candidates, whatever was removed), ``canary_in`` and ``canary_out`` (the
+                candidates by coin); ``few`` and ``rest`` (every `FEW`-th example of ``forget``, and the others).
             trajectory: the streams of the training run, from which the canaries' coins come.
             removed: requests served before.
             request: the request being served.
@@ -135,6 +149,8 @@ class FederatedData:
             raise unknown("split", name, SPLITS)
         if not 0 <= client < self.num_clients:
             raise ValueError(f"client {client} does not exist; the clients are 0 to {self.num_clients - 1}")
+        if client not in self.held:
+            raise ValueError(f"client {client} is not here: this is the data of client {self.held[0]} alone")
         if name == "holdout":
             return torch.from_numpy(self._holdout[client])
         train = self._train[client]
@@ -143,7 +159,8 @@ class FederatedData:
         if len(candidates) or name.startswith("canary"):
             heads = coins(client, len(candidates), trajectory)
             if name.startswith("canary"):
-                return torch.from_numpy(train[candidates[heads if name == "canary_in" else ~heads]])
+                chosen_coins = {"canary_in": heads, "canary_out": ~heads}.get(name, np.ones_like(heads))
+                return torch.from_numpy(train[candidates[chosen_coins]])
             chosen[candidates[~heads]] = False
         for earlier in removed:
             chosen &= ~self._named(client, earlier)
@@ -151,8 +168,22 @@ class FederatedData:
             if request is None:
                 raise ValueError(f"split {name!r} needs a request, but there is none")
             named = self._named(client, request)
-            chosen &= named if name == "forget" else ~named
-        return torch.from_numpy(train[chosen])
+            chosen &= ~named if name == "retain" else named
+        rows = torch.from_numpy(train[chosen])
+        if name in ("few", "rest"):
+            few = torch.arange(len(rows)) % FEW == 0
+            return rows[few if name == "few" else ~few]
+        return rows
+
+    def triggered(self) -> Tensor:
+        """The test images with the backdoor's trigger on them, ``[M, C, H, W]``.
+
+        Raises:
+            ValueError: if no trigger was planted.
+        """
+        if self.corruption.kind != "trigger":
+            raise ValueError(f"corruption.kind={self.corruption.kind} plants no trigger; use corruption=trigger")
+        return stamp(self.test_inputs, self.corruption.patch, brightest(self.inputs))
 
     def check(self, request: UnlearningRequest) -> None:
         """Check a request against the data.
@@ -187,14 +218,47 @@ class FederatedData:
         named[list(positions)] = True
         return named
 
-    def _digest(self) -> str:
+    def _digest(self, source: Dataset) -> str:
         hasher = hashlib.sha256()
-        for tensor in (self.inputs, self.labels, self.test_inputs, self.test_labels):
+        tensors = [self.test_inputs, self.test_labels]
+        if source.holding:  # what holders agreed on covers the training data of each, and is the same at all
+            hasher.update(source.holding.agreed.encode())
+        else:
+            tensors = [self.inputs, self.labels, *tensors]
+        for tensor in tensors:
             hasher.update(json.dumps(list(tensor.shape)).encode())
             hasher.update(tensor.contiguous().numpy().data)
-        for part in (*self._train, *self._holdout, *self._canaries.values()):
-            hasher.update(json.dumps(part.tolist()).encode())
+        if not source.holding:
+            for part in (*self._train, *self._holdout, *self._canaries.values()):
+                hasher.update(json.dumps(part.tolist()).encode())
         return hasher.hexdigest()
+
+
+def _own_part(source: Dataset, config: DataConfig) -> list[np.ndarray]:
+    """Positions by client where one client's data is all there is."""
+    holding = source.holding
+    assert holding is not None, "load_holder says whose data it is"
+    if config.partition.clients != holding.num_clients:
+        raise ValueError(
+            f"partition.clients={config.partition.clients}, but the holders agreed on {holding.num_clients} clients"
+        )
+    if config.corruption.kind != "none":
+        raise ValueError(f"corruption.kind={config.corruption.kind} is not done to a holder's own data; use none")
+    nothing = np.zeros(0, dtype=np.int64)
+    parts = [nothing] * holding.num_clients
+    parts[holding.client] = np.arange(len(source.train_labels))
+    return parts
+
+
+def divide(config: DataConfig, folder: Path) -> list[Path]:
+    """Write what each client of a simulation holds into a folder of its own, see `fedforget.data.holder`.
+
+    Raises:
+        ValueError: if the data cannot be loaded or divided as asked, or would be corrupted.
+    """
+    if config.corruption.kind != "none":
+        raise ValueError(f"corruption.kind={config.corruption.kind} cannot be divided among holders; use none")
+    return write_holders(config.task, config.partition, Seeds(config.seed).child("data"), folder)
 
 
 _loading = threading.Lock()  # two threads that ask at once must not decode twice

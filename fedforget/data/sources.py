@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedforget.seeds import Seeds
 
-SOURCES = ("digits", "folder", "hub", "torchvision")
+SOURCES = ("digits", "folder", "hub", "torchvision", "holder")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 TEST_SPLITS = ("test", "validation", "valid", "val")  # the first that a source has is its test set
 
@@ -39,8 +39,10 @@ class TaskConfig:
     """Which data set.
 
     Args:
-        source: ``digits`` (scikit-learn's, 8x8, no download), ``folder``, ``hub`` or ``torchvision``.
-        path: ``folder``: its path; ``hub``: the data set's name; ``torchvision``: its class, such as ``FashionMNIST``.
+        source: ``digits`` (scikit-learn's, 8x8, no download), ``folder``, ``hub``, ``torchvision`` or ``holder`` (each
+            deployed SuperNode reads its own folder, see `fedforget.data.holder`).
+        path: ``folder``: its path; ``hub``: the data set's name; ``torchvision``: its class, such as ``FashionMNIST``;
+            ``holder``: empty, each node fills in its own.
         root: for ``torchvision``, where the files lie or go to; ``""`` means ``~/.cache/fedforget/torchvision``.
         input_column: the images; ``""`` where there is one image column.
         label_column: the classes; ``""`` means ``label``, ``labels``, ``fine_label`` or the only integer column.
@@ -66,7 +68,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise unknown("task.source", self.source, SOURCES)
-        if self.source != "digits" and not self.path:
+        if self.source not in ("digits", "holder") and not self.path:
             raise ValueError(f"task.source={self.source} needs task.path, but it is empty")
         if self.id_column and self.source not in ("folder", "hub"):
             raise ValueError(f"task.id_column={self.id_column} needs task.source=folder or hub, not {self.source}")
@@ -75,6 +77,23 @@ class TaskConfig:
         for field in ("max_train", "max_test"):
             if getattr(self, field) < 0:
                 raise ValueError(f"task.{field}={getattr(self, field)} must be at least 0 (0 takes all)")
+            if self.source == "holder" and getattr(self, field):
+                raise ValueError(f"task.{field}={getattr(self, field)}, but task.source=holder takes all; use 0")
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Whose examples a folder holds, when it holds those of one client only.
+
+    Args:
+        client: the client's id.
+        num_clients: how many clients the federation has.
+        agreed: canonical JSON of what all holders agreed on.
+    """
+
+    client: int
+    num_clients: int
+    agreed: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +107,7 @@ class Dataset:
         test_labels: int64 ``[M]``.
         train_ids: natural client id of each training example ``[N]``; ``None`` without ``task.id_column``.
         num_classes: one more than the largest label.
+        holding: for ``task.source=holder``, whose examples these are; ``None`` if they are those of all clients.
     """
 
     train_inputs: Tensor
@@ -96,6 +116,7 @@ class Dataset:
     test_labels: Tensor
     train_ids: np.ndarray | None
     num_classes: int
+    holding: Holding | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -132,6 +153,24 @@ def load_source(task: TaskConfig, seeds: Seeds) -> Dataset:
         ValueError: if the data is absent or unreachable, a column is missing or ambiguous, labels are not classes, or
             images are not grayscale or RGB images of one size.
     """
+    train, test = read_examples(task, seeds)
+    inputs, test_inputs = decode(train.images), decode(test.images)
+    if inputs.shape[1:] != test_inputs.shape[1:]:
+        shapes = f"{list(inputs.shape[1:])} for training and {list(test_inputs.shape[1:])} for test"
+        raise ValueError(f"images have different sizes: {shapes}; a task needs one size")
+    mean, std = moments(inputs)
+    return Dataset(
+        train_inputs=normalised(inputs, mean, std),
+        train_labels=torch.from_numpy(train.labels.astype(np.int64)),
+        test_inputs=normalised(test_inputs, mean, std),
+        test_labels=torch.from_numpy(test.labels.astype(np.int64)),
+        train_ids=train.ids,
+        num_classes=int(max(train.labels.max(), test.labels.max())) + 1,
+    )
+
+
+def read_examples(task: TaskConfig, seeds: Seeds) -> tuple[_Split, _Split]:
+    """The training and test examples of a data set, subsampled but not decoded; as `load_source` otherwise."""
     read = {"digits": _digits, "folder": _folder, "hub": _hub, "torchvision": _torchvision}[task.source]
     train, test = read(task)
     if test is None:
@@ -147,19 +186,7 @@ def load_source(task: TaskConfig, seeds: Seeds) -> Dataset:
     lowest = min(train.labels.min(), test.labels.min())
     if lowest < 0:
         raise ValueError(f"label {lowest} is negative; classes count from 0")
-    inputs, test_inputs = _decode(train.images), _decode(test.images)
-    if inputs.shape[1:] != test_inputs.shape[1:]:
-        shapes = f"{list(inputs.shape[1:])} for training and {list(test_inputs.shape[1:])} for test"
-        raise ValueError(f"images have different sizes: {shapes}; a task needs one size")
-    mean, std = _moments(inputs)
-    return Dataset(
-        train_inputs=inputs.float().sub_(mean).div_(std),
-        train_labels=torch.from_numpy(train.labels.astype(np.int64)),
-        test_inputs=test_inputs.float().sub_(mean).div_(std),
-        test_labels=torch.from_numpy(test.labels.astype(np.int64)),
-        train_ids=train.ids,
-        num_classes=int(max(train.labels.max(), test.labels.max())) + 1,
-    )
+    return train, test
 
 
 def _digits(task: TaskConfig) -> tuple[_Split, None]:
@@ -287,7 +314,7 @@ def _choose(field: str, wanted: str, guesses: list[str], fitting: list[str], col
     raise ValueError(f"there is no {kind} column; the columns are {', '.join(columns)}")
 
 
-def _decode(images: np.ndarray) -> Tensor:
+def decode(images: np.ndarray) -> Tensor:
     """uint8 ``[N, C, H, W]`` from raw or encoded images."""
     if images.dtype != object:
         return torch.from_numpy(images)
@@ -317,7 +344,12 @@ def _channels_first(images: np.ndarray) -> np.ndarray:
     return images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """float32 ``[N, C, H, W]`` from 8-bit pixels, given mean and standard deviation per channel ``[C, 1, 1]``."""
+    return images.float().sub_(mean).div_(std)
+
+
+def moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, float32 ``[C, 1, 1]`` each, of uint8 ``[N, C, H, W]``."""
     # Sums of integers: exact, so the numbers do not depend on how many threads a node has.
     levels = torch.arange(256)

@@ -49,8 +49,8 @@ class Outputs:
 
     def take(self, places: Tensor) -> Outputs:
         """The outputs on some of the examples, in the order of ``places``."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Outputs(**{name: None if value is None else value[places] for name, value in fields.items()})
+        optional = (None if t is None else t[places] for t in (self.features, self.rows, self.included))
+        return Outputs(self.logits[places], self.labels[places], self.clients[places], *optional)
 
 
 def align(several: Sequence[Outputs]) -> list[Outputs]:
@@ -61,10 +61,14 @@ def align(several: Sequence[Outputs]) -> list[Outputs]:
     Raises:
         ValueError: if one does not say which rows its examples are.
     """
+    if any(outputs.rows is None for outputs in several):
+        raise ValueError("outputs of different models can be aligned only if their rows are known")
+    first = several[0]
+    if all(torch.equal(o.rows, first.rows) and torch.equal(o.clients, first.clients) for o in several):  # type: ignore[arg-type]
+        return list(several)
     keys = []
     for outputs in several:
-        if outputs.rows is None:
-            raise ValueError("outputs of different models can be aligned only if their rows are known")
+        assert outputs.rows is not None
         keys.append(list(zip(outputs.clients.tolist(), outputs.rows.tolist(), strict=True)))
     common = set(keys[0]).intersection(*keys[1:])
     wanted = [key for key in keys[0] if key in common]

@@ -1,0 +1,238 @@
+"""From the store of a run to all that a report shows: a pure function of files, so that no metric retrains anything.
+
+A run leaves an index: an entry for each model that was audited, with the file of its answers, its bill, and the stage
+at which it was asked.
+
+==============  ====================================================================================================
+stage           the model
+==============  ====================================================================================================
+``""``          as the strategy left it
+``+r``          after r ordinary rounds on the retained clients
+``rejoin r``    after r rounds in which the forgotten data takes part again
+``few r``       after r rounds of training by its owner on one in `fedforget.data.FEW` of the forgotten examples alone
+``head``        with the original's last layer put back
+==============  ====================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from fedforget import verdicts
+from fedforget.evaluation import CHECKPOINT, ORACLE, ORIGINAL, ModelResult, audit, bill, measure
+from fedforget.ledger import Cost
+from fedforget.metrics import Outputs, leakage, representation
+from fedforget.metrics.outputs import accuracy, align, margins
+from fedforget.params import Layout, Params
+from fedforget.store import load_tensors
+
+PARTS = ("logits", "labels", "clients", "features", "rows", "included")
+LATER = ("forget/", "test/accuracy", "matched/", "canary/", "rmia/", "lira/", "trigger/", "confusion/")
+PRIMARIES = (
+    ("canary", "canary/calibrated"),
+    ("trigger", "trigger/success"),
+    ("label_swap", "confusion/forget_confused"),
+)
+Sets = dict[str, Outputs]
+
+
+class Assessment(NamedTuple):
+    """What a report is made of.
+
+    Args:
+        results: every model's metrics and bill.
+        audit: rows of `fedforget.evaluation.audit`.
+        costs: rows of `fedforget.evaluation.bill`.
+        verdicts: rows of `fedforget.verdicts.judge`, each with its ``request``.
+        gates: for each request what `fedforget.verdicts.gates` found, and the primary metric.
+        figures: data of figures: rows with ``request``, ``kind``, ``label`` and what belongs to the kind.
+    """
+
+    results: list[ModelResult]
+    audit: list[dict]
+    costs: list[dict]
+    verdicts: list[dict]
+    gates: list[dict]
+    figures: list[dict]
+
+    def rows(self) -> dict[str, list[dict]]:
+        """All of it as plain rows, by kind, as `fedforget.report` takes them."""
+        return {
+            "result": [asdict(result) for result in self.results],
+            "audit": self.audit,
+            "cost": self.costs,
+            "verdict": self.verdicts,
+            "gate": self.gates,
+            "figure": self.figures,
+        }
+
+
+def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
+    """Measure, compare and judge every model of a run.
+
+    Args:
+        store: the folder that the index's paths are relative to.
+        header: the run's header: ``models`` is the index; ``corruption_config``, ``classes`` and ``primary`` are used.
+
+    Raises:
+        DamagedFile: if a stored file does not match its checksum.
+        ValueError: as `fedforget.evaluation.audit`.
+    """
+    index: list[dict] = header["models"]
+    results: list[ModelResult] = []
+    verdict_rows, gate_rows, figures = [], [], []
+    for request in sorted({entry["request"] for entry in index}):
+        reader = _Reader(store, header, [entry for entry in index if entry["request"] == request])
+        mine = reader.results(request)
+        results += mine
+        models = verdicts.evidence(mine, reader.margins())
+        primary = _primary(header, models)
+        gate_rows.append({"request": request, "primary": primary, **verdicts.gates(models, primary)})
+        judged = verdicts.judge(models, primary, header["classes"])
+        verdict_rows += [{"request": request, **row} for row in judged]
+        figures += [{"request": request, **row} for row in reader.figures()]
+    shown = [result for result in results if not result.label.startswith(CHECKPOINT)]
+    return Assessment(results, audit(shown), bill(shown), verdict_rows, gate_rows, figures)
+
+
+def _primary(header: Mapping[str, Any], models: Mapping[str, verdicts.Evidence]) -> str:
+    """The primary metric: the configured one, or the one that fits the corruption."""
+    if header["primary"] != "auto":
+        return header["primary"]
+    known = next(iter(models[ORIGINAL].values.values()))
+    fitting = [metric for kind, metric in PRIMARIES if kind == header["corruption_config"]["kind"] and metric in known]
+    return fitting[0] if fitting else "forget/margin"
+
+
+class _Reader:
+    """The stored answers of one request's models."""
+
+    def __init__(self, store: Path, header: Mapping[str, Any], entries: Sequence[dict]) -> None:
+        self.store, self.header = store, header
+        self.entries = {(entry["label"], entry["seed"], entry["stage"]): entry for entry in entries}
+        self.models = [key for key in self.entries if key[2] == ""]
+        self.seeds = sorted({seed for label, seed, _ in self.models if label == ORACLE})
+        self.layout = Layout(tuple(header["layout"][0]), tuple(map(tuple, header["layout"][1])))
+        self._oracle = lru_cache(maxsize=None)(lambda seed, stage: self.outputs(ORACLE, seed, stage))
+
+    def outputs(self, label: str, seed: int, stage: str = "") -> Sets:
+        """A model's answers by audit set."""
+        tensors, _ = load_tensors(self.store / self.entries[label, seed, stage]["outputs"])
+        names = dict.fromkeys(name.partition("/")[0] for name in tensors)
+        return {name: Outputs(*(tensors.get(f"{name}/{part}") for part in PARTS)) for name in names}  # type: ignore[arg-type]
+
+    def references(self, seed: int, stage: str) -> list[Sets]:
+        """The oracles of the other seeds at a stage."""
+        return [self._oracle(k, stage) for k in self.seeds if k != seed and (ORACLE, k, stage) in self.entries]
+
+    def weights(self, label: str, seed: int) -> Params:
+        """A model's parameters."""
+        path, name = self.entries[label, seed, ""]["weights"]
+        return Params(load_tensors(self.store / path)[0][name], self.layout)
+
+    def results(self, request: int) -> list[ModelResult]:
+        """The metrics of every model, those of later stages among them.
+
+        A stage that a broken model did not reach (its clients sent NaN) counts as NaN.
+        """
+        values = {(label, seed): self._values(label, seed) for label, seed, _ in self.models}
+        expected = dict.fromkeys(name for metrics in values.values() for name in metrics)
+        results = []
+        for (label, seed), metrics in values.items():
+            if not label.startswith(CHECKPOINT):
+                metrics = {name: metrics.get(name, float("nan")) for name in expected}
+            results.append(ModelResult(request, label, seed, metrics, Cost(**self.entries[label, seed, ""]["cost"])))
+        return results
+
+    def _values(self, label: str, seed: int) -> dict[str, float]:
+        corruption = self.header["corruption_config"]
+        first = self._oracle(seed, "") if label == ORACLE else self.outputs(label, seed)
+        brief = label.startswith(CHECKPOINT)
+        values = measure(first, self.references(seed, ""), corruption, brief)
+        if brief:
+            return values
+        stages = [stage for name, k, stage in self.entries if (name, k) == (label, seed) and stage]
+        for stage in stages:
+            sets = self._oracle(seed, stage) if label == ORACLE else self.outputs(label, seed, stage)
+            if stage[:1] == "+":
+                later = measure(sets, self.references(seed, stage), corruption, brief=True)
+                values |= {f"{stage}/{name}": value for name, value in later.items() if name.startswith(LATER)}
+            elif stage == "head":
+                values["head/forget_accuracy"] = accuracy(sets["forget"]) if len(sets["forget"]) else float("nan")
+            elif len(sets["rest"]):
+                kind, _, number = stage.partition(" ")
+                values[f"relearn/{kind}_{number}"] = accuracy(sets["rest"])
+        for kind in ("rejoin", "few"):
+            curve = [value for name, value in values.items() if name.startswith(f"relearn/{kind}_")]
+            if curve:
+                values[f"relearn/{kind}"] = float(np.mean(curve))
+        if label != ORIGINAL and (ORIGINAL, seed, "") in self.entries:
+            shares = representation.layer_shares(self.weights(label, seed), self.weights(ORIGINAL, seed))
+            values["weights/head_share"] = list(shares.values())[-1]
+        elif label == ORIGINAL:
+            values["weights/head_share"] = 0.0
+        return values
+
+    def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:
+        """Margins of every model on the examples that all models of the request have, by label and seed, then set."""
+        found: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
+        models = [key for key in self.models if not key[0].startswith(CHECKPOINT)]
+        for name in verdicts.COMPARED:
+            several = [self.outputs(*key).get(name) for key in models]
+            if all(several):
+                for (label, seed, _), outputs in zip(models, align(several), strict=True):  # type: ignore[arg-type]
+                    found[label, seed][name] = margins(outputs)
+        return found
+
+    def figures(self) -> list[dict]:
+        """Histograms of margins, ROC curves of the canary audit, relearning curves and accuracies of clients."""
+        rows = []
+        labels = dict.fromkeys(label for label, _, _ in self.models if not label.startswith(CHECKPOINT))
+        known = {label: [self.outputs(label, k) for name, k, _ in self.models if name == label] for label in labels}
+        forgotten = {
+            label: np.concatenate(
+                [np.zeros(0), *(margins(sets["forget"]).numpy() for sets in several if "forget" in sets)]
+            )
+            for label, several in known.items()
+        }
+        finite = [m[np.isfinite(m)] for m in forgotten.values()]
+        everything = np.concatenate(finite) if finite else np.zeros(0)
+        if len(everything):
+            low, high = np.quantile(everything, (0.005, 0.995)).tolist()
+            edges = np.linspace(low, high, 41)
+            for label, m in forgotten.items():
+                density, _ = np.histogram(m[np.isfinite(m)], edges)
+                rows.append(
+                    {"kind": "margins", "label": label, "x": edges.tolist(), "y": (density / max(1, len(m))).tolist()}
+                )
+        grid = np.concatenate([[0.0], np.geomspace(0.005, 1, 60)])
+        rng = np.random.default_rng(0)
+        chance = []
+        for label, several in known.items():
+            curves = []
+            for sets in several:
+                if "canary" not in sets or sets["canary"].included is None:
+                    continue
+                scores, included = margins(sets["canary"]), sets["canary"].included.bool()
+                if 0 < included.sum() < len(included) and scores.isfinite().all():
+                    curves.append(np.interp(grid, *leakage.canary_roc(scores, included)))
+                    if label == ORACLE:
+                        for _ in range(200 // max(1, len(several))):
+                            coins = included[rng.permutation(len(included))]
+                            chance.append(np.interp(grid, *leakage.canary_roc(scores, coins)))
+            if curves:
+                y = np.mean(curves, 0)
+                rows.append({"kind": "canary_roc", "label": label, "x": grid.tolist(), "y": y.tolist()})
+        if chance:
+            lower, upper = np.quantile(chance, (0.025, 0.975), axis=0)
+            band = {"x": grid.tolist(), "low": lower.tolist(), "high": upper.tolist()}
+            rows.append({"kind": "canary_chance", "label": "", **band})
+        return rows

@@ -1,0 +1,375 @@
+"""Verdicts: from all models of a run to tests, the score and ranks, one row for each request and strategy.
+
+Everything here is a pure function of what the audit measured, of margins on fixed examples, and of the bill. Seeds are
+the unit: a strategy's K models are compared with the K oracles of the same seeds.
+
+Symbols: U unlearned, M original, O oracle; s_a(.) the score of attack a; ED the energy distance of margins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedforget.evaluation import CHECKPOINT, ORACLE, ORIGINAL, ModelResult, floor
+from fedforget.ledger import Cost
+from fedforget.metrics import clients, fidelity, klom, score, statistics
+
+ATTACKS = (
+    "canary/auc",
+    "canary/calibrated",
+    "rmia/auc",
+    "matched/margin",
+    "probe/accuracy",
+    "trigger/success",
+    "confusion/forget_confused",
+)
+UTILITIES = ("test/accuracy", "clients/accuracy", "clients/worst")
+COMPARED = ("forget", "retain", "test")  # sets on whose margins distributions are compared
+MARGIN = 0.2  # of the signal: the largest gap that does not matter, fixed before any run
+MEMORISED = 0.7  # canary AUC that an original must reach
+ANOTHER = "another oracle"  # the oracle of the next seed in the place of the unlearned model: what perfect looks like
+
+Values = Mapping[int, Mapping[str, float]]  # seed -> metric -> value
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of the models of one label under one request.
+
+    Args:
+        values: metrics by seed.
+        margins: margins on the examples that all models share, by seed and set: ``[n]``.
+        cost: mean bill over seeds.
+    """
+
+    values: Values
+    margins: Mapping[int, Mapping[str, Tensor]]
+    cost: Cost
+
+
+def evidence(
+    results: Sequence[ModelResult], margins: Mapping[tuple[str, int], Mapping[str, Tensor]]
+) -> dict[str, Evidence]:
+    """The results of one request by label; ``margins`` by label and seed."""
+    labels = dict.fromkeys(result.label for result in results)
+    found = {}
+    for label in labels:
+        mine = sorted((result for result in results if result.label == label), key=lambda result: result.seed)
+        total = sum((result.cost for result in mine), Cost())
+        mean = Cost(**{name: value / len(mine) for name, value in total.to_dict().items()})  # type: ignore[arg-type]
+        found[label] = Evidence(
+            {result.seed: result.values for result in mine},
+            {result.seed: margins.get((label, result.seed), {}) for result in mine},
+            mean,
+        )
+    return found
+
+
+def gates(models: Mapping[str, Evidence], primary: str) -> dict:
+    """Whether the scenario can show anything, before any strategy is looked at.
+
+    Returns:
+        ``attacks``: those whose signal is at least 3 floor standard deviations; ``memorised``: whether the original
+        knows the forget set better than the oracle under the primary metric (and, where there are canaries, tells
+        included from excluded ones with an AUC of at least `MEMORISED`); ``why``: a sentence if it does not.
+    """
+    original, oracle = models[ORIGINAL].values, models[ORACLE].values
+    available = [name for name in _names(models[ORIGINAL]) if _attack(name)]
+    passed = [name for name in available if _has_signal(original, oracle, name)]
+    why = ""
+    if not _has_signal(original, oracle, primary):
+        why = f"under {primary} the original is no further from the oracle than 3 standard deviations between oracles"
+    auc = _mean(original, "canary/auc") if "canary/auc" in available else 1.0
+    if not auc >= MEMORISED:
+        why = f"the original's canary AUC is {auc:.2f}, below {MEMORISED}: it did not memorise them"
+    return {"attacks": passed, "memorised": not why, "why": why}
+
+
+def judge(models: Mapping[str, Evidence], primary: str, classes: int, seed: int = 0) -> list[dict]:
+    """A row for each strategy (and for the original, and `ANOTHER`, an oracle in a strategy's place).
+
+    Columns; each ``x_low`` is the pessimistic end of a one-sided 95 % interval, None where there is none:
+
+    - ``forgetting``, ``utility``, ``fidelity``: the axes of the score; None where no attack or set passed its gate;
+    - ``quality_privacy`` = min(forgetting, utility), ``quality_indistinguishable`` = min of all three;
+    - ``rank_first``, ``rank_last``: range of the rank by quality_privacy over resamples of the seeds;
+    - ``examples_speedup``, ``bytes_speedup``, ``rounds_speedup``: cost of an equally good retrain over the cost;
+    - ``energy``, ``energy_p``, ``energy_holm``: test of equal margins on the forget set, and p corrected for the number
+      of strategies (paired seeds make the test conservative); ``energy_worst``: mean over the worst tenth of examples;
+    - ``verdict``, ``verdict_p``: equivalent, different or unresolved under the primary metric (TOST, margin 20 % of
+      the signal); ``void`` where the gate failed;
+    - ``remaining``: mean gap over signal under the primary metric, ``remaining_low`` and ``_high`` its 95 % interval;
+    - ``harmed``: share of retained clients whose accuracy suffers;
+    - for comparability only: ``tug_of_war``, ``average_gap``, ``klom``, ``forgetting_score``, each with its ``_floor``.
+
+    Args:
+        models: by label, from `evidence`.
+        primary: the primary metric.
+        classes: C; chance is 1/C.
+        seed: of the bootstrap.
+    """
+    gate = gates(models, primary)
+    oracle, original = models[ORACLE], models[ORIGINAL]
+    labels = [label for label in models if label != ORACLE and not label.startswith(CHECKPOINT)]
+    shown = {label: models[label] for label in labels}
+    if len(oracle.values) > 1:
+        shown[ANOTHER] = _rotated(oracle)
+    frontier = {
+        label: _axes(e, oracle, original, [a for a in gate["attacks"] if a[:1] != "+"], classes)
+        for label, e in models.items()
+        if label.startswith(CHECKPOINT)
+    }
+    rows = []
+    per_seed = {}
+    for label, mine in shown.items():
+        seeds = [k for k in mine.values if k in oracle.values and k in original.values]
+        axes = _axes(mine, oracle, original, gate["attacks"], classes)
+        row: dict = {"label": label, "seeds": len(seeds), **axes}
+        row |= _speedups(axes["quality_privacy"], mine.cost, frontier, models, oracle.cost)
+        row |= _energy(mine, oracle, seed) | _verdict(mine, original, oracle, primary, gate["memorised"], seeds)
+        row |= _comparable(mine, oracle) | {"harmed": _harmed(mine, oracle)}
+        rows.append(row)
+        if len(seeds) == len(oracle.values) > 1 and axes["quality_privacy"] is not None:
+            per_seed[label] = [_one_seed(mine, oracle, original, gate["attacks"], classes, k) for k in seeds]
+    ranked = {label: scores for label, scores in per_seed.items() if label not in (ORIGINAL, ANOTHER)}
+    if ranked:
+        ranges = statistics.rank_ranges(ranked, np.random.default_rng(seed))
+        for row in rows:
+            row["rank_first"], row["rank_last"] = ranges.get(row["label"], (None, None))
+    tested = {row["label"]: row["energy_p"] for row in rows if row["label"] not in (ORIGINAL, ANOTHER)}
+    corrected = statistics.holm({label: math.nan if p is None else p for label, p in tested.items()})
+    for row in rows:
+        row.setdefault("rank_first", None)
+        row.setdefault("rank_last", None)
+        p = corrected.get(row["label"], math.nan)
+        row["energy_holm"] = None if math.isnan(p) else p
+    return rows
+
+
+def _names(models: Evidence) -> list[str]:
+    return list(next(iter(models.values.values())))
+
+
+def _attack(name: str) -> bool:
+    return (name.partition("/")[2] if name[:1] == "+" else name) in ATTACKS
+
+
+def _column(values: Values, name: str, seeds: Sequence[int] | None = None) -> list[float]:
+    return [values[k][name] for k in (values if seeds is None else seeds)]
+
+
+def _mean(values: Values, name: str) -> float:
+    return float(np.mean(_column(values, name)))
+
+
+def _has_signal(original: Values, oracle: Values, name: str) -> bool:
+    if any(name not in metrics for metrics in (*original.values(), *oracle.values())):
+        return False
+    seeds = list(original)
+    _, spread = floor(_column(oracle, name))
+    if spread is None:  # one oracle has no spread: any difference counts, and the level says what that is worth
+        spread = 0.0
+    return statistics.memorised(_column(original, name), _column(oracle, name, seeds), spread)
+
+
+def _rotated(oracle: Evidence) -> Evidence:
+    """The oracle of the next seed in each seed's place."""
+    seeds = list(oracle.values)
+    following = dict(zip(seeds, [*seeds[1:], seeds[0]], strict=True))
+    values = {k: oracle.values[following[k]] for k in seeds}
+    return Evidence(values, {k: oracle.margins[following[k]] for k in seeds}, oracle.cost)
+
+
+def _axes(mine: Evidence, oracle: Evidence, original: Evidence, attacks: Sequence[str], classes: int) -> dict:
+    """The three axes of the score and their minima, each with its pessimistic end."""
+    seeds = list(mine.values)
+    sides = [
+        {a: _column(e.values, a, seeds) for a in attacks if all(a in e.values[k] for k in seeds)}
+        for e in (mine, oracle, original)
+    ]
+    common = [a for a in attacks if all(a in side for side in sides)]
+    forgetting = utility = fidelity_ = None
+    if common:
+        u, o, m = ({a: side[a] for a in common} for side in sides)
+        forgetting = score.forgetting(u, o, m)
+    useful = [
+        name
+        for name in UTILITIES
+        if all(name in e.values[k] for e in (mine, oracle) for k in seeds)
+        and np.mean(_column(oracle.values, name, seeds)) > 1 / classes
+    ]
+    if useful:
+        u, o = ({name: _column(e.values, name, seeds) for name in useful} for e in (mine, oracle))
+        utility = score.utility(u, o, 1 / classes)
+    distances = {name: _distance(mine, oracle, name, seeds) for name in COMPARED}
+    signals = {name: _distance(original, oracle, name, seeds) for name in COMPARED}
+    both_known = [n for n in COMPARED if distances[n] and (d := signals[n]) and 0 < d.value < math.inf]
+    if both_known:
+        fidelity_ = score.fidelity(
+            {n: distances[n] for n in both_known},  # type: ignore[misc]
+            {n: signals[n] for n in both_known},  # type: ignore[misc]
+        )
+    row: dict = {}
+    for name, axis in (("forgetting", forgetting), ("utility", utility), ("fidelity", fidelity_)):
+        row[name] = None if axis is None else axis.value
+        row[f"{name}_low"] = None if axis is None or math.isnan(axis.pessimistic) else axis.pessimistic
+    for name, parts in (
+        ("quality_privacy", ("forgetting", "utility")),
+        ("quality_indistinguishable", ("forgetting", "utility", "fidelity")),
+    ):
+        for end in ("", "_low"):
+            known = [row[f"{part}{end}"] for part in parts]
+            row[f"{name}{end}"] = None if None in known else float(np.min(known))
+    return row
+
+
+def _one_seed(
+    mine: Evidence, oracle: Evidence, original: Evidence, attacks: Sequence[str], classes: int, k: int
+) -> float:
+    """Quality (privacy track) of one seed's model, with the signal and the oracle's utility averaged over seeds."""
+    forgetting = 1.0
+    for a in attacks:
+        if a in mine.values[k]:
+            signal = abs(_mean(original.values, a) - _mean(oracle.values, a))
+            forgetting = min(forgetting, 1 - abs(mine.values[k][a] - oracle.values[k][a]) / signal)
+    utility = 1.0
+    for name in UTILITIES:
+        if name in mine.values[k] and _mean(oracle.values, name) > 1 / classes:
+            best = _mean(oracle.values, name) - 1 / classes
+            utility = min(utility, (mine.values[k][name] - 1 / classes) / best)
+    worst = min(forgetting, utility)
+    return 0.0 if math.isnan(worst) else max(0.0, worst)
+
+
+def _stack(mine: Evidence, name: str, seeds: Sequence[int]) -> Tensor | None:
+    """Margins ``[K, n]`` on one set, None where they are not known."""
+    if not seeds or any(name not in mine.margins[k] for k in seeds):
+        return None
+    stack = torch.stack([mine.margins[k][name] for k in seeds])
+    return stack if stack.shape[1] else None
+
+
+def _distance(mine: Evidence, oracle: Evidence, name: str, seeds: Sequence[int]) -> score.Distance | None:
+    u, o = _stack(mine, name, seeds), _stack(oracle, name, seeds)
+    if u is None or o is None or len(seeds) < 2:
+        return None
+
+    def mean(kept: Sequence[int]) -> float:
+        return float(fidelity.energy_distance(u[list(kept)], o[list(kept)]).mean())
+
+    everyone = range(len(seeds))
+    left_out = [mean([i for i in everyone if i != out]) for out in everyone] if len(seeds) > 2 else []
+    return score.Distance(mean(everyone), left_out)
+
+
+def _energy(mine: Evidence, oracle: Evidence, seed: int) -> dict:
+    seeds = list(mine.values)
+    u, o = _stack(mine, "forget", seeds), _stack(oracle, "forget", seeds)
+    if u is None or o is None or len(seeds) < 2:
+        return dict.fromkeys(("energy", "energy_p", "energy_worst"))
+    test = fidelity.energy_test(u, o, np.random.default_rng(seed))
+    return {"energy": test.statistic, "energy_p": test.p, "energy_worst": test.worst_decile}
+
+
+def _verdict(
+    mine: Evidence, original: Evidence, oracle: Evidence, primary: str, memorised: bool, seeds: Sequence[int]
+) -> dict:
+    """Equivalence under the primary metric, and the share of the signal that remains."""
+    known = all(primary in e.values[k] for e in (mine, original, oracle) for k in seeds)
+    if not (known and memorised and seeds):
+        return {"verdict": "void", **dict.fromkeys(("verdict_p", "remaining", "remaining_low", "remaining_high"))}
+    gaps = [mine.values[k][primary] - oracle.values[k][primary] for k in seeds]
+    signal = float(np.mean([original.values[k][primary] - oracle.values[k][primary] for k in seeds]))
+    found = statistics.equivalence(gaps, MARGIN * abs(signal))
+    share = statistics.interval([gap / signal for gap in gaps])
+    return {
+        "verdict": found.verdict,
+        "verdict_p": None if math.isnan(found.p) else found.p,
+        "remaining": share.mean,
+        "remaining_low": None if math.isnan(share.low) else share.low,
+        "remaining_high": None if math.isnan(share.high) else share.high,
+    }
+
+
+def _speedups(
+    quality: float | None, cost: Cost, frontier: Mapping[str, dict], models: Mapping[str, Evidence], whole: Cost
+) -> dict:
+    """`score.iso_quality_speedup` in examples, bytes and rounds; None without a frontier or a quality."""
+    names = ("examples_speedup", "bytes_speedup", "rounds_speedup")
+    known = {label: axes["quality_privacy"] for label, axes in frontier.items() if axes["quality_privacy"] is not None}
+    if quality is None or math.isnan(quality) or not known:
+        return dict.fromkeys(names)
+    row = {}
+    for name, unit in zip(names, (_examples, _bytes, _rounds), strict=True):
+        points = [(unit(models[label].cost), reached) for label, reached in known.items()]
+        ratio = score.iso_quality_speedup(quality, unit(cost), [*points, (unit(whole), 1.0)])
+        row[name] = None if math.isnan(ratio) else ratio
+    return row
+
+
+def _examples(cost: Cost) -> float:
+    return cost.client_examples
+
+
+def _bytes(cost: Cost) -> float:
+    return cost.bytes_up + cost.bytes_down
+
+
+def _rounds(cost: Cost) -> float:
+    return cost.rounds
+
+
+def _harmed(mine: Evidence, oracle: Evidence) -> float | None:
+    """Share of retained clients harmed; None where clients were not audited one by one."""
+    sides = [
+        [{name: v for name, v in e.values[k].items() if name.startswith("client/")} for k in mine.values]
+        for e in (mine, oracle)
+    ]
+    if not all(sides[0]) or len(sides[0]) < 2:
+        return None
+    own, retrained = ([{int(n.split("/")[1]): v for n, v in one.items()} for one in side] for side in sides)
+    share = clients.share_harmed(own, retrained)
+    return None if math.isnan(share) else share
+
+
+def _comparable(mine: Evidence, oracle: Evidence) -> dict:
+    """ToW, average gap, KLOM and the NeurIPS score, with their floors, between halves of the seeds for the last two."""
+    seeds = list(mine.values)
+    following = dict(zip(seeds, [*seeds[1:], seeds[0]], strict=True))
+    row: dict = {}
+    pairs = {
+        "": [(mine.values[k], oracle.values[k]) for k in seeds],
+        "_floor": [(oracle.values[following[k]], oracle.values[k]) for k in seeds] if len(seeds) > 1 else [],
+    }
+    for end, several in pairs.items():
+        gaps = [
+            [abs(u[f"{s}/accuracy"] - o[f"{s}/accuracy"]) for s in COMPARED]
+            for u, o in several
+            if all(f"{s}/accuracy" in u for s in COMPARED)
+        ]
+        row[f"tug_of_war{end}"] = float(np.mean([np.prod([1 - g for g in gap]) for gap in gaps])) if gaps else None
+        with_attack = [
+            [*gap, abs(u["efficacy/confidence"] - o["efficacy/confidence"])]
+            for gap, (u, o) in zip(gaps, several, strict=False)
+            if "efficacy/confidence" in u
+        ]
+        row[f"average_gap{end}"] = float(np.mean(with_attack)) if with_attack else None
+    half = len(seeds) // 2
+    first, second = seeds[:half], seeds[half : 2 * half]
+    row |= dict.fromkeys(("klom", "klom_floor", "forgetting_score", "forgetting_score_floor"))
+    sides = [_stack(mine, "forget", first), _stack(oracle, "forget", first), _stack(oracle, "forget", second)]
+    if half >= 2 and all(side is not None and side.isfinite().all() for side in sides):
+        u, o, other = sides
+        row["klom"], row["klom_floor"] = (float(klom.klom(a, other).mean()) for a in (u, o))  # type: ignore[arg-type]
+        if half >= 3:
+            row["forgetting_score"], row["forgetting_score_floor"] = (
+                fidelity.forgetting_score(a, other)  # type: ignore[arg-type]
+                for a in (u, o)
+            )
+    return row
