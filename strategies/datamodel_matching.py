@@ -71,8 +71,7 @@ class DatamodelMatching(UnlearningStrategy):
             for t in range(1, history.rounds + 1):
                 S = [k for k, out in zip(clients, row, strict=True) if not out and k in history.cohort(t)]
                 if S:
-                    replies = cohort.train(trained[f"f{m}"], S, split="train", round=t)
-                    trained[f"f{m}"] = trained[f"f{m}"] + replies.mean()
+                    trained[f"f{m}"] = trained[f"f{m}"] + cohort.reduce(trained[f"f{m}"], S, split="train", round=t)
                     yield w
         g = coefficients(A, [clients.index(c) for c in cohort.targets], self.config.ridge)
         mixture = {"original": 1 - sum(g), **dict(zip(trained, g, strict=True))}
@@ -80,10 +79,9 @@ class DatamodelMatching(UnlearningStrategy):
             asked = {*cohort.sample(t), *cohort.targets}
             recipe = {"lr": self.config.lr, "lr_decay": 1.0, **mixture}
             sent = {"original": history.final, **trained}
-            replies = cohort.train(
+            w = w + cohort.reduce(
                 w, asked, routine="fedforget.routines:match", split="train", round=t, vectors=sent, **recipe
             )
-            w = w + replies.mean()
             yield w
 
 

@@ -55,10 +55,10 @@ class Discriminative(UnlearningStrategy):
         w = history.final
         terms = {"form": self.config.form, "weight": self.config.alpha}
         for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            D = cohort.train(w, round=t)
+            D = cohort.reduce(w, round=t)
             routine = "strategies.discriminative:regularise"
-            G = cohort.train(w, cohort.targets, routine=routine, split="forget", round=t, **terms)
-            w = w + D.mean() + G.mean()
+            G = cohort.reduce(w, cohort.targets, routine=routine, split="forget", round=t, **terms)
+            w = w + D + G
             yield w
 
 

@@ -76,7 +76,7 @@ class FedAF(UnlearningStrategy):
         teaching = {"teachers": c.teachers, "temperature": c.temperature, "labels": c.labels}
         recipe = {"lambda": c.penalty, "epochs": c.epochs, "steps": 0, "seed": cohort.seeds.integer("fedaf")}
         for _ in range(c.rounds):
-            replies = cohort.train(
+            w = w + cohort.reduce(
                 w,
                 cohort.targets,
                 routine="strategies.fedaf:overwrite",
@@ -85,7 +85,6 @@ class FedAF(UnlearningStrategy):
                 **teaching,
                 **recipe,
             )
-            w = w + replies.mean()
             yield w
         yield from self.learn(cohort, w, c.recovery_rounds, first_round=history.rounds + 1)
 

@@ -41,8 +41,7 @@ class L1Sparse(UnlearningStrategy):
         w, R = history.final, self.config.rounds
         for t in range(R):
             gamma = self.config.gamma * (1 - t / R if self.config.decay else 1)
-            D = cohort.train(w, routine="strategies.l1_sparse:sparse", round=history.rounds + 1 + t, gamma=gamma)
-            w = w + D.mean()
+            w = w + cohort.reduce(w, routine="strategies.l1_sparse:sparse", round=history.rounds + 1 + t, gamma=gamma)
             yield w
 
 

@@ -45,10 +45,10 @@ class Lure(UnlearningStrategy):
     def unlearn(self, request, history, cohort):
         """One round for the saliency, then R ordinary rounds from the renewed model."""
         w = history.final
-        replies = cohort.train(
+        saliency = cohort.reduce(
             w, cohort.retained, routine="strategies.lure:salience", epochs=1, steps=0, effort=self.config.batches
         )
-        s = Params(w.flat.abs() * replies.mean().flat, w.layout)
+        s = Params(w.flat.abs() * saliency.flat, w.layout)
         w = renew(w, s, self.config.share, fresh(w.layout, cohort.seeds.torch("lure")))
         yield w
         yield from self.learn(cohort, w, self.config.rounds, first_round=history.rounds + 1)

@@ -48,9 +48,9 @@ class NegGrad(UnlearningStrategy):
         w, beta = history.final, self.config.beta
         ascent = {"routine": "strategies.neggrad:ascend", "split": "forget", "weight": 1 - beta}
         for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            D = cohort.train(w, round=t)
-            A = cohort.train(w, cohort.targets, round=t, **ascent)
-            w = w + beta * D.mean() + A.mean()
+            D = cohort.reduce(w, round=t)
+            A = cohort.reduce(w, cohort.targets, round=t, **ascent)
+            w = w + beta * D + A
             yield w
 
 

@@ -50,8 +50,7 @@ class OracleMatching(UnlearningStrategy):
         for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
             clients = {*cohort.sample(t), *cohort.targets}
             recipe = {"lr": self.config.lr, "lr_decay": 1.0}
-            replies = cohort.train(
+            w = w + cohort.reduce(
                 w, clients, routine="fedforget.routines:match", split="train", vectors={"h": w_g}, h=1.0, **recipe
             )
-            w = w + replies.mean()
             yield w

@@ -76,7 +76,7 @@ class PartialAscent(UnlearningStrategy):
             else:
                 asked, split, vectors = cohort.targets, "forget", {"w_o": w_o}
             routine = "strategies.partial_ascent:ascend_part"
-            w = w + cohort.train(w, asked, routine=routine, split=split, vectors=vectors, **options).mean()
+            w = w + cohort.reduce(w, asked, routine=routine, split=split, vectors=vectors, **options)
             yield w
         yield from self.learn(cohort, w, self.config.repair_rounds, first_round=cohort.next_round)
 

@@ -62,7 +62,7 @@ class PartialLabelFlip(UnlearningStrategy):
             if self.config.retained:
                 asked, split = {*asked, *cohort.sample(t)}, "train"
             routine = "strategies.partial_label_flip:flip_part"
-            w = w + cohort.train(w, asked, routine=routine, split=split, **options).mean()
+            w = w + cohort.reduce(w, asked, routine=routine, split=split, **options)
             yield w
         yield from self.learn(cohort, w, self.config.repair_rounds, first_round=cohort.next_round)
 

@@ -60,7 +60,7 @@ class PartiallyBlinded(UnlearningStrategy):
         hold = Params(c.stability * F.flat + c.distance, F.layout)  # b F_i + c, the stiffness of the well
         recipe = {"optimizer": "adam", "lr": c.lr, "lr_decay": 1.0, "epochs": c.epochs, "steps": 0}
         for _ in range(c.rounds):
-            replies = cohort.train(
+            w = w + cohort.reduce(
                 w,
                 cohort.targets,
                 routine="strategies.pbu:blind",
@@ -70,7 +70,6 @@ class PartiallyBlinded(UnlearningStrategy):
                 batch_size=c.batch_size,
                 **recipe,
             )
-            w = w + replies.mean()
             yield w
 
 

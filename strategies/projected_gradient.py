@@ -77,8 +77,7 @@ class ProjectedGradient(UnlearningStrategy):
             eta = o.lr * (o.lr_end / o.lr) ** (r / max(1, o.rounds - 1))
             recipe = {"lr": eta, "epochs": o.epochs, "steps": 0, "batch_size": o.batch_size}
             routine, options = "strategies.projected_gradient:ascend", {"rank": o.rank, "beta": o.entropy, **recipe}
-            replies = cohort.train(w, cohort.targets, routine=routine, split="forget", vectors={"U": U}, **options)
-            w = w + replies.mean()
+            w = w + cohort.reduce(w, cohort.targets, routine=routine, split="forget", vectors={"U": U}, **options)
             yield w
 
 

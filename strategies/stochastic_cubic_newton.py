@@ -76,7 +76,7 @@ class StochasticCubicNewton(UnlearningStrategy):
 
         def pooled(name, size, **vectors):
             routine = f"strategies.stochastic_cubic_newton:{name}"
-            return cohort.train(w, cohort.retained, routine=routine, round=t, vectors=vectors, size=size).mean()
+            return cohort.reduce(w, cohort.retained, routine=routine, round=t, vectors=vectors, size=size)
 
         g = pooled("gradient", self.config.gradient_batch) + decay * w
         return g, lambda v: pooled("product", self.config.hessian_batch, v=v) + decay * v

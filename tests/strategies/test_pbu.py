@@ -66,14 +66,14 @@ def test_a_stiffer_well_keeps_the_model_nearer(tmp_path: Path) -> None:
 
 def test_the_stiffness_is_b_times_fisher_plus_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy, request = Toy(tmp_path), REQUESTS["sample"]
-    train = Cohort.train
+    reduce = Cohort.reduce
     sent: list[dict[str, Params]] = []
 
     def spy(self: Cohort, *args: Any, **options: Any) -> Any:
         sent.append(dict(options.get("vectors") or {}))
-        return train(self, *args, **options)
+        return reduce(self, *args, **options)
 
-    monkeypatch.setattr(Cohort, "train", spy)
+    monkeypatch.setattr(Cohort, "reduce", spy)
     strategy = PartiallyBlinded(PartiallyBlinded.Config(stability=3.0, distance=5.0), toy.learning)
     _, _, final = serve(toy, strategy, request)
     [vectors] = [vectors for vectors in sent if "hold" in vectors]
