@@ -155,26 +155,35 @@ class Client:
             yield self.inputs[batch], self.labels[batch]
 
     def batch_indices(self) -> Iterator[Tensor]:
-        """Which examples each of the `batches` holds.
+        """Which examples each of the `batches` holds."""
+        left = self.planned_steps()
+        for order in self.orders() if left else ():
+            for batch in order.split(self.local.batch_size)[:left]:
+                self.examples += len(batch)
+                yield batch
+            left -= min(left, -(-len(order) // self.local.batch_size))
+            if not left:
+                return
 
-        The option ``effort`` (0 to 1) does that share of the steps, rounded up.
+    def planned_steps(self) -> int:
+        """How many steps the recipe asks of this client.
+
+        The option ``effort`` (0 to 1) asks for that share of them, rounded up.
         """
-        where = torch.full((self.capacity,), -1)
-        where[self.places] = torch.arange(len(self.places))
         epoch_steps = -(-len(self.labels) // self.local.batch_size)
         steps = (self.local.steps or self.local.epochs * epoch_steps) if epoch_steps else 0
-        steps = math.ceil(steps * float(self.options.get("effort", 1.0)) - 1e-9)  # 0.07 * 100 is 7, not 8
-        done = 0
+        return math.ceil(steps * float(self.options.get("effort", 1.0)) - 1e-9)  # 0.07 * 100 is 7, not 8
+
+    def orders(self) -> Iterator[Tensor]:
+        """The order of the examples in each epoch, without end."""
+        where = torch.full((self.capacity,), -1)
+        where[self.places] = torch.arange(len(self.places))
         for epoch in itertools.count():
-            order = where[torch.from_numpy(self.seeds.numpy("shuffle", epoch).permutation(self.capacity))]
-            for batch in order[order >= 0].to(self.labels.device).split(self.local.batch_size):
-                if done == steps:
-                    return
-                self.examples += len(batch)
-                done += 1
-                yield batch
-            if done == steps:
-                return
+            order = torch.from_numpy(self.seeds.numpy("shuffle", epoch).permutation(self.capacity))
+            if len(self.places) < self.capacity:
+                order = where[order]
+                order = order[order >= 0]
+            yield order.to(self.labels.device)
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of the model on a batch, in nats."""
@@ -203,6 +212,8 @@ class Client:
     def with_recipe(self) -> Client:
         """This client, with those options that name fields of the recipe applied to it (``lr=0.01``, ``epochs=2``)."""
         fields = {name: value for name, value in self.options.items() if name in LocalConfig.__dataclass_fields__}
+        if not fields:
+            return self
         return replace(self, local=replace(self.local, **fields))  # type: ignore[arg-type]
 
 

@@ -33,24 +33,26 @@ def train(clients: Sequence[Client]) -> list[Tensor]:
         The trained parameters as a flat vector ``[d]``, one a client, in the order given.
     """
     # Clients with the most steps first: those that still train are then always the first so many of the stack.
-    plans = [list(client.batch_indices()) for client in clients]
-    order = sorted(range(len(clients)), key=lambda place: -len(plans[place]))
-    clients, plans = [clients[place] for place in order], [plans[place] for place in order]
+    order = sorted(range(len(clients)), key=lambda place: -clients[place].planned_steps())
+    clients = [clients[place] for place in order]
     model, local = clients[0].model, clients[0].local
     assert isinstance(model, nn.Sequential) and can_stack(model), "the engine stacks only what can be stacked"
 
-    sizes = torch.tensor([len(client.labels) for client in clients])
-    offsets = (sizes.cumsum(0) - sizes).tolist()
+    sizes = [len(client.labels) for client in clients]
+    steps = [client.planned_steps() for client in clients]
     inputs = torch.cat([_features(model, client.inputs) for client in clients])
     labels = torch.cat([client.labels for client in clients])
-    steps = [len(plan) for plan in plans]
-    width = max(len(batch) for plan in plans for batch in plan)  # a batch_size may exceed every client's data
-    index = torch.zeros(steps[0], len(clients), width, dtype=torch.long, device=labels.device)
-    share = torch.zeros(index.shape, dtype=inputs.dtype, device=labels.device)
-    for place, plan in enumerate(plans):
-        for step, batch in enumerate(plan):
-            index[step, place, : len(batch)] = batch + offsets[place]
-            share[step, place, : len(batch)] = 1 / len(batch)
+    width = min(local.batch_size, max(sizes))  # a batch_size may exceed every client's data
+    index = torch.full((steps[0], len(clients), width), -1, dtype=torch.long, device=labels.device)
+    offset = 0
+    for place, client in enumerate(clients):
+        index[: steps[place], place] = _plan(client, steps[place], width, offset)
+        offset += sizes[place]
+    filled = index >= 0
+    share = filled.to(inputs.dtype) / filled.sum(2, keepdim=True).clamp(min=1)
+    for client, examples in zip(clients, filled.sum((0, 2)).tolist(), strict=True):
+        client.examples += examples
+    index.clamp_(min=0)
 
     sent = [parameter.detach() for parameter in model.parameters()]
     stack = [parameter.expand(len(clients), *parameter.shape).clone() for parameter in sent]
@@ -85,6 +87,19 @@ def _features(model: nn.Sequential, inputs: Tensor) -> Tensor:
     for module in itertools.takewhile(lambda module: not isinstance(module, nn.Linear), model):
         inputs = module(inputs)
     return inputs
+
+
+def _plan(client: Client, steps: int, width: int, offset: int) -> Tensor:
+    """The examples of each of a client's steps, plus ``offset``: ``[steps, width]``, -1 where a batch is shorter."""
+    rows: list[Tensor] = []
+    done = 0
+    for order in client.orders():
+        batches = nn.functional.pad(order + offset, (0, -len(order) % width), value=-1).view(-1, width)
+        rows.append(batches)
+        done += len(batches)
+        if done >= steps:
+            break
+    return torch.cat(rows)[:steps]
 
 
 def _forward(model: nn.Sequential, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
