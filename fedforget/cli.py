@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split.add_argument("experiment", help="a name from `fedforget list`, or a YAML file")
     split.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as in `fedforget run`")
     split.add_argument("--to", type=Path, required=True, help="gets a folder client-<id> for each client")
-    commands.add_parser("doctor", help="versions, devices, and a self-test of some seconds")
+    doctor = commands.add_parser("doctor", help="versions, devices, data found, and a self-test of some seconds")
+    doctor.add_argument("folders", nargs="*", type=Path, help="folders of parquet files to look into")
 
     options = parser.parse_args(arguments)
     sys.path[:0] = _own_folder()
@@ -294,6 +295,36 @@ def _split(options: argparse.Namespace) -> int:
     return 0
 
 
+def _data_found(settings: dict) -> str:
+    """Whether the data of a task lies on this machine, in words; nothing is downloaded or decoded."""
+    source, path = settings["source"], settings.get("path", "")
+    if source == "digits":
+        return "found (it comes with scikit-learn)"
+    if source == "holder":
+        return "each SuperNode has its own, see docs/deployment.md"
+    if source == "folder":
+        return f"found in {path}" if path and Path(path).is_dir() else "give its folder: task.path=FOLDER"
+    if source == "torchvision":
+        place = Path(settings.get("root") or "~/.cache/fedforget/torchvision").expanduser()
+        found = (place / path).is_dir()
+    else:
+        place = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+        found = any(place.glob(f"*/*{path.split('/')[-1]}*"))
+    return f"{'found in' if found else 'a run downloads it to'} {place}"
+
+
+def _describe_folder(folder: Path) -> str:
+    """What a folder of parquet files holds, decoded as a run would."""
+    from fedforget.data.sources import TaskConfig, load_source
+    from fedforget.seeds import Seeds
+
+    data = load_source(TaskConfig("folder", str(folder.expanduser().resolve())), Seeds(0))
+    shape = "x".join(map(str, data.train_inputs.shape[1:]))
+    return (
+        f"{len(data.train_labels)} training and {len(data.test_labels)} test images {shape}, {data.num_classes} classes"
+    )
+
+
 def _doctor(options: argparse.Namespace) -> int:
     """Versions and devices, then one small run in this process."""
     import tempfile
@@ -309,10 +340,14 @@ def _doctor(options: argparse.Namespace) -> int:
         print(f"{variable:12} {os.environ.get(variable, '(not set)')}")
 
     from fedforget.client_app import app
-    from fedforget.config import compose
+    from fedforget.config import compose, describe, group_settings
     from fedforget.experiment import Experiment
     from fedforget.grid import InProcessGrid
 
+    for task in describe()["groups"]["task"]:
+        print(f"{'data':12} task={task}: {_data_found(group_settings('task', task))}")
+    for folder in options.folders:
+        print(f"{'data':12} task.path={folder}: {_describe_folder(folder)}")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         config = compose(

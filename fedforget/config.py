@@ -35,6 +35,7 @@ from fedforget.models import ModelConfig
 from fedforget.request import SCOPES, UnlearningRequest
 from fedforget.routines import LocalConfig
 from fedforget.strategy import LearningConfig, find, make_learner, nearest
+from fedforget.tuning import GOALS, TuningConfig
 
 GROUPS = ("task", "model", "partition", "corruption", "request", "evaluation")
 
@@ -43,6 +44,7 @@ _CHOICES = {
     "history.record": ("auto", *RECORDS),
     "history.dtype": tuple(DTYPES),
     "history.select": ("top", "random", "bottom"),
+    "tuning.goal": tuple(GOALS),
     "engine.transport": ("auto", "ray", "flower"),
     "engine.mode": ("auto", "sequential", "stacked"),
     "engine.device": ("auto", "cpu", "cuda"),
@@ -61,6 +63,8 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "learning.min_share": ("in (0, 1]", lambda x: 0 < x <= 1),
     "learning.timeout": ("above 0", lambda x: x > 0),
     "history.keep": ("in (0, 1]", lambda x: 0 < x <= 1),
+    "tuning.trials": ("at least 0", lambda x: x >= 0),
+    "tuning.trade_off": ("in [0, 1]", lambda x: 0 <= x <= 1),
     "engine.workers": ("at least 0", lambda x: x >= 0),
     "engine.gpus_per_worker": ("at least 0", lambda x: x >= 0),
     "engine.nodes": ("at least 0", lambda x: x >= 0),
@@ -178,6 +182,7 @@ class RunConfig:
     learning: LearningConfig
     history: HistoryConfig
     evaluation: EvaluationConfig
+    tuning: TuningConfig
     engine: EngineConfig
     strategies: tuple[StrategySpec, ...]
 
@@ -265,6 +270,15 @@ def describe() -> dict[str, Any]:
         return {name: text.partition("\n")[0].lstrip("# ") for name, text in texts.items()}
 
     return {"experiments": titles("experiment"), "groups": {group: titles(group) for group in (*GROUPS, "strategy")}}
+
+
+def group_settings(group: str, name: str) -> dict[str, Any]:
+    """The settings in ``configs/<group>/<name>.yaml``, as they stand there.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
+    return _read(_file(group, name))
 
 
 # Files and overrides -> one nested dict

@@ -128,6 +128,7 @@ def test_list_and_doctor(capsys):
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "quickstart" in said and "federaser" in said and "all is well" in said
+    assert "task=digits: found" in said and "task=mnist: give its folder" in said
 
 
 def test_report_makes_the_files_again(in_process, capsys):
