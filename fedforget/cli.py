@@ -158,7 +158,7 @@ def _follow(process: subprocess.Popen, options: argparse.Namespace) -> int:
     lines: list[str] = []
     finished = failed = False
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    in_table = False
+    in_table, shown = False, ""
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("starting Flower and Ray", total=None)
         assert process.stdout is not None
@@ -171,6 +171,9 @@ def _follow(process: subprocess.Popen, options: argparse.Namespace) -> int:
             if step:
                 done, total, what = step.groups()
                 progress.update(bar, completed=int(done), total=int(total), description=f"{what[:60]:60}")
+                if not console.is_terminal and done != shown:  # a log file sees no bar
+                    shown = done
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
             elif line.startswith(ERROR):
                 failed = True
                 console.print(line, markup=False, highlight=False, style="red", soft_wrap=True)
