@@ -54,6 +54,11 @@ def test_the_floor_with_few_models(models: int, floor: float) -> None:
     assert divergence.mean().item() == pytest.approx(floor, rel=0.12)
 
 
+def test_the_tail_of_the_floor() -> None:
+    divergence = klom(normal(100, 400, 0), normal(100, 400, 1))
+    assert divergence.quantile(0.95).item() == pytest.approx(0.66, rel=0.12)
+
+
 def test_a_shift_by_one_deviation() -> None:
     assert klom(normal(100, 400, 0), normal(100, 400, 1, shift=1.0)).mean().item() == pytest.approx(1.15, rel=0.15)
 
