@@ -16,6 +16,7 @@ stage           the model
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from torch import Tensor
 from fedforget import verdicts
 from fedforget.evaluation import CHECKPOINT, ORACLE, ORIGINAL, ModelResult, audit, bill, measure
 from fedforget.ledger import Cost
-from fedforget.metrics import Outputs, leakage, representation
+from fedforget.metrics import Outputs, fidelity, leakage, regions, representation
 from fedforget.metrics.outputs import accuracy, align, margins
 from fedforget.params import Layout, Params
 from fedforget.store import load_tensors
@@ -174,11 +175,12 @@ class _Reader:
             curve = [value for name, value in values.items() if name.startswith(f"relearn/{kind}_")]
             if curve:
                 values[f"relearn/{kind}"] = float(np.mean(curve))
-        if label != ORIGINAL and (ORIGINAL, seed, "") in self.entries:
+        if label == ORIGINAL and "forget/accuracy" in values:
+            values["head/forget_accuracy"] = values["forget/accuracy"]  # its own head is what would be put back
+        if (ORIGINAL, seed, "") in self.entries:
             shares = representation.layer_shares(self.weights(label, seed), self.weights(ORIGINAL, seed))
             values["weights/head_share"] = list(shares.values())[-1]
-        elif label == ORIGINAL:
-            values["weights/head_share"] = 0.0
+            values |= _regions(first, self.outputs(ORIGINAL, seed))
         return values
 
     def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:
@@ -193,7 +195,7 @@ class _Reader:
         return found
 
     def figures(self) -> list[dict]:
-        """Histograms of margins, ROC curves of the canary audit, relearning curves and accuracies of clients."""
+        """Histograms of margins, ROC curves of the canary audit, and decision regions of the first seed's models."""
         rows = []
         labels = dict.fromkeys(label for label, _, _ in self.models if not label.startswith(CHECKPOINT))
         known = {label: [self.outputs(label, k) for name, k, _ in self.models if name == label] for label in labels}
@@ -235,4 +237,23 @@ class _Reader:
             lower, upper = np.quantile(chance, (0.025, 0.975), axis=0)
             band = {"x": grid.tolist(), "low": lower.tolist(), "high": upper.tolist()}
             rows.append({"kind": "canary_chance", "label": "", **band})
+        for label, several in known.items():  # an entry of the first seed alone has the plane
+            rows += [_drawn(label, sets["plane"]) for sets in several if len(sets.get("plane", ()))]
         return rows
+
+
+def _regions(sets: Sets, original: Sets) -> dict[str, float]:
+    """The family regions: share of points whose class is not the original's, near and far; nothing without points."""
+    if not all(len(sets.get(name, ())) for name in ("near", "far")):
+        return {}
+    near, far = (fidelity.disagreement(sets[name], [original[name]]) for name in ("near", "far"))
+    return {"regions/near": near, "regions/far": far, "regions/locality": regions.locality(near, far)}
+
+
+def _drawn(label: str, plane: Outputs) -> dict:
+    """A figure's row of decision regions: the class of each point, row by row (-1: NaN), and where the images are."""
+    width = math.isqrt(len(plane))
+    classes = plane.logits.argmax(1).masked_fill(plane.logits.isnan().any(1), -1)
+    points = [[x, y, f"class {int(plane.labels[y * width + x])}"] for x, y in regions.marks(width)]
+    points[0][2] = f"forgotten, {points[0][2]}"
+    return {"kind": "regions", "label": label, "width": width, "classes": classes.tolist(), "points": points}

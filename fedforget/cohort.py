@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedforget import messages
 from fedforget.exchange import Card, Journal, Pool, Replies, Reply
 from fedforget.ledger import Cost
-from fedforget.messages import TEST, Task, Work
+from fedforget.messages import GRID, SPHERE, TEST, Task, Work
 from fedforget.params import Layout, Params, exact_scale
 from fedforget.request import UnlearningRequest
 from fedforget.routines import hessian_layout
@@ -32,9 +32,12 @@ TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
 
 
 # Audit sets, by who holds them.
-TARGET_SETS = ("forget", "holdout", "canary", "few", "rest")
+TARGET_SETS = ("forget", "holdout", "canary", "few", "rest", "near", "plane")
 RETAINED_SETS = ("retain", "clients")  # ``clients``: the retained clients' own holdout splits
-TEST_SETS = ("test", "trigger")  # ``trigger``: the test images with a backdoor's trigger
+TEST_SETS = ("test", "trigger", "far")  # ``trigger``: the test images with a backdoor's trigger
+# ``near``, ``far``: points around forgotten examples, and around test images; ``plane``: a grid of points on the plane
+# through three examples of the first target. Points are made where the examples are, and stay there.
+ANCHORS = 20  # examples with points around them, at most
 
 
 class Answers(NamedTuple):
@@ -44,7 +47,8 @@ class Answers(NamedTuple):
         logits: ``[n, classes]``.
         labels: ``[n]``.
         clients: ``[n]``, who holds each example; -1 for the test set.
-        rows: ``[n]``, where each stands in its holder's data: the same example has the same row for every model.
+        rows: ``[n]``, where each stands in its holder's data, or the number of a point: the same example has the same
+            row for every model.
         included: ``[n]``, 1, or 0 for a candidate canary that the trajectory was not trained on.
         features: ``[n, p]`` float16, what the last layer was given; ``None`` but for ``forget`` and ``holdout``.
     """
@@ -356,7 +360,8 @@ class Cohort(Grid):
         Args:
             model: the model.
             sets: most examples wanted, by audit set: `TARGET_SETS` (of the request's targets), `RETAINED_SETS` (of the
-                retained clients, spread evenly) and `TEST_SETS` (the global test set).
+                retained clients, spread evenly) and `TEST_SETS` (the global test set). There are at most `ANCHORS`
+                spheres of points, and a plane is always whole.
 
         Raises:
             TooFewClients: if a node cannot evaluate.
@@ -371,6 +376,12 @@ class Cohort(Grid):
         return result
 
     def _parts(self, name: str, most: int) -> list[tuple[int, str, int, int]]:
+        if name == "plane":
+            return [(client, name, 0, GRID * GRID) for client in self.targets[:1]]
+        if name in ("near", "far"):
+            most = min(most, ANCHORS * SPHERE)
+        if name == "far":
+            return [(TEST, name, 0, most)]
         if name in TEST_SETS:
             total = min(most, int(self.federation.about["num_test"]))
             return [(TEST, name, i, min(i + TEST_CHUNK, total)) for i in range(0, total, TEST_CHUNK)]

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedforget import data, models, routines, stacked
-from fedforget.messages import POOL, TEST, Task, Work
+from fedforget.messages import GRID, POOL, SPHERE, TEST, Task, Work
+from fedforget.metrics import regions
 from fedforget.params import Layout, Params, add_exactly, can_add_exactly
 
 EVALUATION_BATCH = 500
 PROBED = ("forget", "holdout")  # splits whose features are kept
+AROUND = {"near": "forget", "far": "test"}  # spheres of points, and the audit set that their anchors come from
+RADIUS = 0.5  # of these spheres, in typical distances between test images, which every node holds
+NEIGHBOURS = 500  # test images among which that distance is taken
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,12 @@ class Workbench:
     model: nn.Module
     layout: Layout
     local: routines.LocalConfig
+
+    @cached_property
+    def radius(self) -> float:
+        """Of the spheres around anchors, near and far: alike on every node."""
+        some = self.data.seeds.numpy("regions").permutation(len(self.data.test_labels))[:NEIGHBOURS]
+        return RADIUS * regions.typical_distance(self.data.test_inputs[some])
 
 
 def device_of(name: str) -> torch.device:
@@ -194,12 +204,14 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
     """What a model answers on each part of ``work``.
 
     A split is taken in its audit order, a fixed shuffle of all rows of which the split's own are kept, so that the
-    first examples of a split are the same for every model. Candidate canaries keep their order.
+    first examples of a split are the same for every model. Candidate canaries keep their order. Points of decision
+    regions, see `_spheres` and `_plane`, are made here, from the examples that this node holds.
 
     Returns:
         Arrays by ``"part/name"``: ``logits [n, classes]``, ``labels [n]``, ``rows [n]`` (where the examples stand in
-        the data), ``included [n]`` (whether the trajectory trained on a candidate canary; else 1), and ``features
-        [n, p]`` (float16: what the last linear layer was given) for the splits in `PROBED`; and a report by part.
+        the data, or the numbers of points), ``included [n]`` (whether the trajectory trained on a candidate canary;
+        else 1), and ``features [n, p]`` (float16: what the last linear layer was given) for the splits in `PROBED`; and
+        a report by part.
     """
     bench = _bench(work)
     Params(torch.tensor(model), bench.layout).copy_to(bench.model)
@@ -210,13 +222,19 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
     reports: dict[str, dict] = {}
     for number, (client, split, start, stop) in enumerate(work.parts):
         began = time.perf_counter()
-        rows, included = _audited(bench, work, client, split)
-        rows, included = rows[start:stop], included[start:stop]
-        labels = bench.data.test_labels if client == TEST else bench.data.labels
+        batches: Iterable[Tensor]
+        if split in AROUND or split == "plane":
+            points = _plane(bench, work, client) if split == "plane" else _spheres(bench, work, client, split, stop)
+            rows, labels, images = (whole[start:stop] for whole in points)
+            included, batches = torch.ones_like(rows), images.split(EVALUATION_BATCH)
+        else:
+            rows, included = (whole[start:stop] for whole in _audited(bench, work, client, split))
+            labels = (bench.data.test_labels if client == TEST else bench.data.labels)[rows]
+            batches = _batches(bench, client, split, rows)
         given.clear()
-        logits = [bench.model(batch).float().cpu() for batch in _batches(bench, client, split, rows)]
+        logits = [bench.model(batch).float().cpu() for batch in batches]
         arrays[f"{number}/logits"] = torch.cat([torch.zeros(0, bench.data.num_classes), *logits]).numpy()
-        arrays[f"{number}/labels"] = labels[rows].numpy()
+        arrays[f"{number}/labels"] = labels.numpy()
         arrays[f"{number}/rows"], arrays[f"{number}/included"] = rows.numpy(), included.numpy()
         if split in PROBED:
             features = torch.cat([torch.zeros(0, last.in_features, dtype=torch.half), *given])
@@ -241,6 +259,39 @@ def _audited(bench: Workbench, work: Work, client: int, split: str) -> tuple[Ten
         rank = torch.from_numpy(order.permutation(len(federated.labels)))[mine]
         rows = mine[rank.argsort()]
     return rows, torch.ones_like(rows)
+
+
+def _spheres(bench: Workbench, work: Work, client: int, split: str, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Points around the first examples of an audit set, so many that there are ``stop`` if it has them.
+
+    Returns:
+        The numbers of the points (`SPHERE` times the row of the anchor, plus 0, 1, ...), their anchors' labels, and the
+        points on the device. An anchor has the same points for every model and trajectory.
+    """
+    inputs, labels = (
+        (bench.test_inputs, bench.data.test_labels) if client == TEST else (bench.inputs, bench.data.labels)
+    )
+    anchors = _audited(bench, work, client, AROUND[split])[0][: -(-stop // SPHERE)]
+    seeds = bench.data.seeds.child("regions", client)
+    spheres = [regions.sphere(inputs[row], bench.radius, SPHERE, seeds.torch(row)) for row in anchors.tolist()]
+    numbers = SPHERE * anchors[:, None] + torch.arange(SPHERE)
+    return numbers.flatten(), labels[anchors].repeat_interleave(SPHERE), torch.cat([inputs[:0], *spheres])
+
+
+def _plane(bench: Workbench, work: Work, client: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Points on the plane through a client's first forgotten example and two others of its own, of other classes.
+
+    Returns:
+        The numbers of the points, row by row, the label of the image that each has the largest share of, and the points
+        on the device; all empty if the client forgets nothing or has fewer than 3 examples.
+    """
+    forgotten, held = (_audited(bench, work, client, split)[0] for split in ("forget", "train"))
+    rows = torch.cat([forgotten[:1], held[~torch.isin(held, forgotten[:1])]])
+    if not len(forgotten) or len(rows) < 3:
+        return rows[:0], rows[:0], bench.inputs[:0]
+    rows = rows[regions.corners(bench.data.labels[rows])]
+    labels = bench.data.labels[rows][regions.grid(GRID).argmax(1)]
+    return torch.arange(GRID * GRID), labels, regions.plane(bench.inputs[rows.to(bench.inputs.device)], GRID)
 
 
 def _batches(bench: Workbench, client: int, split: str, rows: Tensor) -> Iterator[Tensor]:

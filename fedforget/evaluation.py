@@ -174,6 +174,9 @@ FAMILIES = (
     "confusion",
     "clients",
     "relearn",
+    "near",
+    "far",
+    "regions",
 )
 
 
@@ -214,6 +217,7 @@ def measure(
     trigger, confusion  success of the planted trigger; mistakes between the two classes that were swapped
     clients             accuracy on the retained clients' own holdouts, and its distance from the references'
     .../disagreement    churn, Jensen-Shannon divergence, activation distance and CKA to the references
+    near, far           churn to the references on points around forgotten examples, and around test images
     ==================  =============================================================================================
 
     Args:
@@ -325,13 +329,15 @@ def _side_effects(sets: Mapping[str, Outputs], references: Sequence[Mapping[str,
 def _likeness(sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]]) -> dict[str, float]:
     """How much the answers on each set differ from those of the references."""
     values: dict[str, float] = {}
-    for name in ("forget", "retain", "test"):
+    for name in ("forget", "retain", "test", "near", "far"):
         if not references or name not in sets:
             continue
         model, *others = align([sets[name], *(other[name] for other in references)])
         if not len(model):
             continue
         values[f"{name}/disagreement"] = fidelity.disagreement(model, others)
+        if name in ("near", "far"):  # of decision regions only the class counts
+            continue
         values[f"{name}/js_divergence"] = fidelity.js_divergence(model, others)
         values[f"{name}/activation_distance"] = fidelity.activation_distance(model, others)
         if model.features is not None and len(model) > 3:

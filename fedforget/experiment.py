@@ -7,10 +7,14 @@ A strategy that must be planned before training overrides `learn`. It then has a
 the same initial weights, cohorts and client randomness, and serves its requests from there. Its row is compared with
 what everyone's is: the common original (the row ``original``, and the signal ``noop_gap``) and the common oracle, so
 what its way of learning does to the model counts as its doing. Learning is billed to no strategy, be it common or own.
+
+With ``tuning.trials`` strategies are tuned first (tuning.py), in a rehearsal: a copy of the experiment that shares its
+store and its clients, but has another trajectory and another request.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import itertools
@@ -19,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +33,8 @@ from flwr.serverapp import Grid
 
 import fedforget
 from fedforget import config as configuration
-from fedforget import models, report, routines, solvers
-from fedforget.assessment import assess
+from fedforget import models, report, routines, solvers, tuning
+from fedforget.assessment import PARTS, assess
 from fedforget.cohort import Cohort, TooFewClients, describe
 from fedforget.config import RequestStep, RunConfig, StrategySpec
 from fedforget.data import DataConfig
@@ -39,6 +44,7 @@ from fedforget.grid import choose
 from fedforget.history import FileJournal, History, HistoryConfig, Recording, find_recording
 from fedforget.ledger import Cost
 from fedforget.messages import Task
+from fedforget.metrics import Outputs
 from fedforget.metrics.representation import swap_head
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
@@ -47,6 +53,7 @@ from fedforget.store import Store, digest, load_tensors, save_tensors, write_tex
 from fedforget.strategy import UnlearningStrategy, find
 
 AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
+REGION_SETS = ("near", "far")  # points around examples
 LATER_SETS = ("forget", "holdout", "test")  # when the audit is made again, after further rounds
 
 
@@ -99,8 +106,10 @@ class Experiment:
         self.grid = choose(grid, config.engine)
         self._stop = threading.Event()
         self._failed: dict[str, str] = {}
-        self._progress_lock = threading.Lock()
-        self._done, self._total, self._last_said = 0, 0, time.monotonic()
+        self._count = Count(say)
+        self.strategies = config.strategies  # with the options that tuning chose, once it has
+        self.rehearsal: Experiment | None = None
+        self.tuned: dict[str, Any] = {}
 
     def run(self) -> Path:
         """Do everything that is not done yet; returns the folder with the report.
@@ -118,6 +127,7 @@ class Experiment:
         self.layout = Layout.of(models.build(self.config.model, *self._shape()))
         self.requests = tuple(self._resolve(i, step) for i, step in enumerate(self.config.request.steps))
         self._check()
+        self.rehearsal = self._rehearsal()
         self.say(
             f"{len(self.federation.clients)} clients on {len(self.federation.hosts)} SuperNodes "
             f"({self.federation.about['device']}); to forget: {', then '.join(map(str, self.requests))}"
@@ -127,6 +137,9 @@ class Experiment:
             f"evidence level {evaluation.level} ({LEVELS[evaluation.level].code}), K = {evaluation.seeds}: "
             f"{self._trainings()} whole trainings, {len(self._specs()) - 1} strategies. {evaluation.claim}"
         )
+        self._count.total = self._to_make()
+        if self.config.tuning.trials:
+            self.tuned = self._tune()
         index = self._models()
         write_text(self.folder / "config.yaml", configuration.to_yaml(self.config))
         self.say("measuring")
@@ -180,7 +193,7 @@ class Experiment:
 
     def _specs(self) -> list[StrategySpec]:
         """The oracle, the no-op and the strategies asked for, each label once."""
-        asked = {spec.label: spec for spec in self.config.strategies}
+        asked = {spec.label: spec for spec in self.strategies}
         always = {name: StrategySpec(name, name, find(name).Config()) for name in (ORACLE, "none")}
         return list((always | asked).values())
 
@@ -203,21 +216,14 @@ class Experiment:
 
     def _models(self) -> list[dict]:
         """The index of all models of the run, which are made where they are missing."""
-        config = self.config
-        seeds = range(config.evaluation.seeds)
+        seeds = range(self.config.evaluation.seeds)
         specs = self._specs()
         history_config = self._history_config()
-        self._total = len(seeds) * (1 + len(specs) * len(self.requests))
-        self._total += len(seeds) * sum(map(self._learns_itself, specs))
-        concurrent = config.engine.trajectories or 2 * len(self.federation.hosts)
-        with ThreadPoolExecutor(concurrent, thread_name_prefix="trajectory") as pool:
+        with self._workers() as pool:
             originals = {k: pool.submit(self._original, k, history_config) for k in seeds}
             chains = [pool.submit(self._chain, k, spec, history_config, originals[k]) for k in seeds for spec in specs]
             before = [pool.submit(self._before, k, originals[k]) for k in seeds]
-            try:
-                self._wait([*originals.values(), *chains, *before])
-            finally:
-                self._stop.set()
+            self._wait([*originals.values(), *chains, *before])
         index = [entry for work in (*before, *chains) for entry in work.result() if entry["label"] not in self._failed]
         order = [ORIGINAL, *(spec.label for spec in specs)]
         order += sorted({entry["label"] for entry in index} - set(order), key=lambda label: (len(label), label))
@@ -229,7 +235,24 @@ class Experiment:
         model = original.result().model
         return [entry for i in range(len(self.requests)) for entry in self._audits(k, ORIGINAL, i, model, model)]
 
-    def _wait(self, futures: list[Future]) -> None:
+    def _to_make(self) -> int:
+        """How many models the run makes or loads, those that are learned among them."""
+        seeds, specs = self.config.evaluation.seeds, self._specs()
+        number = seeds * (1 + len(specs) * len(self.requests) + sum(map(self._learns_itself, specs)))
+        return number + (2 + self.config.tuning.trials * len(self._tunable()[0]) if self.rehearsal else 0)
+
+    @contextmanager
+    def _workers(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads for trajectories; they stop at their next round when something goes wrong."""
+        concurrent = self.config.engine.trajectories or 2 * len(self.federation.hosts)
+        with ThreadPoolExecutor(concurrent, thread_name_prefix="trajectory") as pool:
+            try:
+                yield pool
+            except BaseException:
+                self._stop.set()
+                raise
+
+    def _wait(self, futures: Sequence[Future]) -> None:
         """Wait for all; the first failure stops the rest at their next round."""
         done, pending = wait(futures, return_when=FIRST_EXCEPTION)
         failed = [future for future in done if future.exception()]
@@ -245,7 +268,7 @@ class Experiment:
         """Learn the trajectory of seed ``k``, or load it: the common one, or that of a strategy that learns itself."""
         config, seeds = self.config, self._seeds(k)
         key, start = self._trajectory_key(k, learner), self._initial(k)
-        what = f"learning for {learner.label}, seed {k}" if learner else f"learning, seed {k}"
+        what = f"learning for {learner.label}, {_seed(k)}" if learner else f"learning, {_seed(k)}"
         targets = tuple(sorted({client for request in self.requests for client in request.clients}))
         rounds = self.requests[0].after_round or config.learning.rounds
         with self.store.lock("trajectories", key):
@@ -265,7 +288,7 @@ class Experiment:
             self._say_notes(what, recording.load(round)[1]["notes"])
         final = Params(recording.load(rounds)[0]["global"], start.layout)
         whose = f"{learner.label}'s own original" if learner else "the original"
-        self._finished(f"learned {whose}, seed {k}: {rounds} rounds")
+        self._count.finished(f"learned {whose}, {_seed(k)}: {rounds} rounds")
         model = Model(digest([key, rounds]), final, cost, str(recording.path(rounds)), "global")
         return Original(model, recording)
 
@@ -294,7 +317,11 @@ class Experiment:
     def _serve(
         self, k: int, spec: StrategySpec, i: int, previous: Model, recording: Recording
     ) -> tuple[Model, dict[int, Model]]:
-        """The model after request ``i``, made by the strategy or loaded; and those that an oracle passed, by round."""
+        """The model after request ``i``, made by the strategy or loaded; and those that an oracle passed, by round.
+
+        Raises:
+            Broken: if so many clients failed that the strategy cannot go on.
+        """
         strategy, request, layout = self._strategy(spec), self.requests[i], previous.params.layout
         card = strategy.card
         determines = {
@@ -315,17 +342,20 @@ class Experiment:
                 rounds = request.after_round or self.config.learning.rounds
                 cohort.card, cohort.next_round = card, rounds + 1
                 cohort.journal = FileJournal(folder / "journal")
-                cohort.progress = self._progress(f"{spec.label}, seed {k}", None)
+                cohort.progress = self._progress(f"{spec.label}, {_seed(k)}", None)
                 gone = frozenset(
                     c for earlier in self.requests[:i] if earlier.scope == "client" for c in earlier.targets
                 )
                 history = History(recording, rounds, previous.params, card, gone, cohort.targets)
                 result, passed, bills = None, {}, {}
                 wanted = self._checkpoints(rounds) if spec.label == ORACLE else ()
-                for done, result in enumerate(strategy.serve(request, history, cohort), start=1):
-                    self._check_stopped()
-                    if done in wanted:
-                        passed[str(done)], bills[str(done)] = result.flat, cohort.cost.to_dict()
+                try:
+                    for done, result in enumerate(strategy.serve(request, history, cohort), start=1):
+                        self._check_stopped()
+                        if done in wanted:
+                            passed[str(done)], bills[str(done)] = result.flat, cohort.cost.to_dict()
+                except TooFewClients as error:
+                    raise Broken(str(error), cohort.cost) from error
                 if result is None:
                     raise ValueError(f"strategy {spec.label!r} yielded no model")
                 cost = cohort.cost + Cost(bytes_stored=history.bytes_stored())
@@ -341,9 +371,9 @@ class Experiment:
                 save_tensors(path, {"model": result.flat, **passed}, metadata)
                 self.store.remove(cohort.journal.folder)
         tensors, metadata = load_tensors(path)
-        self._say_notes(f"{spec.label}, seed {k}", metadata["notes"])
+        self._say_notes(f"{spec.label}, {_seed(k)}", metadata["notes"])
         cost = Cost(**metadata["cost"])
-        self._finished(f"{spec.label}, seed {k}: {cost.rounds} rounds, {request} forgotten")
+        self._count.finished(f"{spec.label}, {_seed(k)}: {cost.rounds} rounds, {request} forgotten")
         checkpoints = {
             int(done): Model(f"{key}@{done}", Params(tensors[done], layout), Cost(**spent), str(path), done)
             for done, spent in metadata["checkpoints"].items()
@@ -359,15 +389,110 @@ class Experiment:
     def _trainings(self) -> int:
         """How many whole trainings the run's models amount to: originals, oracles, and those of planned strategies."""
         own = sum(map(self._learns_itself, self._specs()))
-        return self.config.evaluation.seeds * (1 + len(self.requests) + own)
+        return self.config.evaluation.seeds * (1 + len(self.requests) + own) + 2 * bool(self.rehearsal)
+
+    # ------------------------------------------------------------------ tuning
+
+    def _tunable(self) -> tuple[list[StrategySpec], dict[str, str]]:
+        """The listed strategies that are tuned, and why others are not, by label."""
+        tuned, why = [], {}
+        for spec in self.config.strategies:
+            if spec.name in (ORACLE, "none"):
+                continue
+            if self._learns_itself(spec):
+                why[spec.label] = "it learns by itself, so every trial would be a whole training"
+            elif not tuning.space(spec.options):
+                why[spec.label] = "none of its options declares a range"
+            else:
+                tuned.append(spec)
+        return tuned, why
+
+    def _rehearsal(self) -> Experiment | None:
+        """This experiment with another request, to tune strategies on; ``None`` if there is nothing to tune.
+
+        Corruption moves from the request's clients to the others, so that there is the same to forget.
+        """
+        if not self.config.tuning.trials or not self._tunable()[0]:
+            return None
+        there, sizes, counts = copy.copy(self), self.federation.num_train, self.federation.class_counts
+        other = tuning.another_request(self.requests, sizes, counts, Seeds(self.config.seed).child("tuning"))
+        corruption = self.config.corruption
+        moved = replace(corruption, clients=tuning.exchanged(corruption.clients, self.requests[0], other))
+        there.requests = (other,)
+        if moved != corruption:
+            there.task = replace(self.task, data=replace(self.task.data, corruption=moved))
+            there.federation = describe(self.grid, there.task)
+        there._check()
+        there._outcome("initial", Model("", there._initial(tuning.SEED), Cost()), self.requests)  # is there any data?
+        return there
+
+    def _tune(self) -> dict[str, Any]:
+        """Give every strategy its trials, adopt the best options, and return what the report's header says of it."""
+        config, there, (specs, why) = self.config.tuning, self.rehearsal, self._tunable()
+        for label, reason in why.items():
+            self.say(f"{label} is not tuned: {reason}")
+        said = {**asdict(config), "request": "", "objectives": {}, "strategies": {}, "untuned": why, "note": ""}
+        if there is None:
+            return said
+        self.say(f"tuning: {config.trials} trials for each of {len(specs)} strategies, to forget {there.requests[0]}")
+        original = there._original(tuning.SEED, self._history_config())
+        with self._workers() as pool:
+            oracle = pool.submit(there._attempt, self._specs()[0], original, self.requests)
+            trials = {spec.label: pool.submit(there._trials, spec, original, self.requests) for spec in specs}
+            self._wait([oracle, *trials.values()])
+        tuned = {label: mine.result() for label, mine in trials.items()}
+        for label, mine in tuned.items():
+            self.say(f"tuned {label}: {mine}")
+        best = {spec.label: replace(spec.options, **tuned[spec.label].best.drawn) for spec in specs}
+        self.strategies = tuple(replace(spec, options=best.get(spec.label, spec.options)) for spec in self.strategies)
+        done_nothing = there._outcome(ORIGINAL, original.model, self.requests)
+        note = tuning.doubt(done_nothing, oracle.result())
+        if note:
+            self.say(f"  note: {note}")
+        return {
+            **said,
+            "request": str(there.requests[0]),
+            "objectives": {ORIGINAL: done_nothing.objective, ORACLE: oracle.result().objective},
+            "note": note,
+            "strategies": {label: mine.to_dict() for label, mine in tuned.items()},
+        }
+
+    # Of a rehearsal; clients that the run's own requests name are ``spared`` the validation.
+
+    def _trials(self, spec: StrategySpec, original: Original, spared: Sequence[UnlearningRequest]) -> tuning.Tuned:
+        """All trials of a strategy."""
+        seeds = Seeds(self.config.seed).child("tuning", spec.label)
+        return tuning.tune(
+            spec.options,
+            self.config.tuning.trials,
+            seeds,
+            lambda options: self._attempt(replace(spec, options=options), original, spared),
+        )
+
+    def _attempt(self, spec: StrategySpec, original: Original, spared: Sequence[UnlearningRequest]) -> tuning.Outcome:
+        """One trial: a strategy serves the request, and what it leaves is scored."""
+        try:
+            model, _ = self._serve(tuning.SEED, spec, 0, original.model, original.recording)
+            return self._outcome(spec.label, model, spared)
+        except Broken as error:
+            return tuning.Outcome(tuning.WORST, error.spent, str(error))
+
+    def _outcome(self, label: str, model: Model, spared: Sequence[UnlearningRequest]) -> tuning.Outcome:
+        """The objective of a model."""
+        entry = self._entry(tuning.SEED, label, 0, "", model, tuning.SETS, marks=False)
+        tensors, _ = load_tensors(self.store.root / entry["outputs"])
+        answers = {name: Outputs(*(tensors.get(f"{name}/{part}") for part in PARTS)) for name in tuning.SETS}  # type: ignore[arg-type]
+        named = {client for request in spared for client in request.clients}
+        return tuning.outcome(answers, self.requests[0], named, self.config.tuning, model.cost)
 
     # ------------------------------------------------------------------ the audit
 
     def _audits(self, k: int, label: str, i: int, model: Model, original: Model) -> list[dict]:
         """Index entries of a model after request ``i``: as it is, after ordinary rounds, and after relearning."""
         evaluation = self.config.evaluation
-        entries = [self._entry(k, label, i, "", model, AUDIT_SETS)]
-        if label not in (ORIGINAL, ORACLE):
+        sets = (*AUDIT_SETS, *REGION_SETS, *(("plane",) if k == 0 else ()))  # one seed's regions are drawn
+        entries = [self._entry(k, label, i, "", model, sets)]
+        if label != ORIGINAL:
             swapped = replace(model, params=swap_head(model.params, original.params))
             entries.append(self._entry(k, label, i, "head", swapped, ("forget",), marks=False))
         try:
@@ -442,8 +567,9 @@ class Experiment:
         with self.store.lock("outputs", key):
             if not path.exists():
                 answers = self._cohort(self._seeds(k), i).evaluate(model.params, sets)
+                # Copied, because from_numpy gives an empty array a stride of 0, and then it cannot be stored.
                 tensors = {
-                    f"{name}/{part}": torch.from_numpy(array)
+                    f"{name}/{part}": torch.from_numpy(array).clone(memory_format=torch.contiguous_format)
                     for name, mine in answers.items()
                     for part, array in mine._asdict().items()
                     if array is not None
@@ -476,6 +602,7 @@ class Experiment:
             "layout": [self.layout.names, self.layout.shapes],
             "corruption_config": asdict(config.corruption),
             "claim": config.evaluation.claim,
+            "tuning": self.tuned,
             "seeds": config.evaluation.seeds,
             "requests": [str(request) for request in self.requests],
             "failed": dict(sorted(self._failed.items())),
@@ -534,11 +661,7 @@ class Experiment:
     def _progress(self, what: str, rounds: int | None) -> Callable[[int], None]:
         def progress(round: int) -> None:
             self._check_stopped()
-            with self._progress_lock:
-                if time.monotonic() - self._last_said > 2:
-                    of = f"/{rounds}" if rounds else ""
-                    self.say(f"[{self._done}/{self._total}] {what}: round {round}{of}")
-                    self._last_said = time.monotonic()
+            self._count.tick(f"{what}: round {round}" + (f"/{rounds}" if rounds else ""))
 
         return progress
 
@@ -550,11 +673,38 @@ class Experiment:
         if self._stop.is_set():
             raise Stopped
 
-    def _finished(self, what: str) -> None:
-        with self._progress_lock:
-            self._done += 1
-            self._last_said = time.monotonic()
-            self.say(f"[{self._done}/{self._total}] {what}")
+
+class Count:
+    """Says how far a run is.
+
+    Args:
+        say: is told, in one line.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.done, self.total = say, 0, 0
+        self._lock, self._last = threading.Lock(), time.monotonic()
+
+    def tick(self, what: str) -> None:
+        """Say what goes on, if nothing was said for two seconds."""
+        with self._lock:
+            if time.monotonic() - self._last > 2:
+                self._say(what)
+
+    def finished(self, what: str) -> None:
+        """Say that a model is there."""
+        with self._lock:
+            self.done += 1
+            self._say(what)
+
+    def _say(self, what: str) -> None:
+        self._last = time.monotonic()
+        self.say(f"[{self.done}/{self.total}] {what}")
+
+
+def _seed(k: int) -> str:
+    """The name of trajectory ``k``."""
+    return "tuning" if k == tuning.SEED else f"seed {k}"
 
 
 def _on_few(cohort: Cohort, model: Params, first: int) -> Iterator[Params]:
@@ -569,6 +719,19 @@ def _code_of(strategy: UnlearningStrategy) -> str:
     """Digest of the text of a strategy's file and of the modules that hold its mathematics."""
     files = [inspect.getfile(type(strategy)), routines.__file__, solvers.__file__]
     return digest([Path(file).read_text(encoding="utf-8") for file in files])
+
+
+class Broken(TooFewClients):
+    """A strategy cannot go on, because too many clients failed.
+
+    Args:
+        reason: which round failed, and how.
+        spent: its bill up to the round that failed.
+    """
+
+    def __init__(self, reason: str, spent: Cost) -> None:
+        super().__init__(reason)
+        self.spent = spent
 
 
 class Stopped(Exception):

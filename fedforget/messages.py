@@ -27,6 +27,8 @@ DESCRIBE, TRAIN, EVALUATE = "query.describe", "train", "evaluate"
 TEST = -1  # the "client" that owns the global test set
 RAW = "fedforget.raw"
 ARRAYS, WORK, REPORT, POOL = "arrays", "work", "report", "pool"
+SPHERE = 20  # points around an anchor, where decision regions are audited
+GRID = 40  # points along each side of the plane on which they are drawn
 WEIGHT = "num-examples"
 TYPES = ("float16", "float32", "float64", "int64")
 LEARNER_BLOCK = 1 << 16  # entries
@@ -95,7 +97,7 @@ class Work:
         request: the request being served.
         options: numbers and words for the routine.
         parts: for an evaluation, ``(client, split, start, stop)``: the examples from ``start`` to ``stop`` of the split
-            in its audit order.
+            in its audit order, or so many points around or between examples (``near``, ``far``, ``plane``).
         groups: for a training in stacks, the clients cut into groups that are trained together; empty: one by one.
         pooled: the clients whose answers are wanted as one weighted sum.
         scale: the scale of that sum, see `fedforget.params.exact_scale`.

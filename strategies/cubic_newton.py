@@ -32,7 +32,10 @@ class CubicNewton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        lipschitz: float = field(default=1.0, metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M"})
+        lipschitz: float = field(
+            default=1.0,
+            metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M", "search": (0.1, 10.0, "log")},
+        )
         steps: int = field(default=1, metadata={"help": "Newton steps, each one round", "symbol": "N"})
 
         def __post_init__(self):

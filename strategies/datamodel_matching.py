@@ -36,9 +36,14 @@ class DatamodelMatching(UnlearningStrategy):
 
         left_out: int = field(default=2, metadata={"help": "clients left out of a training", "symbol": "L"})
         passes: int = field(default=3, metadata={"help": "times each client is left out", "symbol": "P"})
-        ridge: float = field(default=0.1, metadata={"help": "ridge of the regression", "symbol": "lambda"})
+        ridge: float = field(
+            default=0.1, metadata={"help": "ridge of the regression", "symbol": "lambda", "search": (0.01, 1.0, "log")}
+        )
         rounds: int = field(default=10, metadata={"help": "rounds of matching", "symbol": "R"})
-        lr: float = field(default=0.1, metadata={"help": "learning rate of the matching", "symbol": "eta"})
+        lr: float = field(
+            default=0.1,
+            metadata={"help": "learning rate of the matching", "symbol": "eta", "search": (0.001, 1.0, "log")},
+        )
 
         def __post_init__(self):
             for name, least in (("left_out", 2), ("passes", 1), ("rounds", 1)):

@@ -33,8 +33,13 @@ class Discriminative(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        form: str = field(default="uniform", metadata={"help": "uniform, wrong or inverse", "symbol": "Rg"})
-        alpha: float = field(default=0.1, metadata={"help": "weight of the regulariser", "symbol": "alpha"})
+        form: str = field(
+            default="uniform",
+            metadata={"help": "uniform, wrong or inverse", "symbol": "Rg", "search": ("uniform", "wrong", "inverse")},
+        )
+        alpha: float = field(
+            default=0.1, metadata={"help": "weight of the regulariser", "symbol": "alpha", "search": (0.01, 1.0, "log")}
+        )
         rounds: int = field(default=5, metadata={"help": "aggregations", "symbol": "R"})
 
         def __post_init__(self):

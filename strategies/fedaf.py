@@ -42,9 +42,13 @@ class FedAF(UnlearningStrategy):
         """Settings."""
 
         teachers: int = field(default=10, metadata={"help": "random teachers", "symbol": "M"})
-        temperature: float = field(default=1.0, metadata={"help": "of the teachers", "symbol": "tau"})
+        temperature: float = field(
+            default=1.0, metadata={"help": "of the teachers", "symbol": "tau", "search": (0.3, 3.0, "log")}
+        )
         labels: str = field(default="soft", metadata={"help": "soft, excluded or hard", "symbol": "z"})
-        penalty: float = field(default=1.0, metadata={"help": "strength of the penalty", "symbol": "lambda"})
+        penalty: float = field(
+            default=1.0, metadata={"help": "strength of the penalty", "symbol": "lambda", "search": (0.1, 10.0, "log")}
+        )
         clip: float = field(default=0.99, metadata={"help": "F is clipped at this quantile; 1: not", "symbol": "q"})
         divide: bool = field(default=True, metadata={"help": "divide F by its mean", "symbol": "F"})
         rounds: int = field(default=2, metadata={"help": "forgetting rounds", "symbol": "R_u"})

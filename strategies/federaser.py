@@ -33,8 +33,13 @@ class FedEraser(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        interval: int = field(default=2, metadata={"help": "rounds between replayed rounds", "symbol": "dt"})
-        ratio: float = field(default=0.5, metadata={"help": "calibration epochs over local epochs", "symbol": "r"})
+        interval: int = field(
+            default=2, metadata={"help": "rounds between replayed rounds", "symbol": "dt", "search": (1, 4, "int")}
+        )
+        ratio: float = field(
+            default=0.5,
+            metadata={"help": "calibration epochs over local epochs", "symbol": "r", "search": (0.1, 1.0, "linear")},
+        )
         calibration: bool = field(default=True, metadata={"help": "off: FedAccum", "symbol": ""})
 
         def __post_init__(self):

@@ -39,9 +39,13 @@ class FedOSD(UnlearningStrategy):
         """Settings."""
 
         rounds: int = field(default=10, metadata={"help": "unlearning rounds", "symbol": "R"})
-        lr: float = field(default=0.2, metadata={"help": "their learning rate", "symbol": "eta"})
+        lr: float = field(
+            default=0.2, metadata={"help": "their learning rate", "symbol": "eta", "search": (0.02, 2.0, "log")}
+        )
         post_rounds: int = field(default=10, metadata={"help": "post-training rounds", "symbol": "R_r"})
-        post_lr: float = field(default=0.1, metadata={"help": "their learning rate", "symbol": "eta_r"})
+        post_lr: float = field(
+            default=0.1, metadata={"help": "their learning rate", "symbol": "eta_r", "search": (0.01, 1.0, "log")}
+        )
 
         def __post_init__(self):
             if self.rounds < 1:

@@ -37,10 +37,15 @@ class FedRecover(UnlearningStrategy):
         """Settings."""
 
         warmup: int = field(default=4, metadata={"help": "exact rounds at the start", "symbol": "T_w"})
-        interval: int = field(default=5, metadata={"help": "rounds between exact rounds", "symbol": "T_c"})
+        interval: int = field(
+            default=5, metadata={"help": "rounds between exact rounds", "symbol": "T_c", "search": (1, 10, "int")}
+        )
         final: int = field(default=2, metadata={"help": "exact rounds at the end", "symbol": "T_f"})
         buffer: int = field(default=2, metadata={"help": "pairs of L-BFGS", "symbol": "s"})
-        tolerance: float = field(default=1e-6, metadata={"help": "share of changes above tau", "symbol": "alpha"})
+        tolerance: float = field(
+            default=1e-6,
+            metadata={"help": "share of changes above tau", "symbol": "alpha", "search": (1e-07, 1e-05, "log")},
+        )
 
         def __post_init__(self):
             for name, least in (("interval", 1), ("final", 0), ("buffer", 1)):

@@ -23,7 +23,9 @@ class FineTune(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(default=5, metadata={"help": "rounds on the retained data", "symbol": "R"})
+        rounds: int = field(
+            default=5, metadata={"help": "rounds on the retained data", "symbol": "R", "search": (1, 10, "int")}
+        )
 
         def __post_init__(self):
             if self.rounds < 1:

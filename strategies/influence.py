@@ -36,9 +36,15 @@ class Influence(UnlearningStrategy):
         """Settings."""
 
         order: int = field(default=2, metadata={"help": "1 or 2", "symbol": ""})
-        tau: float = field(default=2e-5, metadata={"help": "step size of the first order", "symbol": "tau"})
+        tau: float = field(
+            default=2e-5,
+            metadata={"help": "step size of the first order", "symbol": "tau", "search": (2e-06, 0.0002, "log")},
+        )
         solver: str = field(default="cg", metadata={"help": "cg, lissa or explicit", "symbol": ""})
-        damping: float = field(default=0.01, metadata={"help": "added to the mean Hessian", "symbol": "gamma"})
+        damping: float = field(
+            default=0.01,
+            metadata={"help": "added to the mean Hessian", "symbol": "gamma", "search": (0.001, 0.1, "log")},
+        )
         iterations: int = field(default=20, metadata={"help": "most products (cg, lissa)", "symbol": ""})
         tolerance: float = field(default=1e-3, metadata={"help": "relative residual that is enough (cg)", "symbol": ""})
         scale: float = field(default=10.0, metadata={"help": "above the mean Hessian's eigenvalues", "symbol": "scale"})

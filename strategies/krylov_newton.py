@@ -31,7 +31,10 @@ class KrylovNewton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        lipschitz: float = field(default=1.0, metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M"})
+        lipschitz: float = field(
+            default=1.0,
+            metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M", "search": (0.1, 10.0, "log")},
+        )
         steps: int = field(default=2, metadata={"help": "outer steps", "symbol": "N_out"})
         products: int = field(default=10, metadata={"help": "most products a step, each one round", "symbol": "k"})
         tolerance: float = field(

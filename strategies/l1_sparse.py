@@ -27,7 +27,9 @@ class L1Sparse(UnlearningStrategy):
         """Settings."""
 
         rounds: int = field(default=5, metadata={"help": "rounds on the retained data", "symbol": "R"})
-        gamma: float = field(default=5e-4, metadata={"help": "weight of the penalty", "symbol": "gamma"})
+        gamma: float = field(
+            default=5e-4, metadata={"help": "weight of the penalty", "symbol": "gamma", "search": (5e-05, 0.005, "log")}
+        )
         decay: bool = field(default=True, metadata={"help": "gamma falls linearly, towards 0", "symbol": ""})
 
         def __post_init__(self):

@@ -31,7 +31,10 @@ class Lure(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        share: float = field(default=0.2, metadata={"help": "share of the weights that is renewed", "symbol": "rho"})
+        share: float = field(
+            default=0.2,
+            metadata={"help": "share of the weights that is renewed", "symbol": "rho", "search": (0.05, 0.8, "linear")},
+        )
         batches: float = field(default=1 / 32, metadata={"help": "share of the batches looked at", "symbol": "beta"})
         rounds: int = field(default=5, metadata={"help": "rounds of relearning", "symbol": "R"})
 

@@ -30,7 +30,10 @@ class NegGrad(UnlearningStrategy):
         """Settings."""
 
         rounds: int = field(default=5, metadata={"help": "aggregations", "symbol": "R"})
-        beta: float = field(default=0.95, metadata={"help": "weight of the retained data", "symbol": "beta"})
+        beta: float = field(
+            default=0.95,
+            metadata={"help": "weight of the retained data", "symbol": "beta", "search": (0.8, 0.99, "linear")},
+        )
 
         def __post_init__(self):
             if self.rounds < 1:

@@ -32,12 +32,20 @@ class Newton(UnlearningStrategy):
         """Settings."""
 
         solver: str = field(default="cg", metadata={"help": "cg, explicit (both damped) or pseudo", "symbol": ""})
-        damping: float = field(default=0.01, metadata={"help": "added to the Hessian's diagonal", "symbol": "gamma"})
+        damping: float = field(
+            default=0.01,
+            metadata={"help": "added to the Hessian's diagonal", "symbol": "gamma", "search": (0.001, 0.1, "log")},
+        )
         steps: int = field(default=1, metadata={"help": "Newton steps", "symbol": "N"})
         iterations: int = field(default=20, metadata={"help": "most products a step (cg)", "symbol": ""})
         tolerance: float = field(default=1e-3, metadata={"help": "relative residual that is enough (cg)", "symbol": ""})
         cutoff: float = field(
-            default=1e-10, metadata={"help": "eigenvalues below this share of the largest are 0 (pseudo)", "symbol": ""}
+            default=1e-10,
+            metadata={
+                "help": "eigenvalues below this share of the largest are 0 (pseudo)",
+                "symbol": "",
+                "search": (1e-11, 0.001, "log"),
+            },
         )
 
         def __post_init__(self):

@@ -29,7 +29,10 @@ class OracleMatching(UnlearningStrategy):
         """Settings."""
 
         rounds: int = field(default=10, metadata={"help": "rounds of matching", "symbol": "R"})
-        lr: float = field(default=0.1, metadata={"help": "learning rate of the matching", "symbol": "eta"})
+        lr: float = field(
+            default=0.1,
+            metadata={"help": "learning rate of the matching", "symbol": "eta", "search": (0.001, 1.0, "log")},
+        )
 
         def __post_init__(self):
             if self.rounds < 1:

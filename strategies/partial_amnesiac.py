@@ -34,7 +34,10 @@ class PartialAmnesiac(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        keep: float = field(default=0.05, metadata={"help": "share of each layer that is kept", "symbol": "p"})
+        keep: float = field(
+            default=0.05,
+            metadata={"help": "share of each layer that is kept", "symbol": "p", "search": (0.01, 0.5, "log")},
+        )
         select: str = field(default="top", metadata={"help": "entries kept: top, random or bottom", "symbol": "P"})
         storage: str = field(default="rounds", metadata={"help": "what a server keeps: rounds or sum", "symbol": ""})
         repair_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})

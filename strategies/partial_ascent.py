@@ -36,11 +36,19 @@ class PartialAscent(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        density: float = field(default=0.1, metadata={"help": "share of each layer that a step changes", "symbol": "p"})
+        density: float = field(
+            default=0.1,
+            metadata={"help": "share of each layer that a step changes", "symbol": "p", "search": (0.01, 1.0, "log")},
+        )
         mask: str = field(default="top", metadata={"help": "top gradients or a rotating block", "symbol": "S"})
         restraint: str = field(default="data", metadata={"help": "data (retained) or origin (distance)", "symbol": ""})
-        mu: float = field(default=1.0, metadata={"help": "weight of the restraint", "symbol": "mu"})
-        lr: float = field(default=0.01, metadata={"help": "learning rate of the ascent", "symbol": "eta"})
+        mu: float = field(
+            default=1.0, metadata={"help": "weight of the restraint", "symbol": "mu", "search": (0.1, 10.0, "log")}
+        )
+        lr: float = field(
+            default=0.01,
+            metadata={"help": "learning rate of the ascent", "symbol": "eta", "search": (0.001, 0.1, "log")},
+        )
         rounds: int = field(default=2, metadata={"help": "rounds of ascent", "symbol": "U"})
         repair_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
 

@@ -33,7 +33,10 @@ class PartialLabelFlip(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        density: float = field(default=0.1, metadata={"help": "share of each layer that a step changes", "symbol": "p"})
+        density: float = field(
+            default=0.1,
+            metadata={"help": "share of each layer that a step changes", "symbol": "p", "search": (0.01, 1.0, "log")},
+        )
         mask: str = field(default="top", metadata={"help": "top gradients or a rotating block", "symbol": "S"})
         rounds: int = field(default=2, metadata={"help": "rounds with wrong labels", "symbol": "U"})
         retained: bool = field(default=True, metadata={"help": "train on retained data as well", "symbol": "D_r"})

@@ -31,12 +31,16 @@ class PartiallyBlinded(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        ascent: float = field(default=721.0, metadata={"help": "weight of the ascent", "symbol": "a"})
+        ascent: float = field(
+            default=721.0, metadata={"help": "weight of the ascent", "symbol": "a", "search": (72.0, 7200.0, "log")}
+        )
         stability: float = field(default=90.0, metadata={"help": "weight of the Fisher term", "symbol": "b"})
         distance: float = field(default=4001.0, metadata={"help": "weight of the distance term", "symbol": "c"})
         rounds: int = field(default=1, metadata={"help": "forgetting rounds", "symbol": "R"})
         epochs: int = field(default=5, metadata={"help": "epochs in each of them", "symbol": "E"})
-        lr: float = field(default=1e-3, metadata={"help": "learning rate of Adam", "symbol": "eta"})
+        lr: float = field(
+            default=1e-3, metadata={"help": "learning rate of Adam", "symbol": "eta", "search": (0.0001, 0.01, "log")}
+        )
         batch_size: int = field(default=64, metadata={"help": "examples a step", "symbol": "B"})
 
         def __post_init__(self):

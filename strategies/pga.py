@@ -37,12 +37,18 @@ class ProjectedAscent(UnlearningStrategy):
     class Config:
         """Settings; the published ones, but for R."""
 
-        lr: float = field(default=0.01, metadata={"help": "learning rate of the ascent", "symbol": "eta"})
+        lr: float = field(
+            default=0.01,
+            metadata={"help": "learning rate of the ascent", "symbol": "eta", "search": (0.001, 0.1, "log")},
+        )
         momentum: float = field(default=0.9, metadata={"help": "heavy-ball momentum of the ascent", "symbol": ""})
         clip: float = field(default=5.0, metadata={"help": "largest norm of a gradient", "symbol": "g"})
         epochs: int = field(default=5, metadata={"help": "epochs of ascent, at most", "symbol": "E"})
         batch_size: int = field(default=128, metadata={"help": "examples a step", "symbol": "B"})
-        stop: float = field(default=2.2, metadata={"help": "squared distance that is enough", "symbol": "s"})
+        stop: float = field(
+            default=2.2,
+            metadata={"help": "squared distance that is enough", "symbol": "s", "search": (0.2, 20.0, "log")},
+        )
         inits: int = field(default=10, metadata={"help": "random initialisations that set delta", "symbol": "N"})
         rounds: int = field(default=5, metadata={"help": "rounds on the retained data", "symbol": "R"})
 

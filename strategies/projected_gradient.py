@@ -39,9 +39,15 @@ class ProjectedGradient(UnlearningStrategy):
         """Settings."""
 
         rounds: int = field(default=10, metadata={"help": "rounds on the forgotten data", "symbol": "R_u"})
-        energy: float = field(default=0.95, metadata={"help": "protected share of singular values", "symbol": "v"})
+        energy: float = field(
+            default=0.95,
+            metadata={"help": "protected share of singular values", "symbol": "v", "search": (0.8, 0.99, "linear")},
+        )
         rank: int = field(default=0, metadata={"help": "most protected directions a layer; 0: no cap", "symbol": "k"})
-        lr: float = field(default=0.05, metadata={"help": "learning rate of the first round", "symbol": "eta"})
+        lr: float = field(
+            default=0.05,
+            metadata={"help": "learning rate of the first round", "symbol": "eta", "search": (0.005, 0.5, "log")},
+        )
         lr_end: float = field(default=0.01, metadata={"help": "that of the last, geometrically", "symbol": "eta"})
         entropy: float = field(default=0.2, metadata={"help": "weight of the entropy", "symbol": "beta"})
         epochs: int = field(default=1, metadata={"help": "epochs a round", "symbol": "E"})

@@ -28,7 +28,10 @@ class PseudoGradient(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rate: float = field(default=1.0, metadata={"help": "of the leaving clients' update", "symbol": "eta_u"})
+        rate: float = field(
+            default=1.0,
+            metadata={"help": "of the leaving clients' update", "symbol": "eta_u", "search": (0.1, 10.0, "log")},
+        )
         retained_rate: float = field(default=1.0, metadata={"help": "of the others'; 0: not asked", "symbol": "eta_r"})
         unlearning_rounds: int = field(default=1, metadata={"help": "rounds that negate", "symbol": "U"})
         rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})

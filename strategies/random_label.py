@@ -29,7 +29,9 @@ class RandomLabel(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(default=2, metadata={"help": "rounds with wrong labels", "symbol": "U"})
+        rounds: int = field(
+            default=2, metadata={"help": "rounds with wrong labels", "symbol": "U", "search": (1, 5, "int")}
+        )
         retained: bool = field(default=True, metadata={"help": "train on retained data as well", "symbol": "D_r"})
         repair_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
 

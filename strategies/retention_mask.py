@@ -39,7 +39,10 @@ class RetentionMask(UnlearningStrategy):
         """Settings."""
 
         saliency: str = field(default="retain", metadata={"help": "retain (RBM) or forget data", "symbol": "s"})
-        keep: float = field(default=0.5, metadata={"help": "share of the weights that is kept", "symbol": "rho"})
+        keep: float = field(
+            default=0.5,
+            metadata={"help": "share of the weights that is kept", "symbol": "rho", "search": (0.05, 0.95, "linear")},
+        )
         start: str = field(default="fresh", metadata={"help": "reset weights: zero or fresh", "symbol": "w_init"})
         rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
 

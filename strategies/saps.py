@@ -35,8 +35,18 @@ class SharpnessAware(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        share: float = field(default=0.1, metadata={"help": "share of coordinates that move", "symbol": "q"})
-        rate: float = field(default=0.001, metadata={"help": "step length for each forgotten example", "symbol": "tau"})
+        share: float = field(
+            default=0.1,
+            metadata={"help": "share of coordinates that move", "symbol": "q", "search": (0.01, 1.0, "log")},
+        )
+        rate: float = field(
+            default=0.001,
+            metadata={
+                "help": "step length for each forgotten example",
+                "symbol": "tau",
+                "search": (0.0001, 0.01, "log"),
+            },
+        )
         curvature: str = field(default="fisher", metadata={"help": "hutchinson or fisher", "symbol": "diag(H)"})
         probes: int = field(default=10, metadata={"help": "random vectors of hutchinson", "symbol": "P"})
 

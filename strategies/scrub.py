@@ -39,9 +39,15 @@ class Scrub(UnlearningStrategy):
         rounds: int = field(default=10, metadata={"help": "epochs, each one aggregation", "symbol": "R"})
         max_rounds: int = field(default=5, metadata={"help": "the first so many have a max-step", "symbol": "msteps"})
         gamma: float = field(default=0.99, metadata={"help": "weight of the cross-entropy", "symbol": "gamma"})
-        alpha: float = field(default=0.1, metadata={"help": "weight of the divergence on D_r", "symbol": "alpha"})
+        alpha: float = field(
+            default=0.1,
+            metadata={"help": "weight of the divergence on D_r", "symbol": "alpha", "search": (0.01, 1.0, "log")},
+        )
         temperature: float = field(default=4.0, metadata={"help": "softens both outputs", "symbol": "T"})
-        lr: float = field(default=0.005, metadata={"help": "learning rate in epoch 1", "symbol": "eta"})
+        lr: float = field(
+            default=0.005,
+            metadata={"help": "learning rate in epoch 1", "symbol": "eta", "search": (0.0005, 0.05, "log")},
+        )
         lr_drops: tuple[int, ...] = field(
             default=(3, 5, 9), metadata={"help": "after each of these epochs the learning rate is divided by 10"}
         )

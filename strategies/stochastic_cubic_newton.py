@@ -37,10 +37,15 @@ class StochasticCubicNewton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        lipschitz: float = field(default=5.0, metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M"})
+        lipschitz: float = field(
+            default=5.0,
+            metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M", "search": (0.5, 50.0, "log")},
+        )
         steps: int = field(default=10, metadata={"help": "outer steps", "symbol": "N_out"})
         inner_steps: int = field(default=5, metadata={"help": "descent steps on each model", "symbol": "N_in"})
-        eta: float = field(default=0.01, metadata={"help": "size of a descent step", "symbol": "eta"})
+        eta: float = field(
+            default=0.01, metadata={"help": "size of a descent step", "symbol": "eta", "search": (0.001, 0.1, "log")}
+        )
         perturbation: float = field(default=1e-3, metadata={"help": "norm added to the gradient", "symbol": "sigma"})
         gradient_batch: int = field(default=0, metadata={"help": "examples a client; 0 = all", "symbol": "B_g"})
         hessian_batch: int = field(default=0, metadata={"help": "examples a client; 0 = all", "symbol": "B_h"})

@@ -89,8 +89,11 @@ def assert_same(output: Path, simulated: Path, labels: set[str]) -> None:
     assert found.keys() == labels
     for label, (model, outputs) in found.items():
         assert torch.equal(model, expected[label][0])
-        for name in ("forget", "retain", "holdout", "test"):
+        for name in ("forget", "retain", "holdout", "test", "far"):
             assert torch.allclose(answers(outputs, name), answers(expected[label][1], name), rtol=0, atol=1e-4)
+        for name in ("near", "plane"):  # made by the owner, whose numbering of rows picks other anchors
+            assert outputs[f"{name}/logits"].shape == expected[label][1][f"{name}/logits"].shape
+            assert set(outputs[f"{name}/clients"].tolist()) == {1}
     assert not torch.equal(found["none"][0], found["retrain"][0])
 
 

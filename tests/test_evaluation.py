@@ -138,6 +138,19 @@ def test_measure_skips_empty_sets() -> None:
     assert values["forget/accuracy"] == 0.5 and values["forget/margin"] == 0.0
 
 
+def test_decision_regions_are_compared_with_the_references_by_class_alone() -> None:
+    """Of the points common to both models, 1, 2 and 3, the reference puts point 2 in another class: a third."""
+
+    def answers(rows: list[int], classes: list[int]) -> Outputs:
+        logits, zeros = torch.eye(2)[classes], torch.zeros(len(rows), dtype=torch.long)
+        return Outputs(logits, zeros, zeros, rows=torch.tensor(rows))
+
+    model, other = answers([0, 1, 2, 3], [0, 0, 1, 1]), answers([3, 2, 1, 4], [1, 0, 0, 0])
+    values = measure({"near": model, "far": model}, [{"near": other, "far": model}])
+    assert values == {"near/disagreement": pytest.approx(1 / 3), "far/disagreement": 0}
+    assert measure({"near": model}, [{"near": other}], brief=True) == measure({"near": model}) == {}
+
+
 def test_levels_need_their_seeds() -> None:
     assert EvaluationConfig().claim == LEVELS["screen"].claim
     assert EvaluationConfig("smoke", 1).seeds == 1

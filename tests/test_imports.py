@@ -31,7 +31,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "history": ("params exchange ledger seeds store", "numpy torch"),
     "routines": ("params seeds", "torch"),
     "messages": ("request params seeds data models routines", "numpy torch flwr"),
-    "engine": ("routines stacked data models messages params", "numpy torch"),
+    "engine": ("routines stacked data models messages metrics params", "numpy torch"),
     "stacked": ("routines", "torch"),
     "client_app": ("engine messages", "numpy torch flwr"),
     "cohort": ("messages exchange ledger routines seeds params request", "numpy torch flwr"),

@@ -114,9 +114,9 @@ def test_arrays_that_are_not_contiguous_are_encoded_as_they_read() -> None:
         assert np.array_equal(messages.decode(messages.encode(view)), view)
 
 
-@pytest.mark.parametrize("dtype", ["object", "O", "float16", "int32", "bool", "<f4", "V4", "nonsense", ""])
+@pytest.mark.parametrize("dtype", ["object", "O", "int32", "bool", "<f4", "V4", "nonsense", ""])
 def test_unknown_types_are_refused(dtype: str) -> None:
-    with pytest.raises(ValueError, match="expected float32, float64 or int64"):
+    with pytest.raises(ValueError, match="expected one of float16, float32, float64, int64"):
         messages.decode(Array(dtype, (1,), messages.RAW, b"\x00" * 8))
 
 

@@ -1,35 +1,18 @@
-"""Decision-region change: points where they should be, and changes with known answers."""
+"""Decision-region change: points where they should be."""
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from torch import Tensor
 
-from fedforget.metrics.regions import change, locality, mean_change, plane, sphere, typical_distance
+from fedforget.metrics.regions import corners, grid, locality, marks, plane, sphere, typical_distance
 from fedforget.seeds import Seeds
-
-
-def step(threshold: float):
-    """Class 1 where the first coordinate exceeds ``threshold``."""
-
-    def model(inputs: Tensor) -> Tensor:
-        first = inputs.flatten(1)[:, 0] - threshold
-        return torch.stack([-first, first], 1)
-
-    return model
 
 
 def test_typical_distance_by_hand() -> None:
     # On a line at 0, 1, 3 and 7 the nearest others lie at 1, 1, 2 and 4: their median is 1.5.
     assert typical_distance(torch.tensor([0.0, 1, 3, 7]).view(4, 1, 1)) == 1.5
     assert typical_distance(torch.zeros(2, 3)) == 0
-
-
-def test_typical_distance_in_blocks() -> None:
-    assert typical_distance(torch.arange(2500.0)[:, None]) == 1
 
 
 def test_a_lone_example_has_no_neighbour() -> None:
@@ -47,53 +30,52 @@ def test_a_sphere_is_a_sphere() -> None:
     assert torch.equal(points, sphere(anchor, 2.5, 2000, Seeds(0).torch("sphere")))
 
 
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([5, 5, 2, 5, 2, 7], [0, 2, 5]),  # the first example of each class
+        ([5, 5, 2, 2], [0, 2, 1]),  # two classes: then the next example there is
+        ([5, 5, 5, 5], [0, 1, 2]),
+    ],
+)
+def test_corners_are_of_different_classes_if_there_are_any(labels: list[int], expected: list[int]) -> None:
+    assert corners(torch.tensor(labels)) == expected
+
+
+def test_two_examples_span_no_plane() -> None:
+    with pytest.raises(ValueError, match="needs 3 examples, not 2"):
+        corners(torch.tensor([0, 1]))
+
+
 def test_a_plane_by_hand() -> None:
-    # Anchor 0, (2, 0, 0) and (1, 3, 0): the bounding rectangle is [0, 2] x [0, 3], with no margin its 3 x 3 grid is:
-    points = plane(torch.zeros(3), torch.tensor([2.0, 0, 0]), torch.tensor([1.0, 3, 0]), 3, margin=0)
-    assert points.tolist() == [[x, y, 0] for x in (0, 1, 2) for y in (0, 1.5, 3)]
-    # A margin of one half adds half a length at each end: [-1, 3] x [-1.5, 4.5].
-    wide = plane(torch.zeros(3), torch.tensor([2.0, 0, 0]), torch.tensor([1.0, 3, 0]), 2, margin=0.5)
-    assert wide.tolist() == [[-1, -1.5, 0], [-1, 4.5, 0], [3, -1.5, 0], [3, 4.5, 0]]
+    # A grid of 3 has no room beyond the images. With a = 0, b = (2, 0, 4) and c = (1, 3, 0), half the way to b is
+    # (1, 0, 2) and half the way to c is (0.5, 1.5, 0); rows go to c, columns to b.
+    assert marks(3) == [(0, 0), (2, 0), (0, 2)]
+    points = plane(torch.tensor([[0.0, 0, 0], [2, 0, 4], [1, 3, 0]]), 3)
+    assert points.tolist() == [
+        *([0, 0, 0], [1, 0, 2], [2, 0, 4]),
+        *([0.5, 1.5, 0], [1.5, 1.5, 2], [2.5, 1.5, 4]),
+        *([1, 3, 0], [2, 3, 2], [3, 3, 4]),
+    ]
+    # In a grid of 8 one point lies beyond them on each side: the steps are -1/5, 0, ..., 1, 6/5.
+    assert marks(8) == [(1, 1), (6, 1), (1, 6)]
+    assert grid(8)[0].tolist() == pytest.approx([1.4, -0.2, -0.2])
+    assert grid(8)[7].tolist() == pytest.approx([0, 1.2, -0.2], abs=1e-6)
 
 
 def test_a_plane_holds_its_three_images_and_nothing_off_it() -> None:
-    a, b, c = torch.randn(3, 1, 4, 4, generator=Seeds(1).torch("plane"))
-    points = plane(a, b, c, 5).flatten(1) - a.flatten()
-    assert points.shape == (25, 16)
-    spanned = torch.stack([(b - a).flatten(), (c - a).flatten()]).T
-    residual = points.T - spanned @ torch.linalg.lstsq(spanned, points.T).solution
+    images = torch.randn(3, 1, 4, 4, generator=Seeds(1).torch("plane"))
+    points = plane(images, 40)
+    assert points.shape == (1600, 1, 4, 4)
+    for image, (column, row) in zip(images, marks(40), strict=True):
+        assert torch.equal(points[40 * row + column], image)
+    offsets = (points - images[0]).flatten(1).double()
+    spanned = (images[1:] - images[0]).flatten(1).double().T
+    residual = offsets.T - spanned @ torch.linalg.lstsq(spanned, offsets.T).solution
     assert residual.abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("second", [(4.0, 4.0), (0.0, 0.0), (-1.0, -1.0)])
-def test_three_images_on_a_line_are_refused(second: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="on one line"):
-        plane(torch.zeros(2), torch.ones(2), torch.tensor(second), 3)
-    with pytest.raises(ValueError, match="on one line"):
-        plane(torch.zeros(2), torch.zeros(2), torch.tensor(second), 3)
-
-
-def test_change_by_hand() -> None:
-    # The threshold moves from 1.5 to 3.5: of 0, ..., 9, the points 2 and 3 change class.
-    points = torch.arange(10.0)[:, None]
-    assert change(step(1.5), step(3.5), points) == pytest.approx(0.2)
-    assert change(step(1.5), step(1.5), points) == 0
-    assert change(step(1.5), lambda inputs: -step(1.5)(inputs), points) == 1
-    assert change(step(-1), step(1250.5), torch.arange(2500.0)[:, None]) == pytest.approx(1251 / 2500)
-
-
-def test_change_is_local() -> None:
-    # The threshold moves from 0 to 0.5. On the unit circle around (0, 0) the band between covers two arcs of 30 of 360
-    # degrees: 1/6. On the one around (9, 0) nothing changes.
-    near, far = (
-        mean_change(step(0.0), step(0.5), torch.tensor([[x, 0.0]] * 3), 1.0, 4000, Seeds(0).torch("change"))
-        for x in (0.0, 9.0)
-    )
-    assert near == pytest.approx(1 / 6, abs=0.01) and far == 0
-    assert locality(near, far) == 1
 
 
 def test_locality() -> None:
     assert locality(0.3, 0.1) == pytest.approx(0.75)
-    assert locality(0.2, 0.2) == 0.5
-    assert math.isnan(locality(0.0, 0.0))
+    assert locality(0.2, 0.0) == 1
+    assert locality(0.2, 0.2) == locality(0.0, 0.0) == 0.5

@@ -1,0 +1,519 @@
+"""What the report says in tables and sentences, as text cells: Markdown and HTML print the same ones.
+
+Everything follows from the header and the rows of a run (see `fedforget.report`). Scores, intervals and verdicts are
+printed as they were found; what is *claimed* of a strategy (its verdict, its rank, its sentence) is cut down to what
+the evidence level allows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+ORIGINAL, ORACLE = "original", "retrain"  # the two labels that are no strategy's
+NOOP, ANOTHER = "none", "another oracle"
+SETS = ("forget", "retain", "holdout", "test")
+NAMES = {ORACLE: "oracle (retrain)"}
+BLANK = "-"
+RANKED_FROM = 2  # the first evidence level that may claim verdicts, ranks and the speed-up at equal quality
+LEAKS = ("canary", "lira", "matched", "rmia")  # families of metrics whose distance from the oracle is a leak
+VOID = "This scenario cannot show forgetting, whatever a method does, so there are no scores and no verdicts."
+COSTS = (
+    ("rounds", "rounds", ""),
+    ("client_steps", "client steps", ""),
+    ("client_examples", "client examples", ""),
+    ("bytes_down", "bytes down", "B"),
+    ("bytes_up", "bytes up", "B"),
+    ("bytes_stored", "stored", "B"),
+    ("seconds", "client seconds", "s"),
+)
+COMPARABLE = (
+    ("tug_of_war", "tug of war"),
+    ("average_gap", "average gap"),
+    ("klom", "KLOM"),
+    ("forgetting_score", "forgetting score"),
+)
+
+Row = dict
+Rows = Mapping[str, list[Row]]
+
+
+class Table(NamedTuple):
+    """A table of text; the first column names the row, the others hold numbers.
+
+    Args:
+        title: what it shows.
+        columns: headings.
+        rows: a cell for each column.
+        note: how to read it, with every unit.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str
+
+
+class View(NamedTuple):
+    """All that is known of one request.
+
+    Args:
+        number: from 1.
+        name: what is forgotten, in short.
+        audits: ``label -> metric -> audit row``, for the models that a bill exists for.
+        costs: ``label -> cost row``: the original, the oracle, then strategies in their given order.
+        verdicts: ``label -> verdict row``.
+        gate: the gate row.
+        figures: figure rows.
+        results: result rows, of retrains that were stopped early, too.
+        residues: ``label -> what -> bytes``, a mean over seeds.
+    """
+
+    number: int
+    name: str
+    audits: dict[str, dict[str, Row]]
+    costs: dict[str, Row]
+    verdicts: dict[str, Row]
+    gate: Row
+    figures: list[Row]
+    results: list[Row]
+    residues: dict[str, dict[str, float]]
+
+    @property
+    def void(self) -> bool:
+        """Whether the gate failed: the scenario cannot show forgetting, whatever a strategy does."""
+        return not self.gate["memorised"]
+
+    @property
+    def strategies(self) -> list[str]:
+        """Labels of strategies, in their given order."""
+        return [label for label in self.costs if label not in (ORIGINAL, ORACLE)]
+
+
+def views(header: Row, rows: Rows) -> list[View]:
+    """A view of each request."""
+    found = []
+    for request in sorted({row["request"] for row in rows["cost"]}):
+        mine = {kind: [row for row in several if row["request"] == request] for kind, several in rows.items()}
+        costs = {row["label"]: row for row in mine["cost"]}
+        audits: dict[str, dict[str, Row]] = {label: {} for label in costs}
+        for row in mine["audit"]:
+            audits[row["label"]][row["metric"]] = row
+        (gate,) = mine["gate"]
+        models = [m for m in header["models"] if m["request"] == request and m["stage"] == "" and m["label"] in costs]
+        view = View(
+            number=request + 1,
+            name=header["requests"][request],
+            audits=audits,
+            costs=costs,
+            verdicts={row["label"]: row for row in mine["verdict"]},
+            gate=gate,
+            figures=mine["figure"],
+            results=mine["result"],
+            residues={label: _residues([m for m in models if m["label"] == label]) for label in costs},
+        )
+        found.append(view)
+    return found
+
+
+def _residues(models: list[Row]) -> dict[str, float]:
+    kinds = dict.fromkeys(what for model in models for what in model["residues"])
+    return {what: sum(model["residues"].get(what, 0) for model in models) / len(models) for what in kinds}
+
+
+def stamp(header: Row, view: View) -> str:
+    """What stands beside every table: how much evidence there is, and whether the gate was passed."""
+    gate = f"VOID: {view.gate['why']}" if view.void else "gate: passed"
+    return f"{header['code']} ({header['level']}), K = {header['seeds']}, primary metric {view.gate['primary']}; {gate}"
+
+
+def level(header: Row) -> int:
+    """The number of the evidence level: 2 for ``EL2``."""
+    return int(header["code"].removeprefix("EL"))
+
+
+# ---------------------------------------------------------------------- claims
+
+
+def verdict(header: Row, row: Row) -> str:
+    """What the level allows to say about the primary metric: nothing, a direction, or the result of the test."""
+    if row["verdict"] == "void":
+        return "void"
+    if not math.isfinite(row["remaining"]):
+        return "diverged"
+    if level(header) == 0:
+        return "no claim"
+    if level(header) >= RANKED_FROM:
+        return row["verdict"]
+    if row["remaining_low"] is None or row["remaining_low"] <= 0 <= row["remaining_high"]:
+        return "no direction"
+    return "short of the oracle" if row["remaining_low"] > 0 else "beyond the oracle"
+
+
+def sentences(header: Row, view: View) -> list[str]:
+    """One sentence for each strategy but doing nothing; a void scenario has none."""
+    if view.void:
+        return []
+    return [_sentence(header, view, label) for label in _ordered(header, view) if label in view.verdicts]
+
+
+def _sentence(header: Row, view: View, label: str) -> str:
+    row, primary = view.verdicts[label], view.gate["primary"]
+    found = verdict(header, row)
+    if found == "diverged":
+        parts = [f"the model diverged, {primary} is no number"]
+    else:
+        interval = ""
+        if row["remaining_low"] is not None:
+            interval = f" [{100 * row['remaining_low']:.0f}, {100 * row['remaining_high']:.0f}]"
+        of = (
+            "what doing nothing leaks"
+            if primary.partition("/")[0] in LEAKS
+            else "the original's distance from the oracle"
+        )
+        parts = [f"{100 * row['remaining']:.0f} %{interval} of {of} remains ({primary})"]
+        parts.append(
+            {
+                "no claim": f"{header['code']}, so nothing is claimed about it",
+                "no direction": "on which side of the oracle it lies is open",
+                "short of the oracle": "it lies on the original's side of the oracle",
+                "beyond the oracle": "it lies beyond the oracle, which shows as well",
+                "equivalent": "equivalent to retraining in this metric",
+                "different": "different from retraining",
+                "unresolved": "whether it is equivalent to retraining in this metric is unresolved",
+            }[found]
+        )
+    if level(header) >= RANKED_FROM:
+        p = row["energy_holm"]
+        if found != "different" and p is not None and p < 0.05:
+            parts.append(f"its margins on the forget set are not distributed as the oracles' (p = {p:.2g})")
+        if row["quality_privacy_low"] is not None:
+            parts.append(f"quality {score(row['quality_privacy'])}, at least {score(row['quality_privacy_low'])}")
+    cost = _compared(view.costs[label]["client_examples_speedup"], "a full retrain")
+    equal = row["examples_speedup"]
+    if cost and level(header) >= RANKED_FROM and equal == 0:
+        cost += ", but no better than doing nothing"
+    elif cost and level(header) >= RANKED_FROM and equal is not None and equal < math.inf:
+        cost += f", {_compared(equal, 'a retrain of equal quality')}"
+    return f"{label}: {'; '.join([*parts, cost] if cost else parts)}."
+
+
+def _compared(speedup: float, what: str) -> str:
+    if math.isnan(speedup):  # not even the oracle spent any
+        return ""
+    if speedup == math.inf:
+        return "no client examples spent"
+    return f"{times(max(speedup, 1 / speedup))} {'cheaper' if speedup >= 1 else 'dearer'} than {what}"
+
+
+def _ordered(header: Row, view: View) -> list[str]:
+    """Strategies but doing nothing: best first where the level may claim a ranking, else in their given order."""
+    labels = [label for label in view.strategies if label != NOOP]
+    if level(header) < RANKED_FROM:
+        return labels
+    return sorted(labels, key=lambda label: -_sortable(view.verdicts[label]["quality_privacy"]))
+
+
+def _sortable(quality: float | None) -> float:
+    return -1.0 if quality is None or math.isnan(quality) else quality
+
+
+def _judged(header: Row, view: View) -> dict[str, Row]:
+    """Verdict rows by the name they are printed under: doing nothing, another oracle, strategies."""
+    noop = {f"{NOOP} (original)": view.verdicts[ORIGINAL]}
+    if NOOP in view.verdicts:
+        noop = {f"{NOOP} (original)": view.verdicts[NOOP]}
+    another = {ANOTHER: view.verdicts[ANOTHER]} if ANOTHER in view.verdicts else {}
+    return noop | another | {label: view.verdicts[label] for label in _ordered(header, view)}
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def verdict_table(header: Row, view: View) -> Table:
+    """Scores, ranks and verdicts; see `fedforget.verdicts.judge` for what the numbers are."""
+    columns = ["method", "forgetting", "utility", "fidelity", "quality", "at least", "rank", "speed-up", "verdict"]
+    rows = []
+    for name, row in _judged(header, view).items():
+        axes = [score(row[axis]) for axis in ("forgetting", "utility", "fidelity", "quality_privacy")]
+        claim = BLANK if name in (ANOTHER, f"{NOOP} (original)") and level(header) == 0 else verdict(header, row)
+        rows.append(
+            [name, *axes, score(row["quality_privacy_low"]), _rank(header, row), times(row["examples_speedup"]), claim]
+        )
+    claimed = (
+        "rank: its range over resampled seeds; verdict: equivalence to retraining, margin 20 % of the signal"
+        if level(header) >= RANKED_FROM
+        else f"{header['code']} may claim no ranking, so methods stand in their given order"
+    )
+    note = (
+        "Scores from 0 (doing nothing, or useless) to 1 (the oracle). quality: the least of forgetting and utility "
+        "(privacy track); at least: its one-sided 95 % limit; fidelity: how alike the margins are. speed-up: client "
+        f"examples of a retrain stopped at equal quality over the method's own. {claimed}."
+    )
+    return Table("Verdicts", columns, rows, note)
+
+
+def _rank(header: Row, row: Row) -> str:
+    if level(header) < RANKED_FROM or row["rank_first"] is None:
+        return BLANK
+    first, last = row["rank_first"], row["rank_last"]
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def limits_table(header: Row, view: View) -> Table:
+    """What stands behind the verdicts: intervals, p values, limits of each axis."""
+    columns = ["method", "remaining %", "TOST p", "energy", "energy p", "Holm p", "worst tenth", "harmed %"]
+    columns += [f"{axis} at least" for axis in ("forgetting", "utility", "fidelity", "indist. quality")]
+    rows = []
+    for name, row in _judged(header, view).items():
+        cells = [
+            name,
+            _remaining(row),
+            *(score(row[key], 3) for key in ("verdict_p", "energy", "energy_p", "energy_holm")),
+        ]
+        cells += [score(row["energy_worst"], 3), score(row["harmed"], 0, 100)]
+        axes = ("forgetting_low", "utility_low", "fidelity_low", "quality_indistinguishable_low")
+        rows.append([*cells, *(score(row[axis]) for axis in axes)])
+    note = (
+        "remaining: gap to the oracle under the primary metric in % of the original's, with its 95 % interval over "
+        "seeds; 0 is the oracle, below 0 lies beyond it. TOST p: of two one-sided tests that the gap is below 20 % of "
+        "the original's. energy: distance between the margins of the method's and the oracles' models on the forget "
+        "set, in nats, unbiased, so it can be negative; energy p: permutation test of equal margins; Holm p: the same, "
+        "corrected for the number of strategies; worst tenth: energy of the tenth of examples where it is largest. "
+        "harmed: share of retained clients with an accuracy below the oracle's by more than seeds explain. at least: "
+        "one-sided 95 % limits; indist. quality: the least of forgetting, utility and fidelity."
+    )
+    return Table("Tests and limits", columns, rows, note)
+
+
+def _remaining(row: Row) -> str:
+    if row["remaining"] is None or not math.isfinite(row["remaining"]):
+        return BLANK
+    if row["remaining_low"] is None:
+        return f"{100 * row['remaining']:.0f}"
+    return f"{100 * row['remaining']:.0f} [{100 * row['remaining_low']:.0f}, {100 * row['remaining_high']:.0f}]"
+
+
+def accuracy_table(header: Row, view: View) -> Table:
+    """Accuracies, the gap to the oracle in points and in floors, and what it cost."""
+    columns = ["model", *(f"{name} %" for name in SETS), "gap, pts", "floors", "rounds", "examples", "bytes", "stored"]
+    rows = [_accuracies(label, view) for label in view.costs]
+    interval = "±: 95 % t-interval over seeds" if header["seeds"] > 1 else "K = 1, so no interval and no floor"
+    note = (
+        f"{interval}; gap: forget accuracy minus the oracle's; floor: what an oracle scores against the other oracles, "
+        "as a perfect method would. Costs: the oracle's own, then times cheaper; stored: kept by the server. Accuracy "
+        "alone does not show forgetting."
+    )
+    return Table("Accuracy and cost", columns, rows, note)
+
+
+def _accuracies(label: str, view: View) -> list[str]:
+    audits, cost = view.audits[label], view.costs[label]
+    cells = [NAMES.get(label, label)]
+    for name in SETS:
+        row = audits.get(f"{name}/accuracy")
+        cells.append(plus_minus(row["value"], row["value_half_width"], 100) if row else BLANK)
+    forget = audits.get("forget/accuracy")
+    if forget is None or (label == ORACLE and forget["floor"] is None):
+        cells += [BLANK, BLANK]
+    elif label == ORACLE:
+        cells += [f"floor {number(100 * forget['floor'])}", "1.0"]
+    else:
+        sign = "+" if forget["gap"] > 0 else ""
+        floors = forget["gap_in_floors"]
+        cells.append(sign + plus_minus(forget["gap"], forget["gap_half_width"], 100))
+        cells.append(BLANK if floors is None else number(floors))
+    if label == ORIGINAL:
+        return [*cells, *[BLANK] * 4]
+    if label == ORACLE:
+        traffic = cost["bytes_down"] + cost["bytes_up"]
+        cells += [short(cost["rounds"]), short(cost["client_examples"]), short(traffic, "B")]
+    else:
+        cells += [times(cost[f"{name}_speedup"]) for name in ("rounds", "client_examples", "bytes")]
+    return [*cells, short(cost["bytes_stored"], "B")]
+
+
+def client_table(view: View) -> Table | None:
+    """Retained clients one by one; None where they were not audited so."""
+    metrics = [name for name in view.audits[ORACLE] if name.startswith("client/")]
+    if not metrics:
+        return None
+    shown = [label for label in view.strategies if label != NOOP]
+    rows = []
+    for metric in metrics:
+        oracle = view.audits[ORACLE][metric]
+        cells = [metric.partition("/")[2]]
+        for row in (view.audits[ORIGINAL][metric], oracle):
+            cells.append(plus_minus(row["value"], row["value_half_width"], 100))
+        cells.append(score(oracle["floor"], 1, 100))
+        for label in (ORIGINAL, *shown):
+            row = view.audits[label][metric]
+            cells.append(("+" if row["gap"] > 0 else "") + plus_minus(row["gap"], row["gap_half_width"], 100))
+        rows.append(cells)
+    note = (
+        "Accuracy on each retained client's own holdout, in %; then each model's accuracy minus the oracle's, in "
+        "points, below 0 = the client is served worse than after a retrain. floor: the same between oracles. ±: 95 % "
+        "t-interval over seeds."
+    )
+    columns = ["client", "original %", "oracle %", "floor", "original", *shown]
+    return Table("Retained clients", columns, rows, note)
+
+
+def ledger_table(view: View) -> Table:
+    """The bill of each model, absolute."""
+    units = () if view.void else ("examples", "bytes", "rounds")
+    columns = ["model", *(heading for _, heading, _ in COSTS), *(f"{unit} at equal quality" for unit in units)]
+    rows = []
+    for label, cost in view.costs.items():
+        cells = [NAMES.get(label, label), *(short(cost[name], unit) for name, _, unit in COSTS)]
+        row = view.verdicts[label] if label in view.strategies else {}
+        rows.append([*cells, *(times(row.get(f"{unit}_speedup")) for unit in units)])
+    note = (
+        "Means over seeds. client examples: training examples that clients processed, with repetition; bytes: payload, "
+        "one copy for each client asked; stored: what the server must keep from learning on; client seconds: time "
+        "inside clients' work on this machine, summed. The original's row is what learning cost, which is billed to no "
+        "strategy."
+    )
+    if not view.void:
+        note += (
+            " at equal quality: cost of a retrain stopped at the method's quality, over the method's; above 1x it beats "
+            "just retraining for that long."
+        )
+    return Table("Ledger", columns, rows, note)
+
+
+def residue_table(view: View) -> Table:
+    """What the server still holds that depends on the forgotten data."""
+    kinds = list(dict.fromkeys(what for held in view.residues.values() for what in held))
+    rows = []
+    for label in (ORACLE, *view.strategies):
+        held = view.residues[label]
+        total = short(sum(held.values()), "B")
+        rows.append([NAMES.get(label, label), total, *(short(held.get(what, 0), "B") for what in kinds)])
+    note = (
+        "Bytes that the server still holds after unlearning and that are a function of the forgotten data; the model "
+        "that is handed over is not counted. Erasure may be claimed at 0 only."
+    )
+    return Table("Residual artefacts", ["model", "total", *kinds], rows, note)
+
+
+def comparable_table(header: Row, view: View) -> Table:
+    """Scores of other papers; never ranked by."""
+    columns = ["method", *(cell for _, name in COMPARABLE for cell in (name, "floor"))]
+    rows = [
+        [name, *(score(row[key + end], 3) for key, _ in COMPARABLE for end in ("", "_floor"))]
+        for name, row in _judged(header, view).items()
+    ]
+    note = (
+        "For comparability with other papers only; no verdict rests on them. floor: what an oracle scores against "
+        "other oracles. tug of war: 1 = the oracle's accuracies; average gap of accuracies and attack efficacy, 0 = "
+        "the oracle; KLOM, 0 = the oracle, needs 4 seeds and is noise below 100; forgetting score of the NeurIPS 2023 "
+        "challenge, needs 6 seeds."
+    )
+    return Table("Scores of other papers", columns, rows, note)
+
+
+def card_table(header: Row) -> Table:
+    """The assumption card of each strategy."""
+    columns = ["method", "recorded", "every", "owner online", "others online", "server data", "kept", "billed"]
+    rows = []
+    for label, card in header["strategies"].items():
+        words = [_yes(card[name]) for name in ("target_online", "retained_online", "server_data")]
+        kept = f"{100 * card['keep']:.3g} %" + ("" if card["keep"] == 1 else f", {card['select']}")
+        rows.append([NAMES.get(label, label), card["records"], str(card["every"]), *words, kept, card["storage"]])
+    note = (
+        "A run refuses a method what it did not declare. recorded during learning: nothing, global "
+        "models, these and the updates of clients that later leave (targets), or all updates, of every so-many-th "
+        "round; owner online: the forgotten data's owner takes part in unlearning with it; others online: retained "
+        "clients take part; kept: share of a recorded update's entries; billed: which of the records count as stored."
+    )
+    return Table("What each method assumes", columns, rows, note)
+
+
+def tuning_table(header: Row) -> Table | None:
+    """What tuning tried and chose; None if nothing was tuned."""
+    tuning = header["tuning"]
+    if not tuning:
+        return None
+    columns = ["method", "trials", "failed", "as configured", "best", "examples", "chosen"]
+    rows = [[name, BLANK, BLANK, BLANK, number(value, 4), BLANK, BLANK] for name, value in _yardsticks(tuning)]
+    for label, mine in tuning["strategies"].items():
+        objectives = [trial["objective"] for trial in mine["trials"]]
+        failed = sum(bool(trial["note"]) for trial in mine["trials"])
+        cells = [label, str(len(objectives)), str(failed), number(objectives[0], 4), number(min(objectives), 4)]
+        chosen = ", ".join(f"{name}={_setting(value)}" for name, value in mine["chosen"].items())
+        rows.append([*cells, short(mine["cost"]["client_examples"]), chosen])
+    rows += [[label, "0", *[BLANK] * 4, why] for label, why in tuning["untuned"].items()]
+    note = (
+        f"Every method got the same number of trials on another seed, to forget {tuning['request'] or 'nothing'}; the "
+        f"objective (goal {tuning['goal']}, weight {tuning['trade_off']:g}; 0 to 1, lower is better) does not see what "
+        "the run is judged by. examples: client examples that all trials processed, billed to no row above."
+    )
+    return Table("Tuning", columns, rows, " ".join([note, *([f"Note: {tuning['note']}."] if tuning["note"] else [])]))
+
+
+def _yardsticks(tuning: Row) -> list[tuple[str, float]]:
+    return [(NAMES.get(label, label), value) for label, value in tuning["objectives"].items()]
+
+
+def _setting(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def metric_table(view: View, label: str) -> Table:
+    """Every metric of one strategy between the original and the oracle."""
+    rows = []
+    for metric, mine in view.audits[label].items():
+        original, oracle = view.audits[ORIGINAL][metric], view.audits[ORACLE][metric]
+        cells = [metric, *(plus_minus(row["value"], row["value_half_width"], 1, 3) for row in (original, mine, oracle))]
+        cells += [score(mine["floor"], 3), plus_minus(mine["gap"], mine["gap_half_width"], 1, 3)]
+        rows.append([*cells, score(mine["gap_in_floors"], 1), score(mine["gap_closed"], 0, 100)])
+    columns = ["metric", "original", "unlearned", "oracle", "floor", "gap", "in floors", "closed %"]
+    note = (
+        "gap: unlearned minus oracle of the same seed; floor: the same between oracles; closed: the share of the "
+        "original's gap that is gone, blank where the original's gap is within 3 standard deviations between oracles. "
+        "±: 95 % t-interval over seeds."
+    )
+    return Table(f"All metrics of {label}", columns, rows, note)
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def number(value: float, decimals: int = 1) -> str:
+    """Fixed decimals, none from 100 on."""
+    return f"{value:.{decimals if abs(value) < 99.95 else 0}f}" if math.isfinite(value) else BLANK
+
+
+def score(value: float | None, decimals: int = 2, scale: float = 1) -> str:
+    """A number that may be missing."""
+    return BLANK if value is None else number(scale * value, decimals)
+
+
+def plus_minus(value: float, half_width: float | None, scale: float, decimals: int = 1) -> str:
+    """``value`` and the half-width of its interval, times ``scale``; a half-width from 10 on has no decimals."""
+    if half_width is None or not (math.isfinite(value) and math.isfinite(half_width)):
+        return number(scale * value, decimals)
+    wide = scale * half_width
+    return f"{number(scale * value, decimals)}±{wide:.{decimals if wide < 9.95 else 0}f}"
+
+
+def short(value: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix: 950, 12.3k, 4.56MB."""
+    for prefix in ("", "k", "M", "G"):
+        if value < 999.5:
+            return f"{value:.3g}{prefix}{unit}"
+        value /= 1000
+    return f"{value:.3g}T{unit}"
+
+
+def times(ratio: float | None) -> str:
+    """How many times cheaper."""
+    if ratio is None or math.isnan(ratio):
+        return BLANK
+    return "free" if ratio == math.inf else f"{number(ratio, 1 if ratio >= 1 else 2)}x"

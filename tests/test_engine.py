@@ -1,0 +1,126 @@
+"""Points of decision regions: where nodes put them, and what is asked there.
+
+The hook sees what the model is given, so that every expected value follows from the points and the data alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedforget import data, engine
+from fedforget.cohort import Answers, Cohort
+from fedforget.metrics import regions
+from fedforget.params import Params
+from fedforget.request import UnlearningRequest
+from fedforget.seeds import Seeds
+from fedforget.testing import REQUESTS, Toy
+
+POINTS, ANCHORS = 20, 20
+PIXEL = 20  # one that varies
+
+
+def asked(cohort: Cohort, model: Params, name: str, most: int = 2000) -> tuple[Answers, Tensor]:
+    """The answers on one audit set of one owner, and the images that the model was given."""
+    given: list[Tensor] = []
+    network = engine.workbench(cohort.task.to_json()).model
+    hook = network.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].clone()))
+    answers = cohort.evaluate(model, {name: most})[name]
+    hook.remove()
+    return answers, torch.cat(given)
+
+
+def threshold(layout, at: float) -> Params:
+    """Class 1 where the pixel exceeds ``at``, else class 0."""
+    weight, bias = torch.zeros(10, 64), torch.full((10,), -1e6)
+    weight[0, PIXEL], weight[1, PIXEL] = -1, 1
+    bias[0], bias[1] = at, -at
+    return Params(torch.cat([weight.flatten(), bias]), layout)
+
+
+@pytest.mark.parametrize("name", ["near", "far", "plane"])
+def test_points_are_the_same_for_every_model_trajectory_and_number_of_nodes(tmp_path: Path, name: str) -> None:
+    found, logits = [], []
+    for nodes in (1, 2, 4):
+        toy = Toy(tmp_path, nodes)
+        cohort = toy.cohort(REQUESTS["client"])
+        for seeds, model in ((toy.seeds, toy.start), (Seeds(6).child("trajectory", 1), threshold(cohort.layout, 0.0))):
+            cohort.seeds = seeds
+            answers, points = asked(cohort, model, name)
+            found.append((torch.from_numpy(answers.rows), torch.from_numpy(answers.labels), points))
+            logits.append(torch.from_numpy(answers.logits))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    assert torch.equal(logits[0], logits[2]) and torch.equal(logits[0], logits[4])  # the same model
+    assert not torch.equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize(("name", "client"), [("near", 2), ("far", -1)])
+def test_points_lie_on_spheres_around_the_examples_they_are_about(tmp_path: Path, name: str, client: int) -> None:
+    from sklearn.neighbors import NearestNeighbors
+
+    toy = Toy(tmp_path)
+    request, federated = REQUESTS["sample"], data.load(toy.task.data)
+    answers, points = asked(toy.cohort(request), toy.start, name)
+    rows = torch.from_numpy(answers.rows)
+    assert len(points) == len(rows.unique()) == POINTS * ANCHORS and set(answers.clients) == {client}
+    inputs, labels = federated.inputs, federated.labels
+    if name == "far":
+        inputs, labels = federated.test_inputs, federated.test_labels
+    else:  # all 20 that the request names are anchors
+        assert set((rows // POINTS).tolist()) == set(federated.split(2, "forget", toy.seeds, request=request).tolist())
+    distances = (points - inputs[rows // POINTS]).flatten(1).norm(dim=1)
+    # The digits have 360 test images: half the median distance from one to the nearest other.
+    nearest, _ = NearestNeighbors(n_neighbors=1).fit(federated.test_inputs.flatten(1).double().numpy()).kneighbors()
+    expected = 0.5 * torch.from_numpy(nearest).quantile(0.5)
+    torch.testing.assert_close(distances, torch.full_like(distances, expected.item()), rtol=1e-5, atol=0)
+    assert torch.equal(torch.from_numpy(answers.labels), labels[rows // POINTS])
+
+
+def test_several_owners_share_the_spheres(tmp_path: Path) -> None:
+    """400 points among 6 owners are 67 each, 7 of them of a fourth sphere; the plane is the first owner's."""
+    cohort = Toy(tmp_path).cohort(REQUESTS["class"])
+    answers = cohort.evaluate(Toy(tmp_path).start, {"near": 2000, "plane": 1})
+    for client in range(6):
+        rows = answers["near"].rows[answers["near"].clients == client]
+        assert len(rows) == 67 and len(set(rows // POINTS)) == 4
+    assert set(answers["near"].labels) == {3}
+    assert answers["plane"].rows.tolist() == list(range(1600)) and set(answers["plane"].clients) == {0}
+
+
+def test_change_near_is_the_share_of_points_between_two_thresholds(tmp_path: Path) -> None:
+    """Of the points, those whose pixel lies between the thresholds change class, and no others."""
+    cohort = Toy(tmp_path).cohort(REQUESTS["client"])
+    low, high = (threshold(cohort.layout, at) for at in (-0.3, 0.4))
+    (before, points), (after, _) = asked(cohort, low, "near"), asked(cohort, high, "near")
+    between = (points.flatten(1)[:, PIXEL] > -0.3) & (points.flatten(1)[:, PIXEL] <= 0.4)
+    changed = before.logits.argmax(1) != after.logits.argmax(1)
+    assert 0 < changed.sum() < len(points) == 400
+    assert changed.tolist() == between.tolist()
+
+
+@pytest.mark.parametrize("scope", sorted(REQUESTS))
+def test_a_plane_passes_through_a_forgotten_example_and_two_others_of_its_owner(tmp_path: Path, scope: str) -> None:
+    toy, request = Toy(tmp_path), REQUESTS[scope]
+    cohort, federated = toy.cohort(request), data.load(toy.task.data)
+    answers, points = asked(cohort, toy.start, "plane", most=1)  # a grid is never cut
+    owner = cohort.targets[0]
+    held = federated.split(owner, "train", toy.seeds)
+    places = [row * 40 + column for column, row in regions.marks(40)]
+    mine = [held[(federated.inputs[held] == points[place]).flatten(1).all(1)] for place in places]
+    assert [len(rows) for rows in mine] == [1, 1, 1] and len(points) == 1600
+    assert mine[0].item() in federated.split(owner, "forget", toy.seeds, request=request)
+    assert answers.labels[places].tolist() == federated.labels[torch.cat(mine)].tolist()
+    assert len(set(answers.labels.tolist())) == 3
+
+
+def test_two_examples_have_spheres_and_no_plane(tmp_path: Path) -> None:
+    """An earlier request left the owner two examples, which are forgotten now."""
+    toy = Toy(tmp_path)
+    cohort, size = toy.cohort(REQUESTS["client"]), toy.federation.num_train[2]
+    cohort.removed = (UnlearningRequest("sample", tuple((2, position) for position in range(size - 2))),)
+    answers = cohort.evaluate(toy.start, {"near": 2000, "plane": 2000})
+    assert len(answers["near"].rows) == 2 * POINTS
+    assert answers["plane"].logits.shape == (0, 10)

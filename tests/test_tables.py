@@ -1,0 +1,220 @@
+"""What the report says of a strategy: no more than its evidence level allows, and no less than what was found."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fedforget import tables
+from fedforget.tables import View
+
+NOTHING = {
+    "forgetting": 0.0,
+    "forgetting_low": 0.0,
+    "utility": 1.0,
+    "utility_low": 0.9,
+    "fidelity": 0.0,
+    "fidelity_low": 0.0,
+    "quality_privacy": 0.0,
+    "quality_privacy_low": 0.0,
+    "quality_indistinguishable": 0.0,
+    "quality_indistinguishable_low": 0.0,
+    "examples_speedup": None,
+    "bytes_speedup": None,
+    "rounds_speedup": None,
+    "rank_first": None,
+    "rank_last": None,
+    "energy": 1.2,
+    "energy_p": 0.008,
+    "energy_holm": None,
+    "energy_worst": 3.0,
+    "verdict": "different",
+    "verdict_p": 1.0,
+    "remaining": 1.0,
+    "remaining_low": 0.9,
+    "remaining_high": 1.1,
+    "harmed": 0.0,
+}
+FOUND = NOTHING | {
+    "forgetting": 0.59,
+    "quality_privacy": 0.59,
+    "quality_privacy_low": 0.5,
+    "examples_speedup": 0.9,
+    "rank_first": 1,
+    "rank_last": 2,
+    "energy_holm": 0.5,
+    "remaining": 0.41,
+    "remaining_low": 0.33,
+    "remaining_high": 0.5,
+}
+
+
+def header(code: str) -> dict:
+    return {"code": code, "level": "some", "seeds": 5, "requests": ["client 3"], "strategies": {}}
+
+
+def view(verdicts: dict[str, dict], why: str = "", primary: str = "canary/calibrated", speedup: float = 6.0) -> View:
+    """A request with these strategies; doing nothing stands first, as in a run."""
+    judged = {"original": NOTHING, "none": NOTHING, **verdicts, "another oracle": NOTHING | {"quality_privacy": 1.0}}
+    costs = {label: {"client_examples_speedup": speedup} for label in ("original", "retrain", "none", *verdicts)}
+    gate = {"memorised": not why, "why": why, "primary": primary, "attacks": ["canary/auc"]}
+    return View(1, "client 3", {}, costs, judged, gate, [], [], {})
+
+
+def sentence(code: str, changes: dict, **others) -> str:
+    (found,) = tables.sentences(header(code), view({"finetune": FOUND | changes}, **others))
+    return found
+
+
+def test_the_sentence_of_a_leaderboard() -> None:
+    assert sentence("EL2", {}) == (
+        "finetune: 41 % [33, 50] of what doing nothing leaks remains (canary/calibrated); different from retraining; "
+        "quality 0.59, at least 0.50; 6.0x cheaper than a full retrain, 1.1x dearer than a retrain of equal quality."
+    )
+
+
+def test_a_lower_level_claims_less_of_the_same_numbers() -> None:
+    start = "finetune: 41 % [33, 50] of what doing nothing leaks remains (canary/calibrated)"
+    end = "6.0x cheaper than a full retrain."
+    assert sentence("EL1", {}) == f"{start}; it lies on the original's side of the oracle; {end}"
+    one = {"remaining_low": None, "remaining_high": None, "verdict": "unresolved"}
+    assert sentence("EL0", one) == f"{start.replace(' [33, 50]', '')}; EL0, so nothing is claimed about it; {end}"
+
+
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [
+        (0.1, 0.3, "short of the oracle"),
+        (-0.3, -0.1, "beyond the oracle"),
+        (-0.1, 0.3, "no direction"),
+        (None, None, "no direction"),
+    ],
+)
+def test_a_screen_claims_a_direction_if_the_interval_has_one(low, high, expected) -> None:
+    row = FOUND | {"remaining_low": low, "remaining_high": high, "verdict": "equivalent"}
+    assert tables.verdict(header("EL1"), row) == expected
+    assert tables.verdict(header("EL2"), row) == "equivalent"
+    assert tables.verdict(header("EL0"), row) == "no claim"
+
+
+def test_equivalence_under_one_metric_does_not_hide_another_distribution() -> None:
+    told_apart = "its margins on the forget set are not distributed as the oracles' (p = 0.03)"
+    assert told_apart in sentence("EL2", {"verdict": "equivalent", "energy_holm": 0.03})
+    assert "equivalent to retraining in this metric" in sentence("EL2", {"verdict": "equivalent", "energy_holm": 0.03})
+    assert "distributed" not in sentence("EL2", {"verdict": "equivalent", "energy_holm": 0.06})
+    assert "distributed" not in sentence("EL1", {"verdict": "equivalent", "energy_holm": 0.03})
+
+
+def test_costs_in_words() -> None:
+    assert sentence("EL2", {"examples_speedup": 2.0}).endswith("retrain, 2.0x cheaper than a retrain of equal quality.")
+    assert sentence("EL2", {"examples_speedup": 0.0}).endswith("full retrain, but no better than doing nothing.")
+    assert sentence("EL2", {"examples_speedup": math.inf}, speedup=math.inf).endswith("; no client examples spent.")
+    assert sentence("EL1", {}, speedup=0.5).endswith("; 2.0x dearer than a full retrain.")
+    assert sentence("EL1", {}, speedup=math.nan).endswith("side of the oracle.")
+
+
+def test_a_metric_that_is_no_attack_does_not_speak_of_leaks() -> None:
+    assert "41 % [33, 50] of the original's distance from the oracle remains (forget/margin)" in sentence(
+        "EL2", {}, primary="forget/margin"
+    )
+
+
+def test_a_diverged_model_is_called_so() -> None:
+    row = {"remaining": math.nan, "remaining_low": math.nan, "quality_privacy": math.nan, "quality_privacy_low": None}
+    text = sentence("EL2", row | {"examples_speedup": None, "verdict": "unresolved"})
+    assert text == "finetune: the model diverged, canary/calibrated is no number; 6.0x cheaper than a full retrain."
+
+
+def test_a_void_scenario_has_no_sentences_and_says_why() -> None:
+    void = view({"finetune": FOUND | {"verdict": "void", "remaining": None}}, why="nothing was learned")
+    assert tables.sentences(header("EL2"), void) == []
+    assert tables.stamp(header("EL2"), void).endswith("primary metric canary/calibrated; VOID: nothing was learned")
+    passed = tables.stamp(header("EL2"), view({}))
+    assert passed == "EL2 (some), K = 5, primary metric canary/calibrated; gate: passed"
+
+
+def test_a_ranking_only_where_the_level_claims_one() -> None:
+    strategies = {
+        "broken": FOUND | {"quality_privacy": math.nan},
+        "worse": FOUND | {"quality_privacy": 0.2, "rank_first": 2, "rank_last": 2},
+        "unknown": FOUND | {"quality_privacy": None},
+        "better": FOUND | {"quality_privacy": 0.7},
+    }
+    table = tables.verdict_table(header("EL2"), view(strategies))
+    names = [row[0] for row in table.rows]
+    assert names == ["none (original)", "another oracle", "better", "worse", "broken", "unknown"]
+    assert [row[6] for row in table.rows][2:4] == ["1-2", "2"]
+    assert table.rows[4][4] == table.rows[5][4] == "-"
+    table = tables.verdict_table(header("EL1"), view(strategies))
+    assert [row[0] for row in table.rows][2:] == ["broken", "worse", "unknown", "better"]
+    assert {row[6] for row in table.rows} == {"-"} and "may claim no ranking" in table.note
+
+
+def test_residues_are_means_over_seeds() -> None:
+    """Two seeds hold 10 and 0 bytes of updates, 4 and 4 of models: 5 and 4, together 9."""
+    entry = {"request": 0, "label": "amnesiac", "stage": ""}
+    models = [entry | {"residues": {"updates": 10, "models": 4}}, entry | {"residues": {"models": 4}}]
+    models += [
+        entry | {"stage": "+5", "residues": {"updates": 99}},
+        entry | {"request": 1, "residues": {"updates": 99}},
+    ]
+    rows = {kind: [] for kind in ("result", "audit", "verdict", "figure")}
+    rows |= {"cost": [{"request": 0, "label": label} for label in ("original", "retrain", "amnesiac")]}
+    rows |= {"gate": [{"request": 0}]}
+    (found,) = tables.views(header("EL1") | {"models": models}, rows)
+    assert found.residues["amnesiac"] == {"updates": 5, "models": 4}
+    table = tables.residue_table(found)
+    assert table.columns == ["model", "total", "updates", "models"]
+    assert table.rows == [["oracle (retrain)", "0B", "0B", "0B"], ["amnesiac", "9B", "5B", "4B"]]
+
+
+def test_retained_clients_against_the_oracle() -> None:
+    def audit(value: float, gap: float | None) -> dict:
+        return {"value": value, "value_half_width": None, "gap": gap, "gap_half_width": None, "floor": 0.02}
+
+    audits = {
+        "original": {"client/4": audit(0.95, 0.05)},
+        "retrain": {"client/4": audit(0.9, None)},
+        "none": {"client/4": audit(0.95, 0.05)},
+        "finetune": {"client/4": audit(0.88, -0.02)},
+    }
+    table = tables.client_table(view({"finetune": FOUND})._replace(audits=audits))
+    assert table is not None
+    assert table.columns == ["client", "original %", "oracle %", "floor", "original", "finetune"]
+    assert table.rows == [["4", "95.0", "90.0", "2.0", "+5.0", "-2.0"]]
+    assert tables.client_table(view({})._replace(audits={"retrain": {}})) is None
+
+
+def test_tuning_shows_every_budget() -> None:
+    trials = [
+        {"options": {"rate": 0.1}, "objective": 0.4, "note": ""},
+        {"options": {"rate": 0.25}, "objective": 0.3, "note": ""},
+        {"options": {"rate": 9.0}, "objective": 1.0, "note": "diverged"},
+    ]
+    tuning = {
+        "trials": 3,
+        "goal": "privacy",
+        "trade_off": 0.4,
+        "request": "client 5",
+        "objectives": {"retrain": 0.05},
+        "note": "the oracle is no better than doing nothing",
+        "strategies": {"scrub": {"trials": trials, "chosen": {"rate": 0.25}, "cost": {"client_examples": 1500}}},
+        "untuned": {"amnesiac": "it has nothing to tune"},
+    }
+    table = tables.tuning_table({"tuning": tuning})
+    assert table is not None
+    assert table.rows == [
+        ["oracle (retrain)", "-", "-", "-", "0.0500", "-", "-"],
+        ["scrub", "3", "1", "0.4000", "0.3000", "1.5k", "rate=0.25"],
+        ["amnesiac", "0", "-", "-", "-", "-", "it has nothing to tune"],
+    ]
+    assert "to forget client 5" in table.note and table.note.endswith("no better than doing nothing.")
+    assert tables.tuning_table({"tuning": {}}) is None
+
+
+def test_numbers() -> None:
+    assert tables.plus_minus(0.5, 0.012, 100) == "50.0±1.2" and tables.plus_minus(0.5, 0.12, 100) == "50.0±12"
+    assert tables.plus_minus(math.nan, math.nan, 1) == "-" and tables.score(None) == "-"
+    assert [tables.short(x, "B") for x in (0, 999, 1000, 12_345, 2.5e12)] == ["0B", "999B", "1kB", "12.3kB", "2.5TB"]
+    assert [tables.times(x) for x in (4.0, 0.25, math.inf, math.nan, None)] == ["4.0x", "0.25x", "free", "-", "-"]

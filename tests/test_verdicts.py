@@ -1,0 +1,251 @@
+"""Verdicts of hand-made models whose answers are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+
+from fedforget.evaluation import CHECKPOINT, ORACLE, ORIGINAL, ModelResult
+from fedforget.ledger import Cost
+from fedforget.verdicts import ANOTHER, ATTACKS, DIAGNOSTIC, Evidence, evidence, gates, judge
+
+PRIMARY = "canary/calibrated"
+CLASSES = 10
+SEEDS = range(5)
+
+# Scores of five oracles: mean 0.5, and 1.25 times their standard deviation (leave-one-out) is the floor's.
+SPREAD = [0.48, 0.49, 0.50, 0.51, 0.52]
+
+
+def made(
+    values: Mapping[str, Sequence[float]],
+    cost: Cost | None = None,
+    margins: Sequence[Sequence[float]] | None = None,
+) -> Evidence:
+    """Evidence from metrics seed by seed and margins ``[seeds][examples]`` on the forget set."""
+    seeds = range(len(next(iter(values.values()))))
+    each = {k: {name: column[k] for name, column in values.items()} for k in seeds}
+    sets = {k: {"forget": torch.tensor(margins[k], dtype=torch.float64)} if margins else {} for k in seeds}
+    return Evidence(each, sets, cost or Cost())
+
+
+def scores(canary: Sequence[float], test: float = 0.9, forget: Sequence[float] = (0.5,) * 5) -> dict:
+    return {"canary/auc": canary, PRIMARY: canary, "test/accuracy": [test] * 5, "forget/accuracy": forget}
+
+
+def up(by: float, start: Sequence[float] = SPREAD) -> list[float]:
+    return [value + by for value in start]
+
+
+OUR = {ORIGINAL: made(scores(up(0.4))), ORACLE: made(scores(SPREAD))}  # the signal is 0.4, in every seed
+
+
+def row(models: Mapping[str, Evidence], label: str, primary: str = PRIMARY) -> dict:
+    (found,) = [row for row in judge(models, primary, CLASSES) if row["label"] == label]
+    return found
+
+
+# The axes
+
+
+def test_a_model_that_is_the_oracle_is_perfect_and_one_that_is_the_original_is_nothing() -> None:
+    models = OUR | {"perfect": made(scores(SPREAD)), "nothing": made(scores(up(0.4)))}
+    perfect, nothing = row(models, "perfect"), row(models, "nothing")
+    # Gaps are 0 in every seed, so that even the pessimistic ends are exact.
+    assert perfect["forgetting"] == perfect["forgetting_low"] == perfect["utility"] == perfect["quality_privacy"] == 1
+    assert perfect["quality_privacy_low"] == 1 and perfect["verdict"] == "equivalent" and perfect["remaining"] == 0
+    assert nothing["forgetting"] == nothing["quality_privacy"] == 0 and nothing["utility"] == 1
+    assert nothing["verdict"] == "different" and nothing["remaining"] == pytest.approx(1)
+    assert row(models, ORIGINAL)["quality_privacy"] == 0
+
+
+def test_forgetting_is_two_sided_and_the_worst_attack_counts() -> None:
+    # 0.1 of 0.4 remains under one attack, and the other is 0.2 below the oracle: 1 - 0.2 / 0.4.
+    over = scores(up(0.1)) | {"canary/auc": up(-0.2)}
+    found = row(OUR | {"over": made(over)}, "over")
+    assert found["forgetting"] == pytest.approx(0.5)
+    assert found["remaining"] == pytest.approx(0.25)  # the primary metric is the other one
+
+
+def test_a_destroyed_model_has_no_quality_though_no_attack_finds_anything() -> None:
+    found = row(OUR | {"destroyed": made(scores(SPREAD, test=0.1))}, "destroyed")
+    assert (found["forgetting"], found["utility"], found["quality_privacy"]) == (1, 0, 0)
+    # Half-way between chance, 0.1, and the oracle's 0.9:
+    assert row(OUR | {"half": made(scores(SPREAD, test=0.5))}, "half")["utility"] == pytest.approx(0.5)
+
+
+def test_an_attack_that_comes_back_after_further_rounds_counts() -> None:
+    later = f"+20/{PRIMARY}"
+    models = {
+        ORIGINAL: made(scores(up(0.4)) | {later: up(0.3)}),
+        ORACLE: made(scores(SPREAD) | {later: SPREAD}),
+        "hidden": made(scores(SPREAD) | {later: up(0.24)}),  # 0.24 of 0.3 is back
+    }
+    assert row(models, "hidden")["forgetting"] == pytest.approx(1 - 0.8)
+
+
+def test_a_model_that_answers_nan_keeps_its_row() -> None:
+    found = row(OUR | {"broken": made(scores([math.nan] * 5))}, "broken")
+    assert math.isnan(found["forgetting"]) and math.isnan(found["quality_privacy"])
+    assert found["examples_speedup"] is None and found["verdict"] == "unresolved"
+
+
+# Gates
+
+
+def test_the_gate_closes_where_the_oracles_differ_as_much_as_the_original() -> None:
+    # Leave-one-out differences of SPREAD are 1.25 (s - 0.5) = -0.025 .. 0.025, of standard deviation
+    # 0.025 sqrt(2 (1 + 1/4) / 4) = 0.0198; three of them are 0.0593.
+    weak, enough = (
+        {ORIGINAL: made(scores(up(by)) | {"canary/auc": up(0.3)}), ORACLE: OUR[ORACLE]} for by in (0.059, 0.06)
+    )
+    assert gates(enough, PRIMARY) == {"attacks": ["canary/auc", PRIMARY], "memorised": True, "why": ""}
+    found = gates(weak, PRIMARY)
+    assert found["attacks"] == ["canary/auc"] and not found["memorised"]
+    assert found["why"].startswith(f"under {PRIMARY} the original is no further from the oracle than 3")
+    assert row(weak, ORIGINAL)["verdict"] == "void"
+
+
+def test_canaries_must_be_memorised_whatever_the_primary_metric() -> None:
+    # 0.69 is 9 floor standard deviations above the oracle, and still not enough.
+    models = {ORIGINAL: made(scores(up(0.19))), ORACLE: OUR[ORACLE]}
+    assert gates(models, PRIMARY)["why"] == "the original's canary AUC is 0.69, below 0.7: it did not memorise them"
+    assert gates({ORIGINAL: made(scores(up(0.2))), ORACLE: OUR[ORACLE]}, PRIMARY)["memorised"]
+
+
+def test_a_void_scenario_gives_no_score() -> None:
+    """The original is no different from the oracle: nobody can be told from a perfect method."""
+    models = {ORIGINAL: made(scores(SPREAD)), ORACLE: made(scores(SPREAD)), "x": made(scores(SPREAD))}
+    found = row(models, "x")
+    for column in ("forgetting", "forgetting_low", "quality_privacy", "quality_indistinguishable", "examples_speedup"):
+        assert found[column] is None
+    assert (found["verdict"], found["remaining"], found["rank_first"]) == ("void", None, None)
+    assert found["utility"] == 1  # what it can do is known all the same
+
+
+def test_one_seed_has_values_and_no_ends() -> None:
+    one = {
+        label: Evidence({0: models.values[0]}, {0: {}}, Cost())
+        for label, models in (OUR | {"x": made(scores(up(0.1)))}).items()
+    }
+    found = row(one, "x")
+    assert found["forgetting"] == pytest.approx(0.75) and found["forgetting_low"] is None
+    assert found["verdict"] == "unresolved" and ANOTHER not in {row["label"] for row in judge(one, PRIMARY, CLASSES)}
+
+
+# The speed-up
+
+
+def test_speedup_is_over_the_first_checkpoint_that_is_as_good() -> None:
+    """Checkpoints reach quality 0.25, 0.75 and, worse again, 0.5 after 10, 20 and 30 rounds of 40."""
+
+    def after(rounds: int, remains: float) -> Evidence:
+        cost = Cost(rounds=rounds, client_examples=100 * rounds, bytes_up=rounds, bytes_down=3 * rounds)
+        return made(scores(up(remains)), cost)
+
+    models = {ORIGINAL: OUR[ORIGINAL], ORACLE: after(40, 0.0)}
+    models |= {f"{CHECKPOINT}{r}": after(r, left) for r, left in ((10, 0.3), (20, 0.1), (30, 0.2))}
+    models |= {"good": after(5, 0.15), "better": after(5, 0.05), "free": made(scores(up(0.2)))}
+    rows = {row["label"]: row for row in judge(models, PRIMARY, CLASSES)}
+    # Quality 1 - 0.15 / 0.4 = 0.625 is first reached after 20 rounds; 0.875 only by the whole retrain.
+    assert rows["good"]["rounds_speedup"] == rows["good"]["examples_speedup"] == rows["good"]["bytes_speedup"] == 4
+    assert rows["better"]["rounds_speedup"] == 8
+    assert rows["free"]["rounds_speedup"] == math.inf
+    assert rows[ORIGINAL]["rounds_speedup"] is None  # doing nothing is not fast
+    assert not any(label.startswith(CHECKPOINT) for label in rows)
+
+
+# Tests of whole families
+
+
+def shifted(by: float, scale: float = 0.01) -> list[list[float]]:
+    """Margins of five models on two examples: all distinct, and far apart only if ``by`` is."""
+    return [[by + scale * k, 2 * by - scale * k] for k in SEEDS]
+
+
+def test_energy_p_values_are_corrected_for_the_number_of_strategies() -> None:
+    """Two sides of five models that do not overlap: 2 of the 252 splits are as far apart, and only for strategies."""
+    models = {ORIGINAL: made(scores(up(0.4)), margins=shifted(9)), ORACLE: made(scores(SPREAD), margins=shifted(0))}
+    models |= {label: made(scores(SPREAD), margins=shifted(by)) for label, by in (("far", 5), ("further", 7))}
+    models["same"] = made(scores(SPREAD), margins=shifted(0.0))
+    rows = {row["label"]: row for row in judge(models, PRIMARY, CLASSES)}
+    smallest = 2 / 252
+    assert rows["far"]["energy_p"] == rows["further"]["energy_p"] == pytest.approx(smallest)
+    assert rows["same"]["energy_p"] == 1
+    # Holm: the smallest of three times 3, the next times 2 but not below the first, the last times 1.
+    assert rows["far"]["energy_holm"] == rows["further"]["energy_holm"] == pytest.approx(3 * smallest)
+    assert rows["same"]["energy_holm"] == 1
+    assert rows[ORIGINAL]["energy_holm"] is rows[ANOTHER]["energy_holm"] is None
+    assert rows["far"]["energy"] > 0 and rows["same"]["energy"] < 0  # the unbiased distance of equal samples
+
+
+def test_fidelity_is_the_share_of_the_originals_distance() -> None:
+    """Without any spread the energy distance is 2 |shift| an example: 3 of the original's 12 remain."""
+    models = {ORIGINAL: made(scores(up(0.4)), margins=shifted(4, 0)), ORACLE: made(scores(SPREAD), margins=shifted(0, 0))}
+    models["x"] = made(scores(SPREAD), margins=shifted(1, 0))
+    found = row(models, "x")
+    assert found["fidelity"] == found["quality_indistinguishable"] == pytest.approx(1 - 1 / 4)
+    assert found["quality_privacy"] == 1
+
+
+def test_equivalence_needs_the_interval_inside_a_fifth_of_the_signal() -> None:
+    """The margin is 0.08 (a fifth of 0.4). Gaps 0.02, ..., 0.06 lie inside with mean 0.04, se 0.00707: t = 5.66 > 2.13.
+    Gaps 0.02, 0.11, ... have the mean 0.06 and a spread that leaves it open; 0.2 is outside."""
+    sure = [s + gap for s, gap in zip(SPREAD, [0.02, 0.03, 0.04, 0.05, 0.06], strict=True)]
+    open_ = [s + gap for s, gap in zip(SPREAD, [0.02, 0.11, 0.01, 0.10, 0.06], strict=True)]
+    labels = {"sure": sure, "open": open_, "out": up(0.2)}
+    models = OUR | {label: made(scores(canary)) for label, canary in labels.items()}
+    rows = {row["label"]: row for row in judge(models, PRIMARY, CLASSES)}
+    assert [rows[label]["verdict"] for label in labels] == ["equivalent", "unresolved", "different"]
+    assert rows["sure"]["remaining"] == pytest.approx(0.1) and rows["out"]["remaining"] == pytest.approx(0.5)
+    assert rows["open"]["remaining_low"] < 0.15 < rows["open"]["remaining_high"]
+
+
+def test_the_next_seeds_oracle_stands_in_for_a_perfect_method() -> None:
+    """Gaps of SPREAD moved on by one seed: 0.01 four times and -0.04; mean 0, se 0.01. One-sided t of 4: 2.1318."""
+    found = row(OUR, ANOTHER)
+    assert found["forgetting"] == pytest.approx(1) and found["utility"] == 1
+    assert found["forgetting_low"] == pytest.approx(1 - 2.1318 * 0.01 / 0.4, abs=1e-5)
+
+
+def test_ranks_count_strategies_only() -> None:
+    labels = {"best": 0.0, "middle": 0.1, "worst": 0.3}
+    rows = judge(OUR | {label: made(scores(up(by))) for label, by in labels.items()}, PRIMARY, CLASSES)
+    ranks = {row["label"]: (row["rank_first"], row["rank_last"]) for row in rows}
+    assert ranks == {"best": (1, 1), "middle": (2, 2), "worst": (3, 3), ORIGINAL: (None, None), ANOTHER: (None, None)}
+
+
+def test_clients_that_lose_in_every_seed_are_harmed() -> None:
+    def served(first: float, second: float) -> dict:
+        return scores(SPREAD) | {"client/0": [first] * 5, "client/1": [second] * 5}
+
+    models = {ORIGINAL: made(scores(up(0.4)) | served(0.9, 0.9)), ORACLE: made(served(0.8, 0.8))}
+    found = row(models | {"x": made(served(0.7, 0.8))}, "x")
+    assert found["harmed"] == 0.5 and row(OUR, ORIGINAL)["harmed"] is None
+
+
+def test_tug_of_war_by_hand() -> None:
+    """Gaps 0.1, 0 and 0.5: 0.9 x 1 x 0.5."""
+
+    def accuracies(*of: float) -> dict:
+        return scores(SPREAD) | {f"{s}/accuracy": [a] * 5 for s, a in zip(("forget", "retain", "test"), of, strict=True)}
+
+    models = {ORIGINAL: made(accuracies(0.9, 0.9, 0.9)), ORACLE: made(accuracies(0.5, 0.9, 0.8))}
+    assert row(models | {"x": made(accuracies(0.6, 0.9, 0.3))}, "x")["tug_of_war"] == pytest.approx(0.45)
+
+
+# What goes in
+
+
+def test_evidence_sorts_by_seed_and_averages_the_bill() -> None:
+    results = [ModelResult(0, "a", k, {"m": float(k)}, Cost(rounds=k)) for k in (2, 0, 1)]
+    found = evidence(results, {("a", 1): {"forget": torch.ones(3)}})["a"]
+    assert list(found.values) == [0, 1, 2] and found.cost.rounds == 1
+    assert found.margins[0] == {} and found.margins[1]["forget"].tolist() == [1, 1, 1]
+
+
+def test_no_attack_of_the_score_is_merely_diagnostic() -> None:
+    assert not DIAGNOSTIC & set(ATTACKS)
