@@ -99,7 +99,8 @@ class UnlearningStrategy(Strategy):
 
     @dataclass(frozen=True)
     class Config:
-        """Settings; each field has a default, and metadata with its meaning and the paper's symbol."""
+        """Settings; each field has a default, and metadata with its meaning, the paper's symbol and, where it is tuned,
+        its range (`fedforget.tuning`)."""
 
     scopes: ClassVar[frozenset[str]] = frozenset(SCOPES)
 

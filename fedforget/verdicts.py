@@ -29,6 +29,7 @@ ATTACKS = (
     "trigger/success",
     "confusion/forget_confused",
 )
+DIAGNOSTIC: frozenset[str] = frozenset()
 UTILITIES = ("test/accuracy", "clients/accuracy", "clients/worst")
 COMPARED = ("forget", "retain", "test")  # sets on whose margins distributions are compared
 MARGIN = 0.2  # of the signal: the largest gap that does not matter, fixed before any run

@@ -1,13 +1,22 @@
-"""Decision regions in the assessment of a whole run, and of hand-made answers."""
+"""The assessment of a stored run is a function of its files; decision regions, of a run and of hand-made answers."""
 
 from __future__ import annotations
 
 import json
+import math
 
+import pytest
 import torch
 
-from fedforget import assessment
+from fedforget import assessment, client_app, engine, report
+from fedforget.assessment import assess
+from fedforget.config import compose
+from fedforget.experiment import Experiment
+from fedforget.grid import InProcessGrid
 from fedforget.metrics import Outputs
+from fedforget.store import DamagedFile, load_tensors, save_tensors
+
+SMALL = "model=linear learning.rounds=3 partition.clients=5 evaluation=smoke engine.device=cpu"
 
 
 def test_regions_of_a_run(run_small) -> None:
@@ -57,3 +66,100 @@ def test_change_against_the_original_by_hand() -> None:
     model = {"near": answers(1, 2, 1, 0), "far": answers(0, 1, 2, 2)}
     assert assessment._regions(model, original) == {"regions/near": 0.75, "regions/far": 0.25, "regions/locality": 0.75}
     assert assessment._regions({"far": model["far"]}, original) == {}
+
+
+CANARIES = "corruption=canary evaluation.seeds=2 evaluation.durability=[1] evaluation.relearn=1 strategies=[finetune]"
+
+
+@pytest.fixture(scope="module")
+def canary_run(tmp_path_factory):
+    """A finished run with every stage: its store, the header and the rows that it wrote."""
+    output = tmp_path_factory.mktemp("canaries")
+    config = compose("quickstart", f"{SMALL} {CANARIES}")
+    experiment = Experiment(config, InProcessGrid(client_app.app, 2), output, lambda line: None)
+    header, rows = report.load(experiment.run())
+    return experiment.store.root, header, rows
+
+
+def same(one, other) -> bool:
+    """Equal as JSON, so that NaN equals NaN and a tuple a list."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def test_assessing_a_stored_run_again_gives_what_it_printed_and_trains_nothing(canary_run, monkeypatch) -> None:
+    def refuse(*arguments):
+        raise AssertionError("an assessment asked a client")
+
+    monkeypatch.setattr(engine, "train", refuse)
+    monkeypatch.setattr(engine, "evaluate", refuse)
+    store, header, rows = canary_run
+    again = assess(store, header).rows()
+    assert again.keys() == rows.keys()
+    assert all(same(again[kind], rows[kind]) for kind in rows)
+
+
+def test_every_stage_is_measured(canary_run) -> None:
+    store, header, rows = canary_run
+    stages = {entry["stage"] for entry in header["models"]}
+    assert stages == {"", "+1", "rejoin 1", "few 1", "head"}
+    values = {(row["label"], row["seed"]): row["values"] for row in rows["result"]}
+    mine, nothing = values["finetune", 0], values["none", 0]
+    for name in ("canary/auc", "canary/calibrated", "+1/canary/calibrated", "+1/rmia/auc", "relearn/few"):
+        assert name in mine and name in nothing
+    assert mine["relearn/rejoin"] == mine["relearn/rejoin_1"]  # the mean of a curve of one point
+    assert "+1/probe/accuracy" not in mine
+    assert nothing["weights/head_share"] == 0 < mine["weights/head_share"] <= 1
+    # Doing nothing is the original, in every stage.
+    assert same({**nothing, "head/forget_accuracy": 0}, {**values["original", 0], "head/forget_accuracy": 0})
+    assert rows["gate"][0]["primary"] == "canary/calibrated"
+
+
+def test_an_oracle_passed_on_the_way_is_a_point_of_the_frontier_and_no_row(canary_run) -> None:
+    _, _, rows = canary_run
+    passed = {row["label"] for row in rows["result"] if row["label"].startswith("retrain@")}
+    assert passed == {"retrain@1", "retrain@2"}  # the training takes three rounds
+    for kind in ("audit", "cost", "verdict"):
+        assert not passed & {row["label"] for row in rows[kind]}
+
+
+def test_a_stage_that_a_broken_model_never_reached_counts_as_nan(canary_run) -> None:
+    store, header, _ = canary_run
+    gone = [e for e in header["models"] if (e["label"], e["seed"], e["stage"]) != ("finetune", 1, "+1")]
+    results = assess(store, header | {"models": gone}).results
+    (broken,) = [result for result in results if (result.label, result.seed) == ("finetune", 1)]
+    assert math.isnan(broken.values["+1/canary/auc"]) and math.isfinite(broken.values["canary/auc"])
+
+
+def test_the_primary_metric_is_the_configured_one_or_fits_the_corruption(canary_run) -> None:
+    store, header, _ = canary_run
+    assert assess(store, header | {"primary": "forget/accuracy"}).gates[0]["primary"] == "forget/accuracy"
+    clean = header | {"corruption_config": {**header["corruption_config"], "kind": "none"}}
+    assert assess(store, clean).gates[0]["primary"] == "forget/margin"
+
+
+def test_a_damaged_file_of_answers_is_named(canary_run) -> None:
+    store, header, _ = canary_run
+    path = store / next(entry["outputs"] for entry in header["models"] if entry["label"] == "finetune")
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(DamagedFile, match=rf"{path} is damaged.*delete it to have it recomputed"):
+            assess(store, header)
+    finally:
+        path.write_bytes(content)
+
+
+def test_a_changed_answer_changes_its_row_and_no_other_models(canary_run) -> None:
+    """A strategy's answers are its own: nothing but its row, and the ranks and corrections of all, may depend on them."""
+    store, header, rows = canary_run
+    path = store / next(e["outputs"] for e in header["models"] if (e["label"], e["stage"]) == ("finetune", ""))
+    tensors, metadata = load_tensors(path)
+    try:
+        save_tensors(path, tensors | {"test/logits": -tensors["test/logits"]}, metadata)
+        again = assess(store, header).rows()
+    finally:
+        save_tensors(path, tensors, metadata)
+    changed = [
+        new["label"] for new, old in zip(again["result"], rows["result"], strict=True) if not same(new, old)
+    ]
+    assert changed == ["finetune"]

@@ -160,3 +160,93 @@ def test_levels_need_their_seeds() -> None:
         EvaluationConfig("leaderbord", 5)
     with pytest.raises(ValueError, match="max_examples=0"):
         EvaluationConfig(max_examples=0)
+
+
+def test_levels_from_leaderboard_on_audit_again() -> None:
+    for level, k in (("leaderboard", 5), ("strong", 10), ("attack", 64), ("epsilon", 256)):
+        assert EvaluationConfig(level, k, durability=(20, 5)).durability == (5, 20)
+        with pytest.raises(ValueError, match=rf"level '{level}' audits again.*add evaluation.durability=\[5,20\]"):
+            EvaluationConfig(level, k)
+    with pytest.raises(ValueError, match=r"durability=\[0, 5\] must be numbers of rounds, at least 1"):
+        EvaluationConfig(durability=(5, 0))
+    assert [level.code for level in LEVELS.values()] == [f"EL{n}" for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "corruption", "sentence"),
+    [
+        ({"level": "attack", "seeds": 64, "durability": (5,)}, "none", "level 'attack' needs coin-flipped canaries; add"),
+        ({"level": "epsilon", "seeds": 256, "durability": (5,)}, "trigger", "add corruption=canary"),
+        ({"primary": "canary/auc"}, "none", "primary=canary/auc was not recorded; add corruption=canary"),
+        ({"primary": "trigger/success"}, "canary", "primary=trigger/success was not recorded; add corruption=trigger"),
+        ({"primary": "confusion/forget_error"}, "none", "add corruption=label_swap"),
+        ({"primary": "+20/canary/auc"}, "canary", "needs the audit after 20 rounds; add 20 to evaluation.durability"),
+        ({"primary": "+5/canary/auc", "durability": (5,)}, "none", "primary=.5/canary/auc was not recorded; add"),
+        ({"primary": "+soon/canary/auc"}, "canary", "primary=.soon/canary/auc must name a number of rounds"),
+        ({"primary": "forgot/accuracy"}, "none", "primary=forgot/accuracy is unknown; it starts with one of forget, "),
+        ({"primary": "relearn/few"}, "none", "primary=relearn/few needs evaluation.relearn, for instance 5"),
+    ],
+)
+def test_what_a_run_would_not_record_is_refused(settings: dict, corruption: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        EvaluationConfig(**settings).check(corruption)
+
+
+def test_what_a_run_records_is_accepted() -> None:
+    EvaluationConfig().check("none")
+    EvaluationConfig("attack", 64, durability=(5,)).check("canary")
+    EvaluationConfig(primary="+5/canary/calibrated", durability=(5, 20)).check("canary")
+    EvaluationConfig(primary="confusion/forget_confused").check("label_swap")
+    EvaluationConfig(primary="relearn/few", relearn=5).check("none")
+
+
+def canaries(margins: list[float]) -> Outputs:
+    """Four candidates of label 0 with these margins; the first two were trained on."""
+    logits = torch.tensor([[margin, 0.0] for margin in margins], dtype=torch.float64)
+    zeros = torch.zeros(4, dtype=torch.long)
+    return Outputs(logits, zeros, zeros, rows=torch.arange(4), included=torch.tensor([1, 1, 0, 0]))
+
+
+def test_canaries_raw_and_calibrated() -> None:
+    """Raw, of the four pairs (1, 2), (1, 3), (4, 2), (4, 3) the included one is higher in two: AUC 0.5. References find
+    the first candidate hard, by 3: 4 and 4 against 2 and 3 then, AUC 1."""
+    values = measure({"canary": canaries([1, 4, 2, 3])}, [{"canary": canaries([-3, 0, 0, 0])}], {"kind": "canary"})
+    assert (values["canary/auc"], values["canary/calibrated"]) == (0.5, 1.0)
+    assert values["canary/epsilon"] == 0.0 and values["canary/p"] > 0.5
+    assert "canary/calibrated" not in measure({"canary": canaries([1, 4, 2, 3])})
+
+
+def test_coins_that_all_fell_alike_give_no_figure() -> None:
+    alike = replace(canaries([1, 4, 2, 3]), included=torch.ones(4, dtype=torch.long))
+    assert measure({"canary": alike}) == {}
+
+
+def test_marks_of_a_trigger_and_of_swapped_labels() -> None:
+    """Predictions 0, 0, 1 for the labels 0, 1, 1. The trigger, to class 0, works on one of the two others; of the three
+    examples of the swapped classes one is wrong, and it is taken for the other class."""
+    logits = torch.tensor([[1.0, 0.0, -1.0], [1.0, 0.0, -1.0], [0.0, 1.0, -1.0]])
+    answers = Outputs(logits, torch.tensor([0, 1, 1]), torch.zeros(3, dtype=torch.long))
+    values = measure({"trigger": answers}, corruption={"kind": "trigger", "target_class": 0})
+    assert values == {"trigger/success": 0.5}
+    swapped = measure({"forget": answers}, corruption={"kind": "label_swap", "classes": [0, 1]}, brief=True)
+    third = pytest.approx(1 / 3)
+    assert (swapped["confusion/forget_error"], swapped["confusion/forget_confused"]) == (third, third)
+
+
+def test_brief_leaves_out_what_a_later_stage_is_not_judged_by() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def some(n: int) -> Outputs:
+        labels = torch.arange(n) % 2
+        clients = torch.arange(n) % 3
+        logits = torch.randn(n, 2, generator=generator)
+        return Outputs(logits, labels, clients, torch.randn(n, 2, generator=generator), torch.arange(n))
+
+    sets = {name: some(12) for name in ("forget", "retain", "holdout", "test", "clients")}
+    references = [{name: some(12) for name in sets} for _ in range(2)]
+    whole, brief = measure(sets, references), measure(sets, references, brief=True)
+    left_out = set(whole) - set(brief)
+    families = {name.partition("/")[0] for name in left_out}
+    assert brief.items() <= whole.items() and {"probe", "efficacy", "matched"} <= families
+    assert {name for name in brief if name.startswith("matched/")} == {"matched/margin"}
+    assert {"lira/auc", "rmia/auc", "clients/mean", "client/2"} <= set(brief)

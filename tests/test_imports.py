@@ -42,11 +42,15 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "evaluation": ("metrics data ledger", "numpy torch scipy"),
     "verdicts": ("evaluation metrics ledger", "numpy torch"),
     "assessment": ("evaluation verdicts metrics ledger params store", "numpy torch"),
-    "config": ("data evaluation exchange grid history models request routines strategy", "omegaconf yaml"),
-    "report": ("", "matplotlib"),
+    "tuning": ("metrics ledger request seeds", "torch optuna"),
+    "config": ("data evaluation exchange grid history models request routines strategy tuning", "omegaconf yaml"),
+    "tables": ("", ""),
+    "figures": ("tables", "matplotlib"),
+    "page": ("figures tables", "jinja2 markupsafe"),
+    "report": ("page figures tables", ""),
     "experiment": (
         "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
-        "routines solvers evaluation assessment config report data",
+        "routines solvers tuning evaluation assessment config report data",
         "numpy torch flwr",
     ),
     "server_app": ("config experiment cohort store", "flwr"),
@@ -69,6 +73,7 @@ HEAVY = {
     "pyarrow",
     "PIL",
     "pandas",
+    "optuna",
 }
 HEAVY_AT_THE_TOP = {"metrics": {"sklearn", "scipy"}, "evaluation": {"scipy"}}
 
