@@ -99,9 +99,21 @@ def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
         gate_rows.append({"request": request, "primary": primary, **verdicts.gates(models, primary)})
         judged = verdicts.judge(models, primary, header["classes"])
         verdict_rows += [{"request": request, **row} for row in judged]
+        figures += [
+            {"request": request, **row} for row in _frontier(models, gate_rows[-1]["attacks"], header["classes"])
+        ]
         figures += [{"request": request, **row} for row in reader.figures()]
     shown = [result for result in results if not result.label.startswith(CHECKPOINT)]
     return Assessment(results, audit(shown), bill(shown), verdict_rows, gate_rows, figures)
+
+
+def _frontier(models: Mapping[str, verdicts.Evidence], attacks: Sequence[str], classes: int) -> list[dict]:
+    """Quality against client examples of retrains stopped early; no row where they have no quality."""
+    stops = verdicts.stopped(models, attacks, classes).items()
+    known = [(models[label].cost.client_examples, axes["quality_privacy"]) for label, axes in stops]
+    points = sorted((examples, quality) for examples, quality in known if quality is not None)
+    x, y = [examples for examples, _ in points], [quality for _, quality in points]
+    return [{"kind": "frontier", "label": "", "x": x, "y": y}] if points else []
 
 
 def _primary(header: Mapping[str, Any], models: Mapping[str, verdicts.Evidence]) -> str:

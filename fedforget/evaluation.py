@@ -143,7 +143,9 @@ class EvaluationConfig:
             return
         later, _, rest = self.primary.rpartition("+")[2].partition("/") if self.primary[:1] == "+" else ("", "", "")
         if self.primary[:1] == "+" and not later.isdigit():
-            raise ValueError(f"evaluation.primary={self.primary} must name a number of rounds, as +5/forget/margin does")
+            raise ValueError(
+                f"evaluation.primary={self.primary} must name a number of rounds, as +5/forget/margin does"
+            )
         if later and int(later) not in self.durability:
             raise ValueError(
                 f"evaluation.primary={self.primary} needs the audit after {later} rounds; "

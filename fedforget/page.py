@@ -6,7 +6,7 @@ The template is text in this module, because `flwr run` ships no other kind of f
 from __future__ import annotations
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup  # a part of jinja2
 
 from fedforget import tables
 from fedforget.figures import Drawing, inline
@@ -183,6 +183,9 @@ GLOSSARY = (
     ("efficacy/", "share of the forget set that an attack calls non-member"),
     ("probe/, head/, weights/", "what the layers below the last still know, and the last layer's share of the change"),
     (".../disagreement, js_divergence, activation_distance, cka", "how answers and features differ from the oracles'"),
+    ("near/, far/, regions/", "share of points around forgotten examples, or test images, whose class differs from the "
+     "oracles' (near, far) or the original's (regions); locality = near / (near + far)"),
+    ("trigger/, confusion/", "how often a planted trigger works; mistakes between the two classes that were swapped"),
     ("client/n, clients/", "accuracy on retained clients' own holdouts, one by one and as a distribution"),
     ("+r/...", "the same metric after r ordinary rounds on the retained clients"),
     ("relearn/", "accuracy on forgotten examples when they, or a few of them, are taught again, after each round; "
@@ -219,7 +222,7 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]]) -> str
         sections=sections,
         style=Markup(STYLE),
         about=_known([tables.card_table(header), tables.tuning_table(header)]),
-        stamp=f"{header['code']} ({header['level']}), K = {header['seeds']}",
+        stamp=tables.overall(header, views),
         facts=_facts(header, views),
         glossary=GLOSSARY,
     )

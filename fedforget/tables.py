@@ -128,6 +128,12 @@ def stamp(header: Row, view: View) -> str:
     return f"{header['code']} ({header['level']}), K = {header['seeds']}, primary metric {view.gate['primary']}; {gate}"
 
 
+def overall(header: Row, several: list[View]) -> str:
+    """The same beside a table that belongs to no request."""
+    passed = sum(not view.void for view in several)
+    return f"{header['code']} ({header['level']}), K = {header['seeds']}; gates: {passed} of {len(several)} passed"
+
+
 def level(header: Row) -> int:
     """The number of the evidence level: 2 for ``EL2``."""
     return int(header["code"].removeprefix("EL"))
@@ -377,8 +383,8 @@ def ledger_table(view: View) -> Table:
     )
     if not view.void:
         note += (
-            " at equal quality: cost of a retrain stopped at the method's quality, over the method's; above 1x it beats "
-            "just retraining for that long."
+            " at equal quality: cost of a retrain stopped at the method's quality, over the method's; above 1x it "
+            "beats just retraining for that long."
         )
     return Table("Ledger", columns, rows, note)
 
@@ -486,8 +492,12 @@ def metric_table(view: View, label: str) -> Table:
 
 
 def number(value: float, decimals: int = 1) -> str:
-    """Fixed decimals, none from 100 on."""
-    return f"{value:.{decimals if abs(value) < 99.95 else 0}f}" if math.isfinite(value) else BLANK
+    """Fixed decimals, none from 100 on; a p value that three decimals would show as 0 has one digit."""
+    if not math.isfinite(value):
+        return BLANK
+    if decimals > 2 and 0 < abs(value) < 0.0005:
+        return f"{value:.1g}"
+    return f"{value:.{decimals if abs(value) < 99.95 else 0}f}"
 
 
 def score(value: float | None, decimals: int = 2, scale: float = 1) -> str:

@@ -29,12 +29,26 @@ ATTACKS = (
     "trigger/success",
     "confusion/forget_confused",
 )
-DIAGNOSTIC: frozenset[str] = frozenset()
+# Of no use against leakage by themselves: |metric - the oracle's| does not separate models that never saw the data (other
+# oracles, retrains stopped early) from models that did and hide it. In the comments, the AUC over the models of
+# tests/test_meta_evaluation.py; every attack above that passes the gate there has 1.0.
+DIAGNOSTIC = frozenset(
+    {
+        *("retain/accuracy", "retain/loss", "retain/margin", "retain/disagreement"),  # 0.72, 0.88, 0.75, 0.75
+        *("test/accuracy", "test/loss", "test/margin", "test/brier"),  # 0.62, 0.75, 0.75, 0.75
+        "forget/margin",  # 0.81: an exact but shorter retrain is less sure than the oracle
+        *("efficacy/loss", "efficacy/confidence", "efficacy/margin", "efficacy/modified_entropy"),  # 0.50
+        "efficacy/entropy",  # 0.75
+        *("clients/worst", "clients/sd", "clients/jain"),  # 0.50, 0.50, 0.69
+    }
+)
 UTILITIES = ("test/accuracy", "clients/accuracy", "clients/worst")
 COMPARED = ("forget", "retain", "test")  # sets on whose margins distributions are compared
 MARGIN = 0.2  # of the signal: the largest gap that does not matter, fixed before any run
 MEMORISED = 0.7  # canary AUC that an original must reach
-ANOTHER = "another oracle"  # the oracle of the next seed in the place of the unlearned model: what perfect looks like
+# The oracle of the next seed in the place of the unlearned model. Its differences cancel around the circle of seeds, so
+# that its forgetting is 1 by construction; its pessimistic ends show what a perfect method can prove with these seeds.
+ANOTHER = "another oracle"
 
 Values = Mapping[int, Mapping[str, float]]  # seed -> metric -> value
 
@@ -121,11 +135,7 @@ def judge(models: Mapping[str, Evidence], primary: str, classes: int, seed: int 
     shown = {label: models[label] for label in labels}
     if len(oracle.values) > 1:
         shown[ANOTHER] = _rotated(oracle)
-    frontier = {
-        label: _axes(e, oracle, original, [a for a in gate["attacks"] if a[:1] != "+"], classes)
-        for label, e in models.items()
-        if label.startswith(CHECKPOINT)
-    }
+    frontier = stopped(models, gate["attacks"], classes)
     rows = []
     per_seed = {}
     for label, mine in shown.items():
@@ -151,6 +161,13 @@ def judge(models: Mapping[str, Evidence], primary: str, classes: int, seed: int 
         p = corrected.get(row["label"], math.nan)
         row["energy_holm"] = None if math.isnan(p) else p
     return rows
+
+
+def stopped(models: Mapping[str, Evidence], attacks: Sequence[str], classes: int) -> dict[str, dict]:
+    """The axes of the score of retrains that were stopped early, by label, without later stages: they have none."""
+    now = [attack for attack in attacks if attack[:1] != "+"]
+    early = {label: mine for label, mine in models.items() if label.startswith(CHECKPOINT)}
+    return {label: _axes(mine, models[ORACLE], models[ORIGINAL], now, classes) for label, mine in early.items()}
 
 
 def _names(models: Evidence) -> list[str]:

@@ -14,7 +14,7 @@ from fedforget.grid import InProcessGrid
 
 RUN = (
     "model=linear learning.rounds=3 partition.clients=5 evaluation=smoke evaluation.level=screen evaluation.seeds=3 "
-    "engine.device=cpu corruption=canary corruption.canaries=20 evaluation.durability=[1] evaluation.relearn=1 "
+    "engine.device=cpu corruption=trigger evaluation.durability=[1] evaluation.relearn=1 "
     "strategies=[finetune,amnesiac]"
 )
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -106,11 +106,14 @@ def test_every_table_and_figure_says_how_much_evidence_there_is(finished) -> Non
 def test_what_the_run_found_is_on_the_page(finished) -> None:
     header, rows = finished
     (view,) = tables.views(header, rows)
+    assert not view.void  # a planted trigger is learned within three rounds
     text = " ".join(Reader(render(header, rows)).text)
-    for cell in (header["config"], header["data"], header["claim"], "finetune", "amnesiac", "canary/calibrated"):
+    for cell in (header["config"], header["data"], header["claim"], "finetune", "amnesiac", "trigger/success"):
         assert cell in text
     for metric in view.audits["finetune"]:
         assert metric in text
+    for sentence in tables.sentences(header, view):
+        assert sentence in text
 
 
 def test_a_void_request_shows_no_scores(finished) -> None:

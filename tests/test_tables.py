@@ -132,6 +132,7 @@ def test_a_void_scenario_has_no_sentences_and_says_why() -> None:
     assert tables.stamp(header("EL2"), void).endswith("primary metric canary/calibrated; VOID: nothing was learned")
     passed = tables.stamp(header("EL2"), view({}))
     assert passed == "EL2 (some), K = 5, primary metric canary/calibrated; gate: passed"
+    assert tables.overall(header("EL2"), [void, view({})]) == "EL2 (some), K = 5; gates: 1 of 2 passed"
 
 
 def test_a_ranking_only_where_the_level_claims_one() -> None:
@@ -216,5 +217,6 @@ def test_tuning_shows_every_budget() -> None:
 def test_numbers() -> None:
     assert tables.plus_minus(0.5, 0.012, 100) == "50.0±1.2" and tables.plus_minus(0.5, 0.12, 100) == "50.0±12"
     assert tables.plus_minus(math.nan, math.nan, 1) == "-" and tables.score(None) == "-"
+    assert tables.number(0.00012, 3) == "0.0001" and tables.number(0.0, 3) == "0.000" and tables.number(0.04) == "0.0"
     assert [tables.short(x, "B") for x in (0, 999, 1000, 12_345, 2.5e12)] == ["0B", "999B", "1kB", "12.3kB", "2.5TB"]
     assert [tables.times(x) for x in (4.0, 0.25, math.inf, math.nan, None)] == ["4.0x", "0.25x", "free", "-", "-"]
