@@ -29,8 +29,8 @@ ATTACKS = (
     "trigger/success",
     "confusion/forget_confused",
 )
-# Of no use against leakage by themselves: |metric - the oracle's| does not separate models that never saw the data (other
-# oracles, retrains stopped early) from models that did and hide it. In the comments, the AUC over the models of
+# Of no use against leakage by themselves: |metric - the oracle's| does not separate models that never saw the data
+# (other oracles, retrains stopped early) from models that did and hide it. In the comments, the AUC over the models of
 # tests/test_meta_evaluation.py; every attack above that passes the gate there has 1.0.
 DIAGNOSTIC = frozenset(
     {

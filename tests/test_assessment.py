@@ -150,7 +150,7 @@ def test_a_damaged_file_of_answers_is_named(canary_run) -> None:
 
 
 def test_a_changed_answer_changes_its_row_and_no_other_models(canary_run) -> None:
-    """A strategy's answers are its own: nothing but its row, and the ranks and corrections of all, may depend on them."""
+    """A strategy's answers are its own: no other model's metrics may depend on them."""
     store, header, rows = canary_run
     path = store / next(e["outputs"] for e in header["models"] if (e["label"], e["stage"]) == ("finetune", ""))
     tensors, metadata = load_tensors(path)
@@ -159,7 +159,5 @@ def test_a_changed_answer_changes_its_row_and_no_other_models(canary_run) -> Non
         again = assess(store, header).rows()
     finally:
         save_tensors(path, tensors, metadata)
-    changed = [
-        new["label"] for new, old in zip(again["result"], rows["result"], strict=True) if not same(new, old)
-    ]
+    changed = [new["label"] for new, old in zip(again["result"], rows["result"], strict=True) if not same(new, old)]
     assert changed == ["finetune"]

@@ -175,7 +175,11 @@ def test_levels_from_leaderboard_on_audit_again() -> None:
 @pytest.mark.parametrize(
     ("settings", "corruption", "sentence"),
     [
-        ({"level": "attack", "seeds": 64, "durability": (5,)}, "none", "level 'attack' needs coin-flipped canaries; add"),
+        (
+            {"level": "attack", "seeds": 64, "durability": (5,)},
+            "none",
+            "level 'attack' needs coin-flipped canaries; add",
+        ),
         ({"level": "epsilon", "seeds": 256, "durability": (5,)}, "trigger", "add corruption=canary"),
         ({"primary": "canary/auc"}, "none", "primary=canary/auc was not recorded; add corruption=canary"),
         ({"primary": "trigger/success"}, "canary", "primary=trigger/success was not recorded; add corruption=trigger"),

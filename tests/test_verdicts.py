@@ -184,7 +184,10 @@ def test_energy_p_values_are_corrected_for_the_number_of_strategies() -> None:
 
 def test_fidelity_is_the_share_of_the_originals_distance() -> None:
     """Without any spread the energy distance is 2 |shift| an example: 3 of the original's 12 remain."""
-    models = {ORIGINAL: made(scores(up(0.4)), margins=shifted(4, 0)), ORACLE: made(scores(SPREAD), margins=shifted(0, 0))}
+    models = {
+        ORIGINAL: made(scores(up(0.4)), margins=shifted(4, 0)),
+        ORACLE: made(scores(SPREAD), margins=shifted(0, 0)),
+    }
     models["x"] = made(scores(SPREAD), margins=shifted(1, 0))
     found = row(models, "x")
     assert found["fidelity"] == found["quality_indistinguishable"] == pytest.approx(1 - 1 / 4)
@@ -231,7 +234,9 @@ def test_tug_of_war_by_hand() -> None:
     """Gaps 0.1, 0 and 0.5: 0.9 x 1 x 0.5."""
 
     def accuracies(*of: float) -> dict:
-        return scores(SPREAD) | {f"{s}/accuracy": [a] * 5 for s, a in zip(("forget", "retain", "test"), of, strict=True)}
+        return scores(SPREAD) | {
+            f"{s}/accuracy": [a] * 5 for s, a in zip(("forget", "retain", "test"), of, strict=True)
+        }
 
     models = {ORIGINAL: made(accuracies(0.9, 0.9, 0.9)), ORACLE: made(accuracies(0.5, 0.9, 0.8))}
     assert row(models | {"x": made(accuracies(0.6, 0.9, 0.3))}, "x")["tug_of_war"] == pytest.approx(0.45)
