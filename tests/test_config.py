@@ -272,6 +272,7 @@ def test_every_group_file_composes(group, name):
     if content.get("source") == "folder":
         content["path"] = "/data/x"
     overrides = [ONLY, f"{group}={name}"] + [DATA] * ("path" in content and content["source"] == "folder")
+    overrides += ["corruption=canary"] * (name in ("attack", "epsilon"))  # levels that need canaries
     section = to_dict(compose("quickstart", overrides))[group]
     assert {key: section[key] for key in content if key != "then"} == {k: v for k, v in content.items() if k != "then"}
 
