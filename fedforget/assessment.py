@@ -28,7 +28,7 @@ import numpy as np
 from torch import Tensor
 
 from fedforget import verdicts
-from fedforget.evaluation import CHECKPOINT, ORACLE, ORIGINAL, ModelResult, audit, bill, measure
+from fedforget.evaluation import CHECKPOINT, LATER, ORACLE, ORIGINAL, ModelResult, audit, bill, measure
 from fedforget.ledger import Cost
 from fedforget.metrics import Outputs, fidelity, leakage, regions, representation
 from fedforget.metrics.outputs import accuracy, align, margins
@@ -36,7 +36,6 @@ from fedforget.params import Layout, Params
 from fedforget.store import load_tensors
 
 PARTS = ("logits", "labels", "clients", "features", "rows", "included")
-LATER = ("forget/", "test/accuracy", "matched/", "canary/", "rmia/", "lira/", "trigger/", "confusion/")
 PRIMARIES = (
     ("canary", "canary/calibrated"),
     ("trigger", "trigger/success"),

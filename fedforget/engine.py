@@ -145,7 +145,7 @@ def _train_group(
         replies = {}
         for client, state in working.items():
             sent.copy_to(state.model)
-            replies[client] = routine(state) or Params.from_module(state.model).cpu() - sent
+            replies[client] = routine(state) or sent.change_to(state.model)
     return [_report(states[client], replies.get(client)) for client in group]
 
 

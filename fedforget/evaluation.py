@@ -151,6 +151,10 @@ class EvaluationConfig:
                 f"evaluation.primary={self.primary} needs the audit after {later} rounds; "
                 f"add {later} to evaluation.durability"
             )
+        if later and not rest.startswith(LATER):
+            raise ValueError(
+                f"evaluation.primary={self.primary} is not measured again later; use one of {', '.join(LATER)}"
+            )
         family = (rest or self.primary).partition("/")[0]
         needed = {"canary": "canary", "trigger": "trigger", "confusion": "label_swap"}.get(family)
         if needed and corruption != needed:
@@ -163,6 +167,16 @@ class EvaluationConfig:
             raise ValueError(f"evaluation.primary={self.primary} needs evaluation.relearn, for instance 5")
 
 
+LATER = (
+    "forget/",
+    "test/accuracy",
+    "matched/",
+    "canary/",
+    "rmia/",
+    "lira/",
+    "trigger/",
+    "confusion/",
+)  # what is measured again later
 FAMILIES = (
     "forget",
     "retain",

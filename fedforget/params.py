@@ -91,6 +91,20 @@ class Params:
             for tensor, layer in zip(_tensors(module).values(), self.layers().values(), strict=True):
                 tensor.copy_(layer)
 
+    def change_to(self, module: nn.Module) -> Params:
+        """The module's parameters minus these, in main memory (in one pass over them).
+
+        Raises:
+            ValueError: if the module has another layout.
+        """
+        if Layout.of(module) != self.layout:
+            raise ValueError("the module has another layout than these parameters")
+        change = Params(torch.empty_like(self.flat), self.layout)
+        tensors = (tensor.detach().cpu() for tensor in _tensors(module).values())
+        for after, before, to in zip(tensors, self.layers().values(), change.layers().values(), strict=True):
+            torch.sub(after, before, out=to)
+        return change
+
     def layers(self) -> dict[str, Tensor]:
         """Views of the flat vector, shaped as the layers, by name."""
         pieces = self.flat.split(self.layout.sizes)
@@ -155,7 +169,8 @@ def exact_scale(examples: int) -> float:
 
 def can_add_exactly(vector: Tensor) -> bool:
     """Whether `add_exactly` takes a vector: float32, and no entry is NaN or beyond `EXACT_LIMIT`."""
-    return vector.dtype == torch.float32 and float(vector.abs().max()) <= EXACT_LIMIT
+    low, high = torch.aminmax(vector)
+    return vector.dtype == torch.float32 and bool(low >= -EXACT_LIMIT) and bool(high <= EXACT_LIMIT)
 
 
 def add_exactly(total: Tensor, vector: Tensor, weight: int, scale: float) -> None:

@@ -284,3 +284,13 @@ def test_exact_sums_by_hand() -> None:
     assert can_add_exactly(torch.tensor([-512.0])) and not can_add_exactly(torch.tensor([512.1]))
     assert not can_add_exactly(torch.tensor([math.nan])) and not can_add_exactly(torch.tensor([math.inf]))
     assert not can_add_exactly(torch.tensor([1.0], dtype=torch.float64))
+
+
+def test_change_to_is_the_difference_to_the_bit() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    after = Params.from_module(module)
+    before = Params(torch.randn_like(after.flat), after.layout)
+    assert before.change_to(module).equals(after - before)
+    with pytest.raises(ValueError, match="another layout"):
+        pair(1, 2, 3).change_to(module)
