@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -217,23 +218,31 @@ def _free_ports(number: int) -> list[int]:
 
 
 def _end_processes(home: Path) -> None:
-    """End every process of the run: Flower starts its SuperLink detached, so they are found by their environment."""
+    """End every process of the run: Flower starts its SuperLink detached, so they are found by their environment.
+
+    They are looked for again until none is left, because one that is being ended may just have started another.
+    """
     import psutil
 
-    mine = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("FLWR_HOME") == str(home):
-                mine.append(process)
-        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    for stop in ("terminate", "kill"):
+    for stop in ("terminate", *["kill"] * 10):
+        mine = _processes_of(home)
+        if not mine:
+            return
         for process in mine:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 getattr(process, stop)()
-            except psutil.NoSuchProcess:
-                continue
-        _, mine = psutil.wait_procs(mine, timeout=3)
+        psutil.wait_procs(mine, timeout=3)
+
+
+def _processes_of(home: Path) -> list:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            if process.environ().get("FLWR_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 # ---------------------------------------------------------------------- list, report, split, doctor

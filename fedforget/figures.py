@@ -78,8 +78,9 @@ def quality_cost(header: Row, views: list[View]) -> bytes:
             panels[1].set_title(f"{view.name}: distance to the oracle")
             for panel, plot in zip(panels, (_plot_quality, _plot_distance), strict=True):
                 if not plot(panel, header, view):
-                    reason = "void" if view.void else "not measured"
+                    reason = "void" if view.void else "not measured: no attack tells\nthe original from the oracle here"
                     panel.text(0.5, 0.5, reason, transform=panel.transAxes, ha="center")
+                    panel.set_axis_off()
                 legend |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
         _legend(figure, list(legend.values()), list(legend), columns=6)
         image = io.BytesIO()
