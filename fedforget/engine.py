@@ -217,7 +217,6 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
     Params(torch.tensor(model), bench.layout).copy_to(bench.model)
     given: list[Tensor] = []
     last = [module for module in bench.model.modules() if isinstance(module, nn.Linear)][-1]
-    hook = last.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].half().cpu()))
     arrays: dict[str, NDArray] = {}
     reports: dict[str, dict] = {}
     for number, (client, split, start, stop) in enumerate(work.parts):
@@ -232,7 +231,9 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
             labels = (bench.data.test_labels if client == TEST else bench.data.labels)[rows]
             batches = _batches(bench, client, split, rows)
         given.clear()
-        logits = [bench.model(batch).float().cpu() for batch in batches]
+        # A hook that outlived a failed evaluation would go on keeping features: the network serves the whole process.
+        with last.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].half().cpu())):
+            logits = [bench.model(batch).float().cpu() for batch in batches]
         arrays[f"{number}/logits"] = torch.cat([torch.zeros(0, bench.data.num_classes), *logits]).numpy()
         arrays[f"{number}/labels"] = labels.numpy()
         arrays[f"{number}/rows"], arrays[f"{number}/included"] = rows.numpy(), included.numpy()
@@ -240,7 +241,6 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
             features = torch.cat([torch.zeros(0, last.in_features, dtype=torch.half), *given])
             arrays[f"{number}/features"] = features.numpy()
         reports[str(number)] = {"examples": len(rows), "seconds": time.perf_counter() - began}
-    hook.remove()
     return arrays, reports
 
 

@@ -68,13 +68,15 @@ LEVELS = {
         "EL4",
         64,
         ("durability", "canary"),
-        "Leakage of single examples may be claimed: 64 models that held a candidate or not, by coin, are its shadows.",
+        "As at level strong, with narrower intervals. The 64 models that held a candidate or not, by coin, could be the "
+        "shadows of an attack on single examples, but none is computed yet.",
     ),
     "epsilon": Level(
         "EL5",
         256,
         ("durability", "canary"),
-        "A lower bound on epsilon up to about 4, and KLOM with a floor of about 0.1, may be claimed.",
+        "As at level strong, with narrower intervals, and KLOM with a floor of about 0.1. A lower bound on epsilon "
+        "over models is not computed yet.",
     ),
 }
 
