@@ -68,8 +68,8 @@ LEVELS = {
         "EL4",
         64,
         ("durability", "canary"),
-        "As at level strong, with narrower intervals. The 64 models that held a candidate or not, by coin, could be the "
-        "shadows of an attack on single examples, but none is computed yet.",
+        "As at level strong, with narrower intervals. The 64 models that held a candidate or not, by coin, could be "
+        "the shadows of an attack on single examples, but none is computed yet.",
     ),
     "epsilon": Level(
         "EL5",
