@@ -216,13 +216,16 @@ class _Reader:
             )
             for label, several in known.items()
         }
-        finite = [m[np.isfinite(m)] for m in forgotten.values()]
-        everything = np.concatenate(finite) if finite else np.zeros(0)
-        if len(everything):
-            low, high = np.quantile(everything, (0.005, 0.995)).tolist()
-            edges = np.linspace(low, high, 41)
+        # A destroyed model's margins lie so far away that the others' would be one bar: the scale is that of original
+        # and oracle, half as wide again on each side, and what lies beyond counts in the outermost bins.
+        usual = np.concatenate([forgotten[label] for label in (ORIGINAL, ORACLE)])
+        usual = usual[np.isfinite(usual)]
+        if len(usual):
+            low, high = np.quantile(usual, (0.005, 0.995)).tolist()
+            wider = (high - low) / 2
+            edges = np.linspace(low - wider, high + wider, 41)
             for label, m in forgotten.items():
-                density, _ = np.histogram(m[np.isfinite(m)], edges)
+                density, _ = np.histogram(m[np.isfinite(m)].clip(edges[0], edges[-1]), edges)
                 rows.append(
                     {"kind": "margins", "label": label, "x": edges.tolist(), "y": (density / max(1, len(m))).tolist()}
                 )

@@ -297,7 +297,7 @@ def _margins(header: Row, view: View):
     caption = (
         "Margins (log-odds of the true label, in nats) of the forgotten examples over all seeds, as shares of "
         "examples, all to one scale; the outline repeats the oracle's. Left of the dotted line the true label has a "
-        "probability below one half."
+        "probability below one half. The outermost bins hold all that lies beyond."
     )
     return "margins", "Margins of the forgotten examples", caption, figure
 
