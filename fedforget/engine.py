@@ -138,9 +138,8 @@ def _train_group(
     states = {client: _client(bench, work, params, client) for client in group}
     working = {client: state for client, state in states.items() if state is not None}
     if len(group) > 1 and working:
-        sent.copy_to(bench.model)
-        trained = stacked.train(list(working.values()))
-        replies = {c: Params(flat.cpu(), sent.layout) - sent for c, flat in zip(working, trained, strict=True)}
+        updates = stacked.train(list(working.values()), sent.flat.to(bench.labels.device))
+        replies = {client: Params(u.cpu(), sent.layout) for client, u in zip(working, updates, strict=True)}
     else:
         replies = {}
         for client, state in working.items():

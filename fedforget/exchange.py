@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from fedforget.ledger import Cost
-from fedforget.params import Params, add_exactly, can_add_exactly, exact_scale
+from fedforget.params import BLOCK, Params, add_exactly, can_add_exactly, exact_scale
 
 RECORDS = ("nothing", "globals", "targets", "all")
 STORAGES = ("records", "updates", "sums")
@@ -113,7 +113,9 @@ class Replies(tuple[Reply, ...]):
         if not weight > 0:
             raise ValueError("there is no mean of no replies; ask clients that hold data in this split")
         layout = self.pool.total.layout if self.pool else self[0].update.layout
-        total = self.pool.total.flat.clone() if self.pool else torch.zeros(layout.size, dtype=torch.float64)
+        total = self.pool.total.flat if self.pool else torch.zeros(layout.size, dtype=torch.float64)
+        if self.pool and len(self):
+            total = total.clone()  # the pool keeps its own
         exactly = [can_add_exactly(reply.update.flat) and reply.num_examples <= self.scale for reply in self]
         for reply, exact in zip(self, exactly, strict=True):
             if exact:
@@ -122,7 +124,10 @@ class Replies(tuple[Reply, ...]):
             if not exact:
                 total.add_(reply.update.flat, alpha=reply.num_examples)
         kept = self[0].update.flat.dtype if len(self) else torch.float32
-        return Params(total.div_(weight).to(dtype or kept), layout)
+        mean = torch.empty(layout.size, dtype=dtype or kept)
+        for start in range(0, layout.size, BLOCK):
+            mean[start : start + BLOCK] = total[start : start + BLOCK] / weight
+        return Params(mean, layout)
 
     def by_client(self) -> dict[int, Params]:
         """The updates that came one by one, by client id."""

@@ -186,7 +186,12 @@ def unpack_reply(content: RecordDict) -> tuple[dict[str, NDArray], dict[str, dic
 
 
 class LearnerArray(Array):
-    """A block of a model as a Flower learner sees it: float64, made on demand, never serialised."""
+    """A block of a model as a Flower learner sees it: float64, made on demand, never serialised.
+
+    Args:
+        model: the block of the global model, in any precision.
+        update: that of a client's update; ``None`` for the global model itself.
+    """
 
     def __init__(self, model: NDArray, update: NDArray | None = None) -> None:
         super().__init__("float64", model.shape, RAW, b"")
@@ -194,7 +199,7 @@ class LearnerArray(Array):
 
     def numpy(self) -> NDArray:
         """``model`` (and ``+ update``) in float64, shape ``[size of the block]``; always a new array."""
-        return self.model.astype(np.float64) if self.update is None else self.model + self.update
+        return self.model.astype(np.float64) if self.update is None else np.add(self.model, self.update, dtype=float)
 
 
 def to_learner(params: Params) -> ArrayRecord:
@@ -202,7 +207,7 @@ def to_learner(params: Params) -> ArrayRecord:
 
     Blocks that fit into a core's cache make a learner's arithmetic about ten times faster than whole vectors do.
     """
-    return _learner_record(LearnerArray(block) for block in _blocks(params.flat.double().numpy()))
+    return _learner_record(LearnerArray(block) for block in _blocks(params.flat.numpy()))
 
 
 def from_learner(arrays: ArrayRecord, layout: Layout) -> Params:
@@ -220,7 +225,7 @@ def learner_replies(
 
     A learner that averages may be given the mean of all as the update of one client.
     """
-    sent = _blocks(model.flat.double().numpy())
+    sent = _blocks(model.flat.numpy())
     replies = []
     for client, update in updates.items():
         blocks = zip(sent, _blocks(update.flat.numpy()), strict=True)

@@ -187,9 +187,10 @@ def add_exactly(total: Tensor, vector: Tensor, weight: int, scale: float) -> Non
         weight: n_k, at most ``scale``.
         scale: see `exact_scale`; the same for all terms of a sum.
     """
-    shift = 1.5 * 2.0**52 * EXACT_QUANTUM * scale  # a number this large has a last digit worth q
+    # A number this large has a last digit worth q. The product before it is exact, so it is rounded only once.
+    shift = torch.tensor(1.5 * 2.0**52 * EXACT_QUANTUM * scale, dtype=torch.float64)
     for start in range(0, len(total), BLOCK):
-        term = vector[start : start + BLOCK].double().mul_(weight).add_(shift).sub_(shift)
+        term = torch.add(shift, vector[start : start + BLOCK].double(), alpha=weight).sub_(shift)
         total[start : start + BLOCK] += term
 
 

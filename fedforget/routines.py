@@ -66,6 +66,11 @@ class Optimizer:
         self.first: list[Tensor] = []
         self.second: list[Tensor] = []
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step is no more than ``parameters -= lr * gradients``."""
+        return self.local.optimizer == "sgd" and not self.local.momentum and not self.local.weight_decay
+
     def narrow(self, count: int) -> None:
         """Go on with the first ``count`` of stacked clients only (tensors are stacked along their first axis)."""
         if count < len(self.parameters[0]):
@@ -176,11 +181,13 @@ class Client:
 
     def orders(self) -> Iterator[Tensor]:
         """The order of the examples in each epoch, without end."""
-        where = torch.full((self.capacity,), -1)
-        where[self.places] = torch.arange(len(self.places))
+        partial = len(self.places) < self.capacity
+        if partial:
+            where = torch.full((self.capacity,), -1)
+            where[self.places] = torch.arange(len(self.places))
         for epoch in itertools.count():
             order = torch.from_numpy(self.seeds.numpy("shuffle", epoch).permutation(self.capacity))
-            if len(self.places) < self.capacity:
+            if partial:
                 order = where[order]
                 order = order[order >= 0]
             yield order.to(self.labels.device)
