@@ -422,7 +422,7 @@ class Cohort(Grid):
         good: dict[int, Reply] = {}
         weights: dict[int, int] = {}  # of the clients in the pool
         losses: dict[int, float] = {}
-        total: torch.Tensor | None = None
+        total: NDArray | None = None
         cost = Cost(rounds=1, bytes_down=payload * len(work.clients))
         reasons = dict.fromkeys(work.clients, "did not answer in time")
         tried: dict[tuple[int, ...], int] = {}
@@ -456,8 +456,8 @@ class Cohort(Grid):
                         good[client] = Reply(client, update, entry["num_examples"], entry["loss"])
                     cost += Cost(0, entry["steps"], entry["examples"], 0, entry["bytes"], 0, entry["seconds"])
                 if pool is not None and not spoiled:
-                    addend = torch.from_numpy(np.array(pool))
-                    total = addend if total is None else total.add_(addend)
+                    # The first is copied: what arrived may be shared, read-only memory.
+                    total = np.array(pool) if total is None else np.add(total, pool, out=total)
             if not reasons:
                 break
         notes = [f"round {work.round}: client {c} left out ({reason})" for c, reason in sorted(reasons.items())]
@@ -466,7 +466,7 @@ class Cohort(Grid):
                 f"round {work.round}: only {len(work.clients) - len(reasons)} of {len(work.clients)} clients answered, "
                 f"fewer than learning.min_share={self.min_share:g}; first failure: {notes[0]}"
             )
-        pool_of_all = None if total is None else Pool(Params(total, layout), weights, losses)
+        pool_of_all = None if total is None else Pool(Params(torch.from_numpy(total), layout), weights, losses)
         return Replies((good[client] for client in sorted(good)), pool_of_all, work.scale), cost, notes
 
     def _ask(
