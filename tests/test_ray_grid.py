@@ -14,7 +14,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flwr.app import Message
 
+from fedforget import messages
 from fedforget.cohort import LATE, TooFewClients, describe
 from fedforget.grid import DIED, EngineConfig, InProcessGrid, RayGrid, load_client_app
 from fedforget.testing import REQUESTS, Toy
@@ -73,7 +75,7 @@ def ray():
     import ray
 
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # the paths of its sockets must be short
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
         yield ray
         ray.shutdown()
 
@@ -90,9 +92,11 @@ def federation(ray, tmp_path):
         cohort = toy.cohort()
         cohort.grid = grid
         cohort.timeout = 120.0
-        for worker in grid._workers.values():
-            ray.get(worker.__ray_ready__.remote())
-        describe(grid, toy.task)  # loads the data, before time is measured
+        began = time.monotonic()  # every worker loads the data, before time is measured
+        content = messages.pack(messages.Work(toy.task.to_json(), toy.seeds))
+        asked = [Message(content, 1, messages.DESCRIBE) for _ in range(workers)]
+        assert len(grid.send_and_receive(asked, timeout=120)) == workers
+        grid.patience = max(14.0, 4 * (time.monotonic() - began))  # within half of it a worker can be replaced
         return toy, cohort
 
     yield make
@@ -130,7 +134,7 @@ def test_ray_gives_the_numbers_of_one_process(federation):
 )
 def test_one_client_fails_and_the_others_are_unharmed(federation, fault, reason):
     toy, cohort = federation(loader(fault))
-    cohort.timeout, began = 20.0 if reason == LATE else 120.0, time.monotonic()
+    cohort.timeout, began = cohort.grid.patience if reason == LATE else 120.0, time.monotonic()
     replies = cohort.train(toy.start, range(6), round=1)
     assert time.monotonic() - began < cohort.timeout + 2, "the round outlasted its deadline"
     assert equal(replies, toy.cohort().train(toy.start, [0, 1, 2, 4, 5], round=1))
@@ -150,7 +154,7 @@ def test_what_fails_on_one_node_is_done_on_another_with_equal_numbers(federation
     toy, cohort = federation(loader(fault, nodes=(2,)))
     expected = toy.cohort()
     assert (ILL,) in expected._schedule([(client,) for client in range(6)], {})[2]
-    cohort.timeout = 20.0 if fault == "hang" else 120.0
+    cohort.timeout = cohort.grid.patience if fault == "hang" else 120.0
     assert equal(cohort.train(toy.start, range(6), round=1), expected.train(toy.start, range(6), round=1))
     assert cohort.notes == []
 
@@ -162,7 +166,7 @@ def test_an_evaluation_that_fails_on_one_node_is_done_on_another(federation, fau
     expected = toy.cohort()
     for each in (cohort, expected):
         each.request = REQUESTS["client"]
-    cohort.timeout = 20.0 if fault == "hang" else 120.0
+    cohort.timeout = cohort.grid.patience if fault == "hang" else 120.0
     answers, others = cohort.evaluate(toy.start, sets), expected.evaluate(toy.start, sets)
     assert answers.keys() == others.keys()
     for name, mine in answers.items():
@@ -214,7 +218,7 @@ def test_a_trajectory_that_waits_behind_a_hanging_client_loses_nothing(federatio
     """Two trajectories share two workers; one of them hangs in both attempts, the other does round after round."""
     toy, ill = federation(loader("hang"), workers=2)
     well = toy.cohort()
-    well.grid, well.timeout, ill.timeout = ill.grid, 120.0, 16.0
+    well.grid, well.timeout, ill.timeout = ill.grid, 120.0, ill.grid.patience
     clients = [client for client in range(6) if client != ILL]
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(ill.train, toy.start, [ILL, 0], round=1)
