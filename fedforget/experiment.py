@@ -145,11 +145,14 @@ class Experiment:
         if self.config.tuning.trials:
             self.tuned = self._tune()
         index = self._models()
-        write_text(self.folder / "config.yaml", configuration.to_yaml(self.config))
         self.say("measuring")
         header = self._header(index)
         rows = assess(self.store.root, header).rows()
-        report.write(self.folder, header, rows)
+        with self.store.lock("runs", self.folder.name):
+            for folder in (self.folder, self.folder / "figures"):
+                self.store.tidy(folder)
+            write_text(self.folder / "config.yaml", configuration.to_yaml(self.config))
+            report.write(self.folder, header, rows)
         self.say(report.render_table(header, rows))
         self.say(f"results: {self.folder}")
         return self.folder
@@ -287,8 +290,8 @@ class Experiment:
                 self.say(f"  note: {error}")
                 self.store.remove(recording.folder)
                 recording, notes = find(), None
-            if notes is None and not recording.is_complete:
-                journal = FileJournal(recording.folder / "journal")
+            journal = FileJournal(recording.folder / "journal")
+            if not recording.is_complete:
                 cohort = self._cohort(seeds, None)
                 cohort.journal, cohort.progress = journal, self._progress(what, config.learning.rounds)
                 strategy = self._strategy(learner or self._specs()[0])
@@ -296,7 +299,7 @@ class Experiment:
                 for _ in strategy.learn(cohort, start, config.learning.rounds, recording=recording):
                     pass
                 recording.finish(config.learning.rounds, cohort.cost)
-                self.store.remove(journal.folder)
+            self.store.remove(journal.folder)
             notes = notes or recording.verify()
         _, cost = recording.summary()
         noted = tuple(note for round in range(1, rounds + 1) for note in notes[round])
@@ -352,12 +355,12 @@ class Experiment:
         folder = self.store.folder("models", key)
         path = folder / "model.safetensors"
         with self.store.lock("models", key):
-            stored = self._stored(path)
+            journal, stored = FileJournal(folder / "journal"), self._stored(path)
             if stored is None:
                 cohort = self._cohort(self._seeds(k), i)
                 rounds = request.after_round or self.config.learning.rounds
                 cohort.card, cohort.next_round = card, rounds + 1
-                cohort.journal = FileJournal(folder / "journal")
+                cohort.journal = journal
                 cohort.progress = self._progress(f"{spec.label}, {_seed(k)}", None)
                 gone = frozenset(
                     c for earlier in self.requests[:i] if earlier.scope == "client" for c in earlier.targets
@@ -385,7 +388,7 @@ class Experiment:
                     "made_of": determines,
                 }
                 save_tensors(path, {"model": result.flat, **passed}, metadata)
-                self.store.remove(cohort.journal.folder)
+            self.store.remove(journal.folder)
             tensors, metadata = stored or load_tensors(path)
         self._say_notes(f"{spec.label}, {_seed(k)}", metadata["notes"])
         cost = Cost(**metadata["cost"])

@@ -70,7 +70,9 @@ def cluster():
     home = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the paths of its sockets must be short
     port = free_port()
     address = f"127.0.0.1:{port}"
-    head = start(home, "--head", f"--port={port}", "--include-dashboard=false", "--ray-client-server-port=0")
+    head = start(
+        home, "--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={free_port()}"
+    )
     try:
         while True:
             with socket.socket() as probe:

@@ -1,5 +1,6 @@
 """Damaged files, full disks and two runs on one store: what is wrong is named, and the numbers end up the same."""
 
+import contextlib
 import errno
 import os
 import random
