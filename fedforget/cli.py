@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor.add_argument("folders", nargs="*", type=Path, help="folders of parquet files to look into")
 
     options = parser.parse_args(arguments)
+    from fedforget.store import CannotWrite
+
     sys.path[:0] = _own_folder()
     try:
         return {"run": _run, "list": _list, "report": _report, "split": _split, "doctor": _doctor}[options.command](
@@ -77,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"{ERROR}{error}", file=sys.stderr)
         return 2
+    except CannotWrite as error:
+        print(f"{ERROR}{error}", file=sys.stderr)
+        return 1
 
 
 # ---------------------------------------------------------------------- run

@@ -7,7 +7,8 @@ Flower's own learners the cohort is a `Grid` with one node a client.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from fedforget.seeds import Seeds
 
 TRAIN_ROUTINE = "fedforget.routines:train"
 GROUP = 12  # clients in a stack: more no longer fit a core's cache
+LATE = "did not answer in time"
 TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
 
 
@@ -148,7 +150,7 @@ class Cohort(Grid):
         seeds: the trajectory's random streams.
         fraction: share of all clients asked in a round.
         min_share: a round needs at least this share of the clients asked.
-        timeout: seconds that a round may take.
+        timeout: seconds that a round may take; at half of it, what has not answered is asked again elsewhere.
         removed: requests served before.
         request: the request being served; ``None`` while learning.
         card: what may be asked; ``None`` allows everything (learning).
@@ -424,16 +426,16 @@ class Cohort(Grid):
         losses: dict[int, float] = {}
         total: NDArray | None = None
         cost = Cost(rounds=1, bytes_down=payload * len(work.clients))
-        reasons = dict.fromkeys(work.clients, "did not answer in time")
+        reasons = dict.fromkeys(work.clients, LATE)
         tried: dict[tuple[int, ...], int] = {}
         groups = self._groups(work)
-        for _ in range(2):
+        for seconds in self._attempts():
             # A group is asked again as a whole: the numbers of a stack depend on who is in it.
             missing = [group for group in groups if reasons.keys() & set(group)]
             # Those of a group that did answer do not answer twice.
             wanted = replace(work, pooled=tuple(client for client in work.pooled if client in reasons))
-            reasons = dict.fromkeys(reasons, "did not answer in time")
-            for asked, arrays, report in self._ask(content, wanted, missing, tried):
+            reasons = dict.fromkeys(reasons, LATE)
+            for asked, arrays, report in self._ask(content, wanted, missing, tried, seconds):
                 pool = arrays.get(messages.POOL)
                 spoiled = "" if pool is None else _misfit(pool, layout)
                 for client in asked:
@@ -469,28 +471,55 @@ class Cohort(Grid):
         pool_of_all = None if total is None else Pool(Params(torch.from_numpy(total), layout), weights, losses)
         return Replies((good[client] for client in sorted(good)), pool_of_all, work.scale), cost, notes
 
-    def _ask(
-        self, content: RecordDict, work: Work, groups: Sequence[tuple[int, ...]], tried: dict[tuple[int, ...], int]
-    ) -> Iterable[tuple[tuple[int, ...], dict[str, NDArray], dict[str, dict]]]:
-        """Send each node its share of ``groups``; yields ``(clients asked, arrays, reports)`` of each node's answer.
+    def _attempts(self) -> Iterator[float]:
+        """Seconds that each of a round's two attempts may take: half of the time, then what is left of it."""
+        end = time.monotonic() + self.timeout
+        yield self.timeout / 2
+        yield max(0.0, end - time.monotonic())
 
-        ``tried``: which node had a group before.
+    def _ask(
+        self,
+        content: RecordDict,
+        work: Work,
+        groups: Sequence[tuple[int, ...]],
+        tried: dict[tuple[int, ...], int],
+        seconds: float,
+    ) -> Iterable[tuple[tuple[int, ...], dict[str, NDArray], dict[str, dict]]]:
+        """Send each node its share of ``groups``; yields ``(clients asked, arrays, reports)`` of each answer.
+
+        ``tried``: which node had a group before. Where one did, every group gets a message of its own, because one
+        client that hangs, or takes its worker with it, may have been all that was wrong with a share.
         """
         plan = self._schedule(groups, tried)
-        shares = {node: tuple(client for group in mine for client in group) for node, mine in plan.items()}
-        tried.update({group: node for node, mine in plan.items() for group in mine})
+        shares = [(node, part) for node, mine in plan.items() for part in ([[g] for g in mine] if tried else [mine])]
+        tried.update({group: node for node, mine in shares for group in mine})
         sent = []
-        for node, mine in plan.items():
+        for node, mine in shares:
+            clients = tuple(client for group in mine for client in group)
             stacks = tuple(mine) if any(len(group) > 1 for group in mine) else ()
-            pooled = tuple(client for client in work.pooled if client in set(shares[node]))
-            share = messages.repack(content, replace(work, clients=shares[node], groups=stacks, pooled=pooled))
-            sent.append(Message(share, node, messages.TRAIN))
-        for reply in self.grid.send_and_receive(sent, timeout=self.timeout):
-            asked = shares[reply.metadata.src_node_id]
+            pooled = tuple(client for client in work.pooled if client in clients)
+            share = messages.repack(content, replace(work, clients=clients, groups=stacks, pooled=pooled))
+            sent.append((Message(share, node, messages.TRAIN), clients))
+        for clients, arrays, report, problem in self._answers(sent, seconds):
+            yield clients, arrays, {str(client): {"error": problem} for client in clients} if problem else report
+
+    def _answers(
+        self, sent: Sequence[tuple[Message, tuple[int, ...]]], seconds: float
+    ) -> Iterable[tuple[tuple[int, ...], dict[str, NDArray], dict[str, dict], str]]:
+        """Send messages; yields ``(what was asked, arrays, reports, what is wrong)`` of each that was answered."""
+        replies = list(self.grid.send_and_receive([message for message, _ in sent], timeout=seconds))
+        asked = {message.metadata.message_id: what for message, what in sent}  # ids are given when a message is sent
+        for reply in replies:
+            what = asked[reply.metadata.reply_to_message_id]
             if reply.has_error():
-                yield asked, {}, {str(client): {"error": reply.error.reason} for client in asked}
-            else:
-                yield asked, *messages.unpack_reply(reply.content)
+                yield what, {}, {}, str(reply.error.reason)
+                continue
+            try:
+                arrays, report = messages.unpack_reply(reply.content)
+            except (ValueError, KeyError) as error:
+                yield what, {}, {}, f"sent what cannot be read ({error})"
+                continue
+            yield what, arrays, report, ""
 
     def _groups(self, work: Work) -> list[tuple[int, ...]]:
         """The clients asked, cut into groups that are trained together, largest clients first.
@@ -523,35 +552,48 @@ class Cohort(Grid):
     def _evaluate_parts(self, model: Params, parts: list[tuple[int, str, int, int]]) -> list[Answers]:
         work = Work(self.task.to_json(), self.seeds, removed=self.removed, request=self.request)
         content = messages.pack(work, {"model": model})
-        shares: dict[int, list[int]] = {}
-        load = dict.fromkeys(self.federation.hosts, 0)
-        for number, (client, _, start, stop) in enumerate(parts):
-            hosting = [n for n, hosted in self.federation.hosts.items() if client == TEST or client in hosted]
-            node = min(hosting, key=lambda n: (load[n], n))
-            load[node] += stop - start
-            shares.setdefault(node, []).append(number)
-        sent = [
-            Message(
-                messages.repack(content, replace(work, parts=tuple(parts[i] for i in share))), node, messages.EVALUATE
-            )
-            for node, share in shares.items()
-        ]
         answers: dict[int, Answers] = {}
-        for reply in self.grid.send_and_receive(sent, timeout=self.timeout):
-            if reply.has_error():
-                raise TooFewClients(f"a node could not evaluate the model: {reply.error.reason}")
-            arrays, _ = messages.unpack_reply(reply.content)
-            for place, number in enumerate(shares[reply.metadata.src_node_id]):
-                logits, labels, rows, included = (
-                    np.array(arrays[f"{place}/{name}"]) for name in ("logits", "labels", "rows", "included")
+        tried: dict[int, int] = {}
+        problem = ""
+        for seconds in self._attempts():
+            shares: dict[int, list[int]] = {}
+            load = dict.fromkeys(self.federation.hosts, 0)
+            for number, (client, _, start, stop) in enumerate(parts):
+                if number in answers:
+                    continue
+                hosting = [n for n, hosted in self.federation.hosts.items() if client == TEST or client in hosted]
+                fresh = [node for node in hosting if node != tried.get(number)] or hosting
+                node = min(fresh, key=lambda n: (load[n], n))
+                load[node] += stop - start
+                shares.setdefault(node, []).append(number)
+                tried[number] = node
+            sent = [
+                (
+                    Message(
+                        messages.repack(content, replace(work, parts=tuple(parts[i] for i in share))),
+                        node,
+                        messages.EVALUATE,
+                    ),
+                    tuple(share),
                 )
-                features = arrays.get(f"{place}/features")
-                owner = np.full(len(labels), parts[number][0])
-                kept = None if features is None else np.array(features)
-                answers[number] = Answers(logits, labels, owner, rows, included, kept)
-        if len(answers) < len(parts):
-            raise TooFewClients(f"a node did not evaluate the model within {self.timeout:g} s")
-        return [answers[number] for number in range(len(parts))]
+                for node, share in shares.items()
+            ]
+            problem = f"a node did not evaluate the model within {self.timeout:g} s"
+            for share, arrays, _, wrong in self._answers(sent, seconds):
+                if wrong:
+                    problem = f"a node could not evaluate the model: {wrong}"
+                    continue
+                for place, number in enumerate(share):
+                    logits, labels, rows, included = (
+                        np.array(arrays[f"{place}/{name}"]) for name in ("logits", "labels", "rows", "included")
+                    )
+                    features = arrays.get(f"{place}/features")
+                    owner = np.full(len(labels), parts[number][0])
+                    kept = None if features is None else np.array(features)
+                    answers[number] = Answers(logits, labels, owner, rows, included, kept)
+            if len(answers) == len(parts):
+                return [answers[number] for number in range(len(parts))]
+        raise TooFewClients(problem)
 
     # ------------------------------------------------------------------ the cohort as a Flower Grid, one node a client
 

@@ -13,8 +13,10 @@ import difflib
 import importlib
 import json
 import math
+import re
 import shlex
 import types
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,7 @@ from fedforget.tuning import GOALS, TuningConfig
 
 GROUPS = ("task", "model", "partition", "corruption", "request", "evaluation")
 
+_CHECKSUM = re.compile("; checksum ([0-9a-f]{8})")  # at the end of the first line of what `to_yaml` wrote
 _CHOICES = {
     "local.optimizer": ("sgd", "adam"),
     "history.record": ("auto", *RECORDS),
@@ -253,13 +256,17 @@ def to_dict(config: RunConfig) -> dict:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """A YAML experiment that composes to ``config`` again, apart from the experiment's name, which is its comment."""
+    """A YAML experiment that composes to ``config`` again, apart from the experiment's name, which is its comment.
+
+    Its first line also holds a checksum of the others, so that `compose` refuses a file that was damaged.
+    """
     tree = to_dict(config)
-    comment = f"# The complete configuration of a run of {tree.pop('experiment')}\n"
+    name = tree.pop("experiment")
     specs = tree.pop("strategies")
     tree["strategies"] = [spec["label"] for spec in specs]
     tree["strategy"] = {spec["label"]: spec["options"] for spec in specs}
-    return comment + OmegaConf.to_yaml(OmegaConf.create(tree))
+    text = OmegaConf.to_yaml(OmegaConf.create(tree))
+    return f"# The complete configuration of a run of {name}; checksum {zlib.crc32(text.encode()):08x}\n{text}"
 
 
 def describe() -> dict[str, Any]:
@@ -314,8 +321,15 @@ def _experiment_path(experiment: str) -> Path:
 
 def _read(path: Path) -> dict:
     try:
+        first, _, text = path.read_text(encoding="utf-8").partition("\n")
+        stated = _CHECKSUM.search(first)
+        if stated and f"{zlib.crc32(text.encode()):08x}" != stated[1]:
+            raise ValueError(
+                f"{path} is damaged or was edited (its checksum does not match); "
+                "delete its first line to use it as it is"
+            )
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from error
     return _mapping(content, str(path))
 

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from flwr.serverapp import Grid
+from torch import Tensor
 
 import fedforget
 from fedforget import config as configuration
@@ -49,7 +50,7 @@ from fedforget.metrics.representation import swap_head
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
 from fedforget.seeds import Seeds
-from fedforget.store import Store, digest, load_tensors, save_tensors, write_text
+from fedforget.store import DamagedFile, Store, digest, load_tensors, make_folder, save_tensors, write_text
 from fedforget.strategy import UnlearningStrategy, find
 
 AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
@@ -68,6 +69,7 @@ class Model:
         path: the file that holds it.
         tensor: its name in that file.
         residues: bytes the server still holds that depend on the forgotten data, by what they are.
+        notes: who was left out of which of its rounds, and why.
     """
 
     key: str
@@ -76,6 +78,7 @@ class Model:
     path: str = ""
     tensor: str = "model"
     residues: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Experiment:
         self.config, self.say = config, say
         self.store = Store(output / "store")
         self.folder = output / "runs" / f"{config.experiment}-{digest(configuration.to_dict(config))[:8]}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         data = DataConfig(config.task, config.partition, config.corruption, config.seed)
         self.task = Task(data, config.model, config.local, config.engine.device, config.engine.mode)
         self.grid = choose(grid, config.engine)
@@ -116,6 +119,7 @@ class Experiment:
 
         Raises:
             ValueError: if the configuration does not fit the data; nothing has been trained then.
+            CannotWrite: if the disk does not take a result; the same command goes on from what was saved.
             TooFewClients: if a round failed; what was finished is stored, and the same command goes on from there.
         """
         # The workers fill every core; a server with more threads would only take them away.
@@ -141,11 +145,14 @@ class Experiment:
         if self.config.tuning.trials:
             self.tuned = self._tune()
         index = self._models()
-        write_text(self.folder / "config.yaml", configuration.to_yaml(self.config))
         self.say("measuring")
         header = self._header(index)
         rows = assess(self.store.root, header).rows()
-        report.write(self.folder, header, rows)
+        with self.store.lock("runs", self.folder.name):
+            for folder in (self.folder, self.folder / "figures"):
+                self.store.tidy(folder)
+            write_text(self.folder / "config.yaml", configuration.to_yaml(self.config))
+            report.write(self.folder, header, rows)
         self.say(report.render_table(header, rows))
         self.say(f"results: {self.folder}")
         return self.folder
@@ -271,10 +278,20 @@ class Experiment:
         what = f"learning for {learner.label}, {_seed(k)}" if learner else f"learning, {_seed(k)}"
         targets = tuple(sorted({client for request in self.requests for client in request.clients}))
         rounds = self.requests[0].after_round or config.learning.rounds
+
+        def find() -> Recording:
+            return find_recording(self.store, key, start.layout, history_config, targets, seeds)
+
         with self.store.lock("trajectories", key):
-            recording = find_recording(self.store, key, start.layout, history_config, targets, seeds)
+            recording = find()
+            try:
+                notes = recording.verify() if recording.is_complete else None
+            except DamagedFile as error:
+                self.say(f"  note: {error}")
+                self.store.remove(recording.folder)
+                recording, notes = find(), None
+            journal = FileJournal(recording.folder / "journal")
             if not recording.is_complete:
-                journal = FileJournal(recording.folder / "journal")
                 cohort = self._cohort(seeds, None)
                 cohort.journal, cohort.progress = journal, self._progress(what, config.learning.rounds)
                 strategy = self._strategy(learner or self._specs()[0])
@@ -282,14 +299,15 @@ class Experiment:
                 for _ in strategy.learn(cohort, start, config.learning.rounds, recording=recording):
                     pass
                 recording.finish(config.learning.rounds, cohort.cost)
-                self.store.remove(journal.folder)
+            self.store.remove(journal.folder)
+            notes = notes or recording.verify()
         _, cost = recording.summary()
-        for round in range(1, rounds + 1):
-            self._say_notes(what, recording.load(round)[1]["notes"])
+        noted = tuple(note for round in range(1, rounds + 1) for note in notes[round])
+        self._say_notes(what, noted)
         final = Params(recording.load(rounds)[0]["global"], start.layout)
         whose = f"{learner.label}'s own original" if learner else "the original"
         self._count.finished(f"learned {whose}, {_seed(k)}: {rounds} rounds")
-        model = Model(digest([key, rounds]), final, cost, str(recording.path(rounds)), "global")
+        model = Model(digest([key, rounds]), final, cost, str(recording.path(rounds)), "global", notes=noted)
         return Original(model, recording)
 
     def _chain(
@@ -337,11 +355,12 @@ class Experiment:
         folder = self.store.folder("models", key)
         path = folder / "model.safetensors"
         with self.store.lock("models", key):
-            if not path.exists():
+            journal, stored = FileJournal(folder / "journal"), self._stored(path)
+            if stored is None:
                 cohort = self._cohort(self._seeds(k), i)
                 rounds = request.after_round or self.config.learning.rounds
                 cohort.card, cohort.next_round = card, rounds + 1
-                cohort.journal = FileJournal(folder / "journal")
+                cohort.journal = journal
                 cohort.progress = self._progress(f"{spec.label}, {_seed(k)}", None)
                 gone = frozenset(
                     c for earlier in self.requests[:i] if earlier.scope == "client" for c in earlier.targets
@@ -369,8 +388,8 @@ class Experiment:
                     "made_of": determines,
                 }
                 save_tensors(path, {"model": result.flat, **passed}, metadata)
-                self.store.remove(cohort.journal.folder)
-        tensors, metadata = load_tensors(path)
+            self.store.remove(journal.folder)
+            tensors, metadata = stored or load_tensors(path)
         self._say_notes(f"{spec.label}, {_seed(k)}", metadata["notes"])
         cost = Cost(**metadata["cost"])
         self._count.finished(f"{spec.label}, {_seed(k)}: {cost.rounds} rounds, {request} forgotten")
@@ -378,8 +397,23 @@ class Experiment:
             int(done): Model(f"{key}@{done}", Params(tensors[done], layout), Cost(**spent), str(path), done)
             for done, spent in metadata["checkpoints"].items()
         }
-        residues = metadata["residues"]
-        return Model(key, Params(tensors["model"], layout), cost, str(path), "model", residues), checkpoints
+        params, notes = Params(tensors["model"], layout), tuple(metadata["notes"])
+        return Model(key, params, cost, str(path), "model", metadata["residues"], notes), checkpoints
+
+    def _stored(self, path: Path) -> tuple[dict[str, Tensor], dict] | None:
+        """What a file holds; ``None`` if it has to be made, or made again: a damaged one is named and deleted.
+
+        The object's lock is held.
+        """
+        self.store.tidy(path.parent)
+        try:
+            return load_tensors(path)
+        except FileNotFoundError:
+            return None
+        except DamagedFile as error:
+            self.say(f"  note: {error}")
+            path.unlink()
+            return None
 
     def _checkpoints(self, rounds: int) -> set[int]:
         """The rounds after which an oracle is audited too, evenly spread over its training, its end not among them."""
@@ -521,7 +555,8 @@ class Experiment:
         key = self._address(k, i, model, {"kind": kind, "rounds": list(wanted), "learning": self._learned_by()})
         path = self.store.folder("later", key) / "models.safetensors"
         with self.store.lock("later", key):
-            if not path.exists():
+            stored = self._stored(path)
+            if stored is None:
                 first = (self.requests[i].after_round or self.config.learning.rounds) + 1
                 cohort, made = self._cohort(self._seeds(k), i), {}
                 cohort.next_round = first
@@ -536,10 +571,11 @@ class Experiment:
                     self._check_stopped()
                     if done in wanted:
                         made[str(done)] = params.flat
-                save_tensors(path, made, {"model": model.key})
-        tensors, _ = load_tensors(path)
+                save_tensors(path, made, {"model": model.key, "notes": cohort.notes})
+            tensors, metadata = stored or load_tensors(path)
         for done in wanted:
-            yield done, replace(model, params=Params(tensors[str(done)], model.params.layout))
+            params, notes = Params(tensors[str(done)], model.params.layout), tuple(metadata["notes"])
+            yield done, replace(model, params=params, notes=notes)
 
     def _learned_by(self) -> list:
         config = self.config
@@ -565,7 +601,7 @@ class Experiment:
         key = self._address(k, i, model, {"sets": sets})
         path = self.store.folder("outputs", key) / "outputs.safetensors"
         with self.store.lock("outputs", key):
-            if not path.exists():
+            if self._stored(path) is None:
                 answers = self._cohort(self._seeds(k), i).evaluate(model.params, sets)
                 # Copied, because from_numpy gives an empty array a stride of 0, and then it cannot be stored.
                 tensors = {
@@ -586,6 +622,7 @@ class Experiment:
             "weights": [str(relative), model.tensor],
             "cost": model.cost.to_dict(),
             "residues": model.residues,
+            "notes": model.notes,
         }
 
     def _header(self, index: list[dict]) -> dict:
@@ -606,6 +643,7 @@ class Experiment:
             "seeds": config.evaluation.seeds,
             "requests": [str(request) for request in self.requests],
             "failed": dict(sorted(self._failed.items())),
+            "left_out": _left_out(index),
             "config": digest(configuration.to_dict(config)),
             "data": self.federation.about["data"],
             "corruption": self.federation.about["corruption"],
@@ -665,7 +703,7 @@ class Experiment:
 
         return progress
 
-    def _say_notes(self, what: str, notes: list[str]) -> None:
+    def _say_notes(self, what: str, notes: Sequence[str]) -> None:
         for note in notes:
             self.say(f"  note: {what}: {note}")
 
@@ -705,6 +743,17 @@ class Count:
 def _seed(k: int) -> str:
     """The name of trajectory ``k``."""
     return "tuning" if k == tuning.SEED else f"seed {k}"
+
+
+def _left_out(index: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By model, which clients were left out of its rounds, and why; of one with many such rounds the first three."""
+    said = {}
+    for entry in index:
+        name, notes = f"{entry['label']}, seed {entry['seed']} {entry['stage']}".strip(), entry["notes"]
+        if notes and name not in said:
+            more = f"; and {len(notes) - 3} more" if len(notes) > 3 else ""
+            said[name] = "; ".join(notes[:3]) + more
+    return said
 
 
 def _on_few(cohort: Cohort, model: Params, first: int) -> Iterator[Params]:

@@ -8,11 +8,13 @@ which needs neither Ray nor a SuperLink.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
 import threading
 import time
 import uuid
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,7 @@ from flwr.superlink.grid import InMemoryGrid
 
 KEPT = 1 << 30  # bytes of freed memory that a process keeps
 CLIENT_FAILED = 0  # Flower's error code "unknown": the reason is in the text
+DIED = "its worker process died"
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,9 @@ class RayGrid(_LocalGrid):
     """Ray actors of its own behind a Flower grid: no polling, one copy of the model in the object store a round.
 
     Each distinct array of a round is put into the object store once, whichever messages hold it, and is read there
-    without a copy. A worker that dies is started again by Ray and its messages are answered with an error.
+    without a copy. Any worker serves any node: messages wait in one queue, and a worker holds one at a time, so that
+    what hangs or dies takes no other message with it. A worker that died, or that holds a message nobody waits for any
+    more, is replaced by a new one; a message that its worker died of is answered with an error.
 
     Args:
         grid: the grid that Flower handed to the ServerApp; its nodes stay the addressees.
@@ -174,22 +179,34 @@ class RayGrid(_LocalGrid):
         super().__init__(sorted(grid.get_node_ids()))
         keep_freed_memory()
         self._ray = ray
-        share = config.gpus_per_worker
+        self._load_client_app = load_client_app
+        self._share = config.gpus_per_worker
         resources = ray.cluster_resources()
-        most = int(resources.get("GPU", 0) / share) if share else int(resources.get("CPU", 1))
-        if share and not most:
-            raise ValueError(f"engine.gpus_per_worker={share}, but Ray sees {resources.get('GPU', 0):g} GPUs")
-        # Workers reserve no CPU: Flower's own idle pool already holds every core that Ray has.
-        actor = ray.remote(_Worker).options(num_cpus=0, num_gpus=share, max_restarts=-1)
-        workers = config.workers or max(1, min(most, len(self._node_ids)))
-        self._workers: list[Any] = [actor.remote(load_client_app) for _ in range(workers)]
-        self._assigned = {node: self._workers[i % workers] for i, node in enumerate(self._node_ids)}
-        self._waiting: dict[Any, tuple[Message, Any]] = {}
+        most = int(resources.get("GPU", 0) / self._share) if self._share else int(resources.get("CPU", 1))
+        if self._share and not most:
+            raise ValueError(f"engine.gpus_per_worker={self._share}, but Ray sees {resources.get('GPU', 0):g} GPUs")
+        number = config.workers or max(1, min(most, len(self._node_ids)))
+        self._machines = dict(zip(range(number), itertools.cycle(_cores(self._ray.nodes())), strict=False))
+        self._workers = {place: self._start(place) for place in self._machines}
+        self._idle = deque(self._workers)  # the places of workers that hold no message
+        self._queue: deque[tuple[Message, tuple[Any, ...]]] = deque()
+        self._running: dict[Any, tuple[Message, int]] = {}
         self._wake = threading.Event()
         threading.Thread(target=self._collect, daemon=True, name="ray-grid").start()
 
+    def _start(self, place: int) -> Any:
+        """A new worker, on the machine that the place belongs to as long as that machine is there."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        # Workers reserve no CPU: Flower's own idle pool already holds every core that Ray has. So Ray cannot spread
+        # them by what they need, unless that is a share of a card.
+        there = "DEFAULT" if self._share else NodeAffinitySchedulingStrategy(self._machines[place], soft=True)
+        actor = self._ray.remote(_Worker).options(num_cpus=0, num_gpus=self._share, scheduling_strategy=there)
+        return actor.remote(self._load_client_app)
+
     def _deliver(self, messages: list[Message]) -> None:
         stored: dict[int, Any] = {}
+        calls = []
         for message in messages:
             content, buffers = _detach(message.content)
             for buffer in buffers:
@@ -197,17 +214,23 @@ class RayGrid(_LocalGrid):
                     stored[id(buffer)] = self._ray.put(np.frombuffer(buffer, np.uint8))
             node = message.metadata.dst_node_id
             envelope = Message(content, node, message.metadata.message_type)
-            worker = self._assigned[node]
-            future = worker.handle.remote(envelope, node, *(stored[id(buffer)] for buffer in buffers))
-            with self._arrived:
-                self._waiting[future] = (message, worker)
-            self._wake.set()
+            calls.append((message, (envelope, node, *(stored[id(buffer)] for buffer in buffers))))
+        with self._arrived:
+            self._queue.extend(calls)
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give waiting messages to idle workers; the lock is held."""
+        while self._queue and self._idle:
+            (message, arguments), place = self._queue.popleft(), self._idle.popleft()
+            self._running[self._workers[place].handle.remote(*arguments)] = (message, place)
+        self._wake.set()
 
     def _collect(self) -> None:
         """Turn finished calls into replies, for as long as the process lives."""
         while True:
             with self._arrived:
-                futures = list(self._waiting)
+                futures = list(self._running)
             if not futures:
                 self._wake.wait()
                 self._wake.clear()
@@ -215,29 +238,52 @@ class RayGrid(_LocalGrid):
             # The short time-out lets calls that were made meanwhile be waited for as well.
             done, _ = self._ray.wait(futures, num_returns=1, timeout=0.02)
             for future in done:
-                with self._arrived:
-                    message, _ = self._waiting.pop(future, (None, None))
-                if message is None:
-                    continue
-                try:
-                    content, *buffers = self._ray.get(future)
-                    reply = Message(_attach(content, buffers), reply_to=message)
-                except Exception as error:  # noqa: BLE001 (whatever happened to the worker is that message's answer)
-                    reply = _failure(message, error)
-                self._answer(message, reply)
+                self._finish(future)
+
+    def _finish(self, future: Any) -> None:
+        """Answer the message of a finished call, unless it was abandoned, and give its worker the next."""
+        answer, died = None, False
+        try:
+            answer = self._ray.get(future)
+        except self._ray.exceptions.RayTaskError as error:  # the ClientApp raised; its worker is well
+            reason = f"{type(error.cause).__name__}: {error.cause}"
+        except Exception as error:  # noqa: BLE001 (whatever ended the worker is that message's answer)
+            began = not (isinstance(error, self._ray.exceptions.RayActorError) and error.actor_init_failed)
+            last = str(error).strip().splitlines()[-1]
+            reason, died = DIED if began else f"its worker process could not start ({last})", True
+        with self._arrived:
+            if future not in self._running:
+                return
+            message, place = self._running.pop(future)
+            if died:
+                self._replace(place)
+            self._idle.append(place)
+            self._hand_out()
+        if answer is None:
+            self._answer(message, Message(Error(CLIENT_FAILED, reason), reply_to=message))
+        else:
+            content, *buffers = answer
+            self._answer(message, Message(_attach(content, buffers), reply_to=message))
+
+    def _replace(self, place: int) -> None:
+        self._ray.kill(self._workers[place])
+        self._workers[place] = self._start(place)
 
     def _abandon(self, message_ids: set[str]) -> None:
-        # A worker that did not answer in time may hang for ever: it is ended, and Ray starts it again.
         with self._arrived:
-            late = [
-                (f, worker)
-                for f, (message, worker) in self._waiting.items()
+            self._queue = deque(call for call in self._queue if call[0].metadata.message_id not in message_ids)
+            held = {
+                future: place
+                for future, (message, place) in self._running.items()
                 if message.metadata.message_id in message_ids
-            ]
-            for future, _ in late:
-                del self._waiting[future]
-        for worker in {id(worker): worker for _, worker in late}.values():
-            self._ray.kill(worker, no_restart=False)
+            }
+            for future, place in held.items():
+                del self._running[future]
+                self._replace(place)  # it may hang for ever
+                self._idle.append(place)
+            for identifier in message_ids:
+                self._replies.pop(identifier, None)
+            self._hand_out()
 
 
 class _Worker:
@@ -246,15 +292,20 @@ class _Worker:
     def __init__(self, load_client_app: Callable[[], ClientApp]) -> None:
         keep_freed_memory()
         self._client_app = load_client_app()
-        self._contexts: dict[int, Context] = {}
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, 0, 0
 
     def handle(self, envelope: Message, node: int, *buffers: Any) -> Any:
         """Answer one message; returns the reply's content without its arrays, and the arrays' bytes."""
-        context = self._contexts.setdefault(node, Context(0, node, {}, RecordDict(), {}))
+        context = Context(0, node, {}, RecordDict(), {})
         envelope.content = _attach(envelope.content, buffers)
         content, replied = _detach(self._client_app(envelope, context).content)
         return [content, *(np.frombuffer(buffer, np.uint8) for buffer in replied)]
+
+
+def _cores(machines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The id of a core's machine for each core of a Ray cluster, the machines taking turns."""
+    cores = [int(machine["Resources"].get("CPU", 0)) * [machine["NodeID"]] for machine in machines if machine["Alive"]]
+    return [core for turn in itertools.zip_longest(*cores) for core in turn if core]
 
 
 def _detach(content: RecordDict) -> tuple[RecordDict, list[Any]]:

@@ -19,7 +19,7 @@ from fedforget.exchange import RECORDS, Card, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.params import Layout, Params
 from fedforget.seeds import Seeds
-from fedforget.store import DamagedFile, Store, load_json, load_tensors, save_json, save_tensors
+from fedforget.store import DamagedFile, Store, load_json, load_tensors, make_folder, save_json, save_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SELECTORS = ("top", "random", "bottom")
@@ -108,10 +108,11 @@ class Recording:
     ) -> None:
         assert config.record in RECORDS, "the level is resolved before anything is recorded"
         self.folder, self.layout, self.config, self.targets, self.seeds = folder, layout, config, targets, seeds
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def begin(self, model: Params) -> None:
         """Record the initial model."""
+        Store.tidy(self.folder)
         self._save(0, {"global": model.flat}, {"weights": {}, "notes": []})
 
     def add(self, round: int, model: Params, replies: Replies, notes: list[str], last: bool) -> None:
@@ -140,15 +141,14 @@ class Recording:
         assert isinstance(content, dict)
         return content["rounds"], Cost(**content["cost"])
 
-    def verify(self) -> None:
-        """Read every file once.
+    def verify(self) -> dict[int, list[str]]:
+        """Read every file once; returns each round's notes, which say who was left out of it and why.
 
         Raises:
             DamagedFile: naming the first file that does not match its checksum or is missing.
         """
         rounds, _ = self.summary()
-        for round in range(rounds + 1):
-            self.load(round)
+        return {round: self.load(round)[1]["notes"] for round in range(rounds + 1)}
 
     def load(self, round: int) -> tuple[dict[str, Tensor], dict]:
         """Tensors and metadata of one round."""
@@ -156,7 +156,7 @@ class Recording:
             now = self.path(round).stat()
             return _load(self.path(round), now.st_mtime_ns, now.st_ino)
         except FileNotFoundError as error:
-            raise DamagedFile(f"{self.path(round)} is missing; delete its folder to have it recomputed") from error
+            raise DamagedFile(self.path(round), "it is missing") from error
 
     def update(self, round: int, client: int) -> Params:
         """The recorded update of a client in a round."""
@@ -333,8 +333,7 @@ class FileJournal:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = make_folder(folder)
 
     def get(self, number: int) -> tuple[Replies, Cost, list[str]] | None:
         """Exchange ``number``, or ``None`` if it is not there or damaged (it is then asked for again)."""

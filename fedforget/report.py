@@ -1,26 +1,26 @@
 """From results to a page, tables and figures. Works on plain rows, so a report can be made again without the run.
 
 ``results.jsonl`` is the record, one JSON object a line: ``{"header": ...}``, then an object for each row of each kind
-in `KINDS`. All other files follow from it.
+in `KINDS`, then a checksum. All other files follow from it.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-import os
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from fedforget import figures, page, tables
+from fedforget.store import load_lines, make_folder, save_lines, write_bytes
 from fedforget.tables import Row, Rows, Table, View
 
 WIDTH = 118
+RECORD = "results.jsonl"
 HEADER = (
-    *("experiment", "level", "code", "seeds", "claim", "requests", "failed", "trainings", "durability"),
+    *("experiment", "level", "code", "seeds", "claim", "requests", "failed", "left_out", "trainings", "durability"),
     *("tuning", "config", "data", "corruption", "versions", "strategies", "models"),
 )
 KINDS = ("result", "audit", "cost", "verdict", "gate", "figure")  # see `fedforget.assessment.Assessment`
@@ -35,7 +35,8 @@ def write(folder: Path, header: dict, rows: Rows) -> dict[str, Path]:
     Args:
         folder: where to write; created if absent.
         header: the fields in `HEADER` (as the experiment writes them; ``failed``: label -> why, of strategies that did
-            not finish), and anything else worth keeping; all of it JSON.
+            not finish; ``left_out``: model -> which clients were left out of which round, and why), and anything else
+            worth keeping; all of it JSON.
         rows: by kind, `KINDS`; from `fedforget.assessment.Assessment.rows`.
 
     Returns:
@@ -48,7 +49,6 @@ def write(folder: Path, header: dict, rows: Rows) -> dict[str, Path]:
     views = tables.views(header, rows)
     drawings = [figures.draw(header, view) for view in views]
     groups = {"header": [header], **{kind: rows[kind] for kind in KINDS}}
-    lines = [json.dumps({kind: _to_json(row)}, allow_nan=False) for kind, mine in groups.items() for row in mine]
     contents = {
         "table.md": text.encode(),
         "report.html": page.render(header, views, drawings).encode(),
@@ -56,29 +56,28 @@ def write(folder: Path, header: dict, rows: Rows) -> dict[str, Path]:
         "audit.csv": _csv(rows["audit"]).encode(),
         "verdicts.csv": _csv(rows["verdict"]).encode(),
         **{f"figures/{drawing.name}.svg": drawing.svg.encode() for mine in drawings for drawing in mine},
-        "results.jsonl": "\n".join([*lines, ""]).encode(),
     }
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "figures")
     for name, content in contents.items():
-        unfinished = folder / f"{name}.tmp"
-        unfinished.write_bytes(content)
-        os.replace(unfinished, folder / name)
-    return {name: folder / name for name in contents}
+        write_bytes(folder / name, content)
+    save_lines(folder / RECORD, ({kind: _to_json(row)} for kind, mine in groups.items() for row in mine))
+    return {name: folder / name for name in (*contents, RECORD)}
 
 
 def load(folder: Path) -> tuple[dict, Rows]:
     """``(header, rows)`` as they were given to `write`.
 
     Raises:
+        DamagedFile: if the record does not match its checksum.
         ValueError: if the folder holds no finished run.
     """
-    path = folder / "results.jsonl"
+    path = folder / RECORD
     if not path.is_file():
-        raise ValueError(f"{str(folder)!r} holds no results.jsonl; give the folder of a finished run")
+        raise ValueError(f"{str(folder)!r} holds no {RECORD}; give the folder of a finished run")
     header: dict = {}
     rows: dict[str, list[Row]] = {kind: [] for kind in KINDS}
-    for line in path.read_text().splitlines():
-        ((kind, row),) = json.loads(line).items()
+    for line in load_lines(path):
+        ((kind, row),) = line.items()
         if kind == "header":
             header = _from_json(row)
         else:
@@ -123,6 +122,9 @@ def render_table(header: dict, rows: Rows) -> str:
     failed = [_item(f"{label} failed and has no row: {why}") for label, why in header["failed"].items()]
     if failed:
         blocks.append("\n".join(failed))
+    left_out = [_item(f"{model}: {why}") for model, why in header["left_out"].items()]
+    if left_out:
+        blocks.append("\n".join([_wrap("Not every client that was asked took part:"), *left_out]))
     notes = [tables.accuracy_table(header, view).note for view in views[:1]]
     notes = [tables.verdict_table(header, view).note for view in views if not view.void][:1] + notes
     return "\n\n".join([*blocks, *map(_wrap, notes)]) + "\n"

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedforget.cohort import TooFewClients
 from fedforget.config import compose
 from fedforget.experiment import Experiment
-from fedforget.store import default_output
+from fedforget.store import CannotWrite, default_output
 
 app = ServerApp()
 
@@ -36,6 +36,6 @@ def main(grid: Grid, context: Context) -> None:
             )
         config = compose(str(settings["experiment"]), str(settings["overrides"]))
         Experiment(config, grid, output, say).run()
-    except (ValueError, TooFewClients) as error:
+    except (ValueError, TooFewClients, CannotWrite) as error:
         say(f"fedforget: error: {error}")
         raise RuntimeError(str(error)) from None

@@ -1,7 +1,8 @@
 """Files that outlive a run: checksummed, written atomically, never holding anything that can execute.
 
-Every file is either safetensors with a JSON header, or JSON. A file is written under a temporary name and renamed, so
-it is there whole or not at all; its checksum is verified on reading, so a damaged file is named, never used.
+What is read again is safetensors with a JSON header, JSON, or lines of JSON. A file is written under a temporary name
+and renamed, so it is there whole or not at all; its checksum is verified on reading, so a damaged file is named, never
+used.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -21,9 +23,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+MISMATCH = "its checksum does not match"
+
 
 class DamagedFile(ValueError):
-    """A stored file whose content does not match its checksum."""
+    """A stored file whose content does not match its checksum.
+
+    Args:
+        path: the file.
+        why: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} is damaged ({why}); running its experiment again recomputes it")
+
+
+class CannotWrite(OSError):
+    """A file could not be written, because the disk is full, say: one sentence. What was there before is unharmed."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(
+            f"cannot write {path}: {why}; mend that and give the same command again, it goes on from what was saved"
+        )
 
 
 def default_output() -> Path:
@@ -57,9 +78,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         metadata, expected = header["metadata"], header["checksum"]
     except (SafetensorError, KeyError) as error:
-        raise DamagedFile(f"{path} is damaged ({error}); delete it to have it recomputed") from error
+        raise DamagedFile(path, str(error)) from error
     if _checksum(tensors, metadata) != expected:
-        raise DamagedFile(f"{path} is damaged (its checksum does not match); delete it to have it recomputed")
+        raise DamagedFile(path, MISMATCH)
     return tensors, json.loads(metadata)
 
 
@@ -80,15 +101,38 @@ def load_json(path: Path) -> object:
         content = json.loads(path.read_text())
         value, expected = content["value"], content["checksum"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(f"{path} is damaged ({error}); delete it to have it recomputed") from error
+        raise DamagedFile(path, str(error)) from error
     if zlib.crc32(json.dumps(value, sort_keys=True).encode()) != expected:
-        raise DamagedFile(f"{path} is damaged (its checksum does not match); delete it to have it recomputed")
+        raise DamagedFile(path, MISMATCH)
     return value
+
+
+def save_lines(path: Path, values: Iterable[object]) -> None:
+    """Write JSON values, one a line, atomically; the last line holds the checksum of those before it."""
+    text = "".join(f"{json.dumps(value, allow_nan=False)}\n" for value in values)
+    write_text(path, f'{text}{{"checksum": {zlib.crc32(text.encode())}}}\n')
+
+
+def load_lines(path: Path) -> list[Any]:
+    """The values that `save_lines` wrote. Raises as `load_json` does."""
+    try:
+        text, _, last = path.read_text(encoding="utf-8").removesuffix("\n").rpartition("\n")
+        expected = json.loads(last)["checksum"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(path, str(error)) from error
+    if zlib.crc32(f"{text}\n".encode()) != expected:
+        raise DamagedFile(path, MISMATCH)
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    _replace(path, lambda temporary: temporary.write_bytes(content))
 
 
 class Store:
@@ -104,28 +148,44 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            write_text(root / ".writable", "")
-        except OSError as error:
-            raise ValueError(f"cannot write to {root}: {error.strerror}; choose another output-dir") from error
+            write_text(make_folder(root) / ".writable", "")
+        except CannotWrite as error:
+            why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else str(error)
+            raise ValueError(f"cannot write to {root}: {why}; choose another output-dir") from error
 
     def folder(self, kind: str, key: str) -> Path:
         """The folder of the object ``key``; it is made if it is not there."""
-        folder = self.root / kind / key
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return make_folder(self.root / kind / key)
 
     def lock(self, kind: str, key: str) -> FileLock:
         """Held while the object ``key`` is being made, so that two runs never make it at once."""
-        locks = self.root / "locks"
-        locks.mkdir(exist_ok=True)
+        locks = make_folder(self.root / "locks")
         return FileLock(locks / f"{kind}-{key}", thread_local=False)
+
+    @staticmethod
+    def tidy(folder: Path) -> None:
+        """Delete what a process that was killed while it wrote left in a folder; the folder's lock is held."""
+        for unfinished in folder.glob(".*"):
+            unfinished.unlink()
 
     @staticmethod
     def remove(folder: Path) -> None:
         """Delete a folder and what is in it, if it is there."""
         if folder.exists():
             shutil.rmtree(folder)
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, which is made with those above it if it is not there.
+
+    Raises:
+        CannotWrite: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(folder, error.strerror or str(error)) from error
+    return folder
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
@@ -139,11 +199,19 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a name beside ``path`` that nobody else uses, then rename; a failure leaves nothing behind."""
+    """Write under a name beside ``path`` that nobody else uses, then rename; a failure leaves nothing behind.
+
+    Raises:
+        CannotWrite: if the disk does not take it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         write(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CannotWrite(path, error.strerror or str(error)) from error
+        if isinstance(error, SafetensorError):  # it wraps what the system said
+            raise CannotWrite(path, str(error).rpartition("I/O error: ")[2]) from error
         raise

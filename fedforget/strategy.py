@@ -51,7 +51,7 @@ class LearningConfig:
         rounds: T, the number of rounds.
         fraction: share of all clients asked in a round.
         min_share: a round is void, and the run stops, if a smaller share of the clients asked answers.
-        timeout: seconds that a round may take.
+        timeout: seconds that a round may take; at half of it, what has not answered is asked again elsewhere.
     """
 
     learner: str = "fedavg"

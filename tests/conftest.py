@@ -13,6 +13,10 @@ from fedforget.store import load_tensors
 SMALL = "model=linear learning.rounds=3 partition.clients=5 evaluation=smoke engine.device=cpu"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--points", type=int, default=7, help="moments at which test_resume.py kills a run")
+
+
 @pytest.fixture
 def run_small(tmp_path):
     """Run a small experiment in this process; returns the experiment and the lines it said."""

@@ -143,7 +143,7 @@ def test_a_damaged_file_of_answers_is_named(canary_run) -> None:
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        with pytest.raises(DamagedFile, match=rf"{path} is damaged.*delete it to have it recomputed"):
+        with pytest.raises(DamagedFile, match=rf"{path} is damaged.*running its experiment again recomputes it"):
             assess(store, header)
     finally:
         path.write_bytes(content)

@@ -47,7 +47,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "tables": ("", ""),
     "figures": ("tables", "matplotlib"),
     "page": ("figures tables", "jinja2 markupsafe"),
-    "report": ("page figures tables", ""),
+    "report": ("page figures tables store", ""),
     "experiment": (
         "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
         "routines solvers tuning evaluation assessment config report data",

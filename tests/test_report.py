@@ -46,6 +46,7 @@ def contents(results: list, level: str = "leaderboard") -> tuple[dict, dict]:
         "claim": "Not much.",
         "requests": [f"client {3 + i}" for i in range(requests)],
         "failed": {},
+        "left_out": {},
         "trainings": 2 * seeds,
         "durability": [],
         "tuning": {},

@@ -1,0 +1,241 @@
+"""Clients that raise, hang, come late, send nonsense, or end their worker process, on Ray's workers.
+
+The round ends in time, says who was left out and why, and the answers of all others are what they are without a fault.
+"""
+
+import os
+import re
+import signal
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from fedforget import messages
+from fedforget.cohort import LATE, TooFewClients, describe
+from fedforget.grid import DIED, EngineConfig, InProcessGrid, RayGrid, load_client_app
+from fedforget.testing import REQUESTS, Toy
+
+ILL = 3  # the client that fails
+# Ray announces a change of its own, and leaves it to Python to close the files of the processes that it starts.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+def loader(fault, nodes=(1, 2), message_type="train"):
+    """A function that makes the project's ClientApp in a worker, with one client that fails on some nodes."""
+
+    def load():  # a closure, so that it travels by value: workers cannot import this file
+        import os
+        import signal
+        import time
+
+        import numpy as np
+        from flwr.app import Message
+
+        from fedforget import client_app, messages
+
+        def app(message, context):
+            work, _ = messages.unpack(message.content)
+            asked = {*work.clients, *(part[0] for part in work.parts)}
+            faulty = message.metadata.message_type == message_type and ILL in asked and context.node_id in nodes
+            if faulty and fault == "raise":
+                raise RuntimeError("no battery")
+            if faulty and fault == "hang":
+                time.sleep(3600)
+            if faulty and fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            reply = client_app.app(message, context)
+            if faulty and fault == "late":
+                time.sleep(work.options.get("delay", 3600))
+            if faulty and fault in ("nan", "inf", "shape"):
+                arrays, report = messages.unpack_reply(reply.content)
+                arrays = {name: np.array(array) for name, array in arrays.items()}
+                if fault == "shape":
+                    arrays[str(ILL)] = arrays[str(ILL)][:-1]
+                else:
+                    arrays[str(ILL)][5] = float(fault)
+                reply = Message(messages.pack_reply(arrays, report), reply_to=message)
+            return reply
+
+        return app
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def ray():
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # the paths of its sockets must be short
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        yield ray
+        ray.shutdown()
+
+
+@pytest.fixture
+def federation(ray, tmp_path):
+    """A function that makes a toy federation on Ray, whose workers are ready; its workers end with the test."""
+    toy, grids = Toy(tmp_path), []
+    toy.task = replace(toy.task, mode="sequential")
+
+    def make(load=load_client_app, workers=3):
+        grid = RayGrid(InProcessGrid(None, 2), load, EngineConfig(workers=workers))
+        grids.append(grid)
+        cohort = toy.cohort()
+        cohort.grid = grid
+        cohort.timeout = 120.0
+        began = time.monotonic()  # every worker loads the data, before time is measured
+        content = messages.pack(messages.Work(toy.task.to_json(), toy.seeds))
+        asked = [Message(content, 1, messages.DESCRIBE) for _ in range(workers)]
+        assert len(grid.send_and_receive(asked, timeout=120)) == workers
+        grid.patience = max(14.0, 4 * (time.monotonic() - began))  # within half of it a worker can be replaced
+        return toy, cohort
+
+    yield make
+    for grid in grids:
+        for worker in grid._workers.values():
+            ray.kill(worker)
+
+
+def equal(replies, others):
+    assert [reply.client for reply in replies] == [reply.client for reply in others]
+    return all(
+        a.update.equals(b.update) and (a.num_examples, a.loss) == (b.num_examples, b.loss)
+        for a, b in zip(replies, others, strict=True)
+    )
+
+
+def test_ray_gives_the_numbers_of_one_process(federation):
+    toy, cohort = federation()
+    expected = toy.cohort()
+    assert equal(cohort.train(toy.start, range(6), round=1), expected.train(toy.start, range(6), round=1))
+    assert cohort.reduce(toy.start, range(6), round=2).equals(expected.reduce(toy.start, range(6), round=2))
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("raise", "RuntimeError: no battery"),
+        ("nan", "sent NaN or infinite values"),
+        ("inf", "sent NaN or infinite values"),
+        ("shape", r"sent a vector of shape \(649,\), expected \(650,\)"),
+        ("killed", DIED),
+        ("hang", LATE),
+        ("late", LATE),
+    ],
+)
+def test_one_client_fails_and_the_others_are_unharmed(federation, fault, reason):
+    toy, cohort = federation(loader(fault))
+    cohort.timeout, began = cohort.grid.patience if reason == LATE else 120.0, time.monotonic()
+    replies = cohort.train(toy.start, range(6), round=1)
+    assert time.monotonic() - began < cohort.timeout + 2, "the round outlasted its deadline"
+    assert equal(replies, toy.cohort().train(toy.start, [0, 1, 2, 4, 5], round=1))
+    (note,) = cohort.notes
+    assert note.startswith(f"round 1: client {ILL} left out (")
+    assert re.search(reason, note)
+    # The workers that were lost are there again, and the next round knows nothing of it.
+    cohort.timeout = 120.0
+    assert equal(
+        cohort.train(toy.start, [0, 1, 2, 4, 5], round=2), toy.cohort().train(toy.start, [0, 1, 2, 4, 5], round=2)
+    )
+
+
+@pytest.mark.parametrize("fault", ["raise", "killed", "hang"])
+def test_what_fails_on_one_node_is_done_on_another_with_equal_numbers(federation, fault):
+    """All clients of the node that fails are asked again, each by itself, and nobody is left out."""
+    toy, cohort = federation(loader(fault, nodes=(2,)))
+    expected = toy.cohort()
+    assert (ILL,) in expected._schedule([(client,) for client in range(6)], {})[2]
+    cohort.timeout = cohort.grid.patience if fault == "hang" else 120.0
+    assert equal(cohort.train(toy.start, range(6), round=1), expected.train(toy.start, range(6), round=1))
+    assert cohort.notes == []
+
+
+@pytest.mark.parametrize("fault", ["raise", "killed", "hang"])
+def test_an_evaluation_that_fails_on_one_node_is_done_on_another(federation, fault):
+    sets = {"holdout": 50, "clients": 60, "test": 100}
+    toy, cohort = federation(loader(fault, (2,), "evaluate"))
+    expected = toy.cohort()
+    for each in (cohort, expected):
+        each.request = REQUESTS["client"]
+    cohort.timeout = cohort.grid.patience if fault == "hang" else 120.0
+    answers, others = cohort.evaluate(toy.start, sets), expected.evaluate(toy.start, sets)
+    assert answers.keys() == others.keys()
+    for name, mine in answers.items():
+        assert all(np.array_equal(a, b) for a, b in zip(mine, others[name], strict=True)), name
+
+
+def test_an_evaluation_that_fails_everywhere_is_refused(federation):
+    toy, cohort = federation(loader("raise", message_type="evaluate"))
+    with pytest.raises(TooFewClients, match="a node could not evaluate the model: RuntimeError: no battery"):
+        cohort.evaluate(toy.start, {"clients": 60})
+
+
+def test_a_worker_killed_from_outside_is_replaced_and_nobody_is_left_out(federation, tmp_path):
+    """SIGKILL finds the worker in the middle of client 3's work; as an operator, or a full memory, would end it."""
+
+    def load():
+        import os
+        import time
+
+        from fedforget import client_app, messages
+
+        def app(message, context):
+            work, _ = messages.unpack(message.content)
+            marker = tmp_path / "at work"
+            if message.metadata.message_type == messages.TRAIN and ILL in work.clients and not marker.exists():
+                marker.with_suffix(".tmp").write_text(str(os.getpid()))
+                marker.with_suffix(".tmp").rename(marker)
+                time.sleep(3600)
+            return client_app.app(message, context)
+
+        return app
+
+    toy, cohort = federation(load, workers=1)
+
+    def kill():
+        while not (tmp_path / "at work").exists():
+            time.sleep(0.05)
+        os.kill(int((tmp_path / "at work").read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    replies = cohort.train(toy.start, range(6), round=1)
+    killer.join()
+    assert equal(replies, toy.cohort().train(toy.start, range(6), round=1))
+    assert cohort.notes == []
+
+
+def test_a_trajectory_that_waits_behind_a_hanging_client_loses_nothing(federation):
+    """Two trajectories share two workers; one of them hangs in both attempts, the other does round after round."""
+    toy, ill = federation(loader("hang"), workers=2)
+    well = toy.cohort()
+    well.grid, well.timeout, ill.timeout = ill.grid, 120.0, ill.grid.patience
+    clients = [client for client in range(6) if client != ILL]
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(ill.train, toy.start, [ILL, 0], round=1)
+        for round in range(1, 5):
+            assert equal(
+                well.train(toy.start, clients, round=round), toy.cohort().train(toy.start, clients, round=round)
+            )
+        assert not pending.done(), "the other trajectory waited for the one that hangs"
+        assert [reply.client for reply in pending.result()] == [0]
+    assert well.notes == [] and len(ill.notes) == 1
+
+
+def test_a_worker_that_cannot_start_says_why(ray, tmp_path):
+    def load():
+        raise ModuleNotFoundError("No module named 'fedforget'")
+
+    toy = Toy(tmp_path)
+    grid = RayGrid(InProcessGrid(None, 2), load, EngineConfig(workers=1))
+    with pytest.raises(ValueError, match=r"its worker process could not start \(.*No module named 'fedforget'"):
+        describe(grid, toy.task)
