@@ -1,7 +1,8 @@
 """How far an unlearned model is from the retrained one, and what SGD says about it beforehand.
 
 Source of both: Thudi, Deza, Chandrasekaran and Papernot, "Unrolling SGD: Understanding Factors Influencing Machine
-Unlearning", EuroS&P 2022, arXiv 2109.13398, and its code (github.com/cleverhans-lab/unrolling-sgd). Its loss, which keeps weights from moving far, is `fedforget.routines.sd_loss`.
+Unlearning", EuroS&P 2022, arXiv 2109.13398, and its code (github.com/cleverhans-lab/unrolling-sgd). Its loss, which
+keeps weights from moving far, is `fedforget.routines.sd_loss`.
 """
 
 from __future__ import annotations
