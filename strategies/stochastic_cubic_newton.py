@@ -70,6 +70,7 @@ class StochasticCubicNewton(UnlearningStrategy):
             s = cauchy_step(g, H(g), M)
             yield (w + s).float()
             u = torch.randn(len(g.flat), generator=cohort.seeds.torch("perturbation", j), dtype=torch.float64)
+            cohort.hold(g)
             g = g + (c.perturbation / u.norm().item()) * Params(u, g.layout)
             for s in cubic_descent(H, g, s, M, c.eta, c.inner_steps):  # noqa: B020 (descent starts at the Cauchy step)
                 yield (w + s).float()
