@@ -20,10 +20,12 @@ One row a strategy, with its default settings. *Rounds* and *sent up* are measur
 rounds of learning; softmax regression, d = 650; a request for one client if the method serves that, else for the
 first scope it serves). *Sent up* is what a client sends in a round on average, in units of d float32 numbers, the
 size of the model (float64 counts twice). *Server keeps* is what must be stored from learning on, in numbers: T
-rounds, K clients in a round, F forgotten clients. `python docs/methods.py > docs/methods.md` writes this page.
+rounds, K clients in a round, F forgotten clients. *Server holds* is the most that it has at once while it unlearns,
+beside the model: vectors sent along, answers (of each client, or their sum) and what it keeps meanwhile. `python
+docs/methods.py > docs/methods.md` writes this page.
 
-| strategy | what it is | paper | serves | needs | rounds | sent up | server keeps |
-| --- | --- | --- | --- | --- | --- | --- | --- |"""
+| strategy | what it is | paper | serves | needs | rounds | sent up | server keeps | server holds |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def row(name: str, strategy_class: type[UnlearningStrategy]) -> str:
@@ -41,7 +43,8 @@ def row(name: str, strategy_class: type[UnlearningStrategy]) -> str:
     sent = f"{cohort.cost.bytes_up / (4 * toy.start.layout.size * asked):.3g} d" if asked else "-"
     scopes = ", ".join(sorted(strategy_class.scopes))
     needs, keeps = _needs(strategy.card), _keeps(strategy.card)
-    return f"| `{name}` | {title} | {link} | {scopes} | {needs} | {cohort.cost.rounds} | {sent} | {keeps} |"
+    holds = f"{cohort.held / (4 * toy.start.layout.size):.3g} d" if asked else "0"
+    return f"| `{name}` | {title} | {link} | {scopes} | {needs} | {cohort.cost.rounds} | {sent} | {keeps} | {holds} |"
 
 
 def _needs(card: Card) -> str:

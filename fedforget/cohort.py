@@ -3,6 +3,11 @@
 A strategy asks its `Cohort` for work by client id; the cohort finds the nodes that host those clients, sends each node
 one message, retries what failed, counts the cost, and refuses what the strategy's assumption card did not declare. To
 Flower's own learners the cohort is a `Grid` with one node a client.
+
+An exchange is a round, but for one that could have been sent together with the exchange before: it has the same number
+and sends the same vectors, so that nothing the other's answers say can be in it, and asks nobody for the same split
+again. Such parts of a round (ascent on what is forgotten, descent on what stays) are billed in bytes, steps and
+examples, and count as one round.
 """
 
 from __future__ import annotations
@@ -70,6 +75,33 @@ class Answers(NamedTuple):
         )
         features = [answers.features for answers in several if answers.features is not None]
         return cls(logits, labels, clients, rows, included, np.concatenate(features) if features else None)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What an exchange asked, and those before it in its round.
+
+    Args:
+        round: the round's number.
+        sent: the vectors that it sent.
+        asked: clients, each with the split it worked on.
+        held: bytes that came back, and that were sent beside the model.
+    """
+
+    round: int
+    sent: Mapping[str, Params]
+    asked: frozenset[tuple[int, str]]
+    held: int = 0
+
+    def continues(self, before: _Part | None) -> bool:
+        """Whether it could have been sent together with what came before."""
+        return (
+            before is not None
+            and before.round == self.round
+            and before.asked.isdisjoint(self.asked)
+            and before.sent.keys() == self.sent.keys()
+            and all(vector.equals(before.sent[name]) for name, vector in self.sent.items())
+        )
 
 
 class TooFewClients(RuntimeError):
@@ -159,6 +191,7 @@ class Cohort(Grid):
         progress: called after each exchange with the number of the round.
         separate: for a learner that only averages, the clients whose updates are wanted one by one all the same;
             ``None``: the learner must see every update.
+        held: most bytes that the server held at once, see `hold`.
     """
 
     grid: Grid
@@ -180,7 +213,10 @@ class Cohort(Grid):
     notes: list[str] = field(default_factory=list)
     contacted: set[int] = field(default_factory=set)
     last_replies: Replies = Replies()
+    held: int = 0
     _exchanges: int = 0
+    _part: _Part | None = None
+    _aside: int = 0
 
     # ------------------------------------------------------------------ who
 
@@ -315,9 +351,36 @@ class Cohort(Grid):
             scale=scale,
         )
         sent, layout = {**(vectors or {}), "model": model}, layout or self.layout
-        self.last_replies = self._remembered(lambda: self._exchange(work, sent, layout))
+        part = _Part(round, sent, frozenset((client, split) for client in asked))
+        begins = not part.continues(self._part)
+        self.last_replies = self._remembered(lambda: self._exchange(work, sent, layout, begins))
+        self._count_held(part, begins)
         self.progress(round)
         return self.last_replies
+
+    def hold(self, *vectors: Params) -> None:
+        """Say what the server keeps beside the model from now on, that this exchange's vectors and answers are not.
+
+        The ledger counts it (`held`) in every round until it is said anew.
+        """
+        self._aside = sum(map(_size, vectors))
+
+    def _count_held(self, part: _Part, begins: bool) -> None:
+        """Raise the peak of what the server held: vectors sent beside the model, answers, and what is kept aside.
+
+        A sum over clients counts as one answer, in the precision of the model.
+        """
+        answers = sum(_size(reply.update) for reply in self.last_replies)
+        if self.last_replies.pool:
+            answers += self.last_replies.pool.total.layout.size * part.sent["model"].flat.element_size()
+        if begins:
+            mine = sum(_size(vector) for name, vector in part.sent.items() if name != "model") + answers
+        else:
+            assert self._part is not None, "the first exchange begins a round"
+            mine = self._part.held + answers
+            part = replace(part, asked=part.asked | self._part.asked)
+        self._part = replace(part, held=mine)
+        self.held = max(self.held, mine + self._aside)
 
     def gradient(self, model: Params, clients: Iterable[int] | None = None, split: str = "retain") -> Params:
         """The mean gradient over the clients' splits, which equals the pooled gradient: a round of its own.
@@ -334,12 +397,14 @@ class Cohort(Grid):
         """The diagonal of the pooled empirical Fisher matrix: a round of its own, as `gradient`."""
         return self._pooled("fisher", model, clients, split)
 
-    def hessian(self, model: Params) -> tuple[Params, torch.Tensor]:
-        """The pooled gradient ``[d]`` and Hessian ``[d, d]`` of what all clients retain: a round of its own, in which
-        each sends ``d + d^2`` numbers."""
-        both = self.reduce(
-            model, self.retained, routine="fedforget.routines:hessian", layout=hessian_layout(self.layout.size)
-        )
+    def hessian(self, model: Params, round: int | None = None) -> tuple[Params, torch.Tensor]:
+        """The pooled gradient ``[d]`` and Hessian ``[d, d]`` of what all clients retain.
+
+        Each sends ``d + d^2`` numbers. It is a round of its own, unless ``round`` is that of the exchange before, in
+        which the same model was sent.
+        """
+        layout = hessian_layout(self.layout.size)
+        both = self.reduce(model, self.retained, routine="fedforget.routines:hessian", layout=layout, round=round)
         gradient, hessian = both.layers().values()
         return Params(gradient, self.layout), hessian
 
@@ -418,14 +483,16 @@ class Cohort(Grid):
         self.notes += notes
         return replies
 
-    def _exchange(self, work: Work, vectors: Mapping[str, Params], layout: Layout) -> tuple[Replies, Cost, list[str]]:
+    def _exchange(
+        self, work: Work, vectors: Mapping[str, Params], layout: Layout, begins: bool
+    ) -> tuple[Replies, Cost, list[str]]:
         content = messages.pack(work, vectors)
         payload = sum(len(array.data) for array in content.array_records[messages.ARRAYS].values())
         good: dict[int, Reply] = {}
         weights: dict[int, int] = {}  # of the clients in the pool
         losses: dict[int, float] = {}
         total: NDArray | None = None
-        cost = Cost(rounds=1, bytes_down=payload * len(work.clients))
+        cost = Cost(rounds=int(begins), bytes_down=payload * len(work.clients))
         reasons = dict.fromkeys(work.clients, LATE)
         tried: dict[tuple[int, ...], int] = {}
         groups = self._groups(work)
@@ -650,6 +717,11 @@ class Cohort(Grid):
         first = next(iter(weights))
         mean = {first: replies.mean(torch.float64)}
         return messages.learner_replies(by_client, model, mean, {first: sum(weights.values())})
+
+
+def _size(vector: Params) -> int:
+    """Bytes of a vector."""
+    return vector.flat.numel() * vector.flat.element_size()
 
 
 def round_half_up(value: float) -> int:

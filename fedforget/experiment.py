@@ -377,7 +377,7 @@ class Experiment:
                     raise Broken(str(error), cohort.cost) from error
                 if result is None:
                     raise ValueError(f"strategy {spec.label!r} yielded no model")
-                cost = cohort.cost + Cost(bytes_stored=history.bytes_stored())
+                cost = cohort.cost + Cost(bytes_stored=history.bytes_stored(), bytes_held=cohort.held)
                 contacted = sorted(cohort.contacted)
                 metadata: dict[str, Any] = {
                     "cost": cost.to_dict(),

@@ -38,7 +38,7 @@ class LocalConfig:
         epochs: passes over the client's data in a round.
         steps: optimiser steps in a round; above 0 it replaces ``epochs``.
         batch_size: examples a step.
-        sd_gamma: gamma of the SD loss, see `train`.
+        sd_gamma: gamma of the SD loss, see `sd_loss`.
     """
 
     optimizer: str = "sgd"
@@ -230,17 +230,26 @@ Routine = Callable[[Client], Params | None]
 def train(client: Client) -> None:
     """Minimise the mean cross-entropy by mini-batch steps (FedAvg's ClientUpdate; McMahan et al., AISTATS 2017).
 
-    With ``sd_gamma`` the loss of a batch is the SD loss, cross-entropy plus ``gamma mean_i std_c(logits_i)``, where
+    With ``sd_gamma`` the loss of a batch is `sd_loss`.
+    """
+    for inputs, labels in client.batches():
+        client.step(sd_loss(client.model(inputs), labels, client.local.sd_gamma))
+
+
+def sd_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    """The SD loss ``mean_i CE_i + gamma mean_i std_c(logits_i)``, in nats; the mean cross-entropy for ``gamma=0``.
+
     ``std_c`` is the sample standard deviation over classes (C - 1 in the denominator). Models learned so change less
     and are easier to unlearn from (Thudi, Deza, Chandrasekaran and Papernot, "Unrolling SGD", EuroS&P 2022, arXiv
     2109.13398; their code divides by the number of classes too, so its gamma is C times as large).
+
+    Args:
+        logits: ``[n, classes]``.
+        labels: ``[n]``.
+        gamma: weight of the penalty, not negative.
     """
-    for inputs, labels in client.batches():
-        logits = client.model(inputs)
-        loss = nn.functional.cross_entropy(logits, labels)
-        if client.local.sd_gamma:
-            loss = loss + client.local.sd_gamma * logits.std(1).mean()
-        client.step(loss)
+    loss = nn.functional.cross_entropy(logits, labels)
+    return loss + gamma * logits.std(1).mean() if gamma else loss
 
 
 def gradient(client: Client) -> Params:

@@ -26,6 +26,7 @@ COSTS = (
     ("bytes_down", "bytes down", "B"),
     ("bytes_up", "bytes up", "B"),
     ("bytes_stored", "stored", "B"),
+    ("bytes_held", "held", "B"),
     ("seconds", "client seconds", "s"),
 )
 COMPARABLE = (

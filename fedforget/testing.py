@@ -42,10 +42,14 @@ class CountingGrid(InProcessGrid):
     def __init__(self, num_nodes: int, app: ClientApp = client_app.app) -> None:
         super().__init__(app, num_nodes)
         self.work: list[messages.Work] = []
+        self.sent: list[bytes] = []
 
     def _deliver(self, batch: list[Message]) -> None:
-        trains = [message for message in batch if message.metadata.message_type == messages.TRAIN]
-        self.work += [messages.unpack(message.content)[0] for message in trains]
+        for message in batch:
+            if message.metadata.message_type == messages.TRAIN:
+                work, vectors = messages.unpack(message.content)
+                self.work.append(work)
+                self.sent.append(b"".join(vectors[name].tobytes() for name in sorted(vectors)))
         super()._deliver(batch)
 
 
@@ -103,6 +107,7 @@ def serve(toy: Toy, strategy: UnlearningStrategy, request: UnlearningRequest) ->
     recording, final = toy.learn(strategy, cohort.targets)
     history = History(recording, toy.learning.rounds, final, card, frozenset(), cohort.targets)
     toy.grid.work.clear()
+    toy.grid.sent.clear()
     return list(strategy.serve(request, history, cohort)), cohort, final
 
 
@@ -145,9 +150,14 @@ def check_strategy(strategy_class: type[UnlearningStrategy], config: Any = None)
 
 
 def _check_ledger(what: str, toy: Toy, cohort: Cohort) -> None:
-    rounds = {(work.routine, work.round, work.split, tuple(work.options.items())) for work in toy.grid.work}
+    rounds, now, busy = 0, None, set()
+    for work, sent in zip(toy.grid.work, toy.grid.sent, strict=True):
+        mine = {(client, work.split) for client in work.clients}
+        if (work.round, sent) != now or busy & mine:  # it needs what came before, or asks somebody again
+            rounds, now, busy = rounds + 1, (work.round, sent), set()
+        busy |= mine
     asked = sum(len(work.clients) for work in toy.grid.work)
-    assert len(rounds) <= cohort.cost.rounds, f"{what}: {len(rounds)} rounds passed, {cohort.cost.rounds} were billed"
+    assert rounds == cohort.cost.rounds, f"{what}: {rounds} rounds passed, {cohort.cost.rounds} were billed"
     assert cohort.cost.bytes_down >= asked * 4 * toy.start.layout.size, f"{what}: bytes sent were not all billed"
     assert (asked == 0) == (cohort.cost.rounds == 0), (
         f"{what}: {asked} clients were asked in {cohort.cost.rounds} rounds"

@@ -99,9 +99,10 @@ class Tuned:
 
     @property
     def cost(self) -> Cost:
-        """The bill of all trials; what is stored serves all of them, so it counts once."""
-        total = sum((trial.outcome.cost for trial in self.trials), Cost())
-        return replace(total, bytes_stored=max(trial.outcome.cost.bytes_stored for trial in self.trials))
+        """The bill of all trials; what is stored serves all of them, and memory is free again, so both count once."""
+        costs = [trial.outcome.cost for trial in self.trials]
+        stored, held = max(cost.bytes_stored for cost in costs), max(cost.bytes_held for cost in costs)
+        return replace(sum(costs, Cost()), bytes_stored=stored, bytes_held=held)
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in self.best.drawn.items())

@@ -35,7 +35,7 @@ optimisers; one round repairs about half of that. Under Adam, the largest 20 % f
 they were, at a quarter of the storage: the claim for partial amnesiac unlearning. Random entries do harm first.
 Under SGD it is the other way round: random 20 % come closest to the retrained model. With IID clients no form comes
 closer to the retrained model than the original is by more than a twentieth. That full subtraction is mended by one
-epoch under Adam (published for one machine) does not carry over to federated rounds.
+epoch under Adam (published for one machine) does not carry over to federated rounds (2026-11-21).
 """
 
 from __future__ import annotations

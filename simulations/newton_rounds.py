@@ -15,8 +15,9 @@ reached after so many rounds (the gradient's round included), and what each clie
       1    stochastic, 0.2       17.6   33.1   43.8   69.0   90.7   98.9   99.9
       MB up, each client         0.02   0.03   0.03   0.06   0.10   0.19   0.36   full: 9.10
 
-(M = 1 of three; the other model and constants read alike.) Krylov is never below descent; it needs 4 rounds for 89 %,
-tuned descent 12, and the paper's step size more than 42. The one round of Hessians sends as much as 1067 of products.
+(M = 1 of three; the other model and constants read alike; 2026-11-21.) Krylov is never below descent; it needs 4 rounds
+for 89 %, tuned descent 12, and the paper's step size more than 42. The one round of Hessians sends as much as 1067 of
+products.
 """
 
 from __future__ import annotations

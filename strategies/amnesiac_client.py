@@ -1,7 +1,9 @@
 """Amnesiac unlearning at the client: take back the steps whose batches held what is forgotten.
 
 Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981. The client keeps the updates of
-its sensitive batches; when it must forget, it sends what they added to its models, and the server takes that back.
+its sensitive batches; when it must forget, it sends what they added to its models, and the server takes that back. Of
+a client that leaves, every batch is sensitive: the sum is all it ever sent, and this is `amnesiac` without a record of
+updates at the server.
 
 Symbols: w global weights; SB_c^t batches of client c in round t that hold forgotten examples; Delta_sb what the step on
 such a batch changed; p_c^t the client's share n_c / sum_k n_k of the round's cohort; T rounds; R repair rounds.
@@ -43,8 +45,6 @@ class AmnesiacClient(UnlearningStrategy):
         def __post_init__(self):
             if self.repair_rounds < 0:
                 raise ValueError(f"amnesiac_client.repair_rounds={self.repair_rounds} must not be negative")
-
-    scopes = frozenset({"sample", "class"})
 
     @property
     def card(self):

@@ -104,6 +104,7 @@ class CertifiedNewton(UnlearningStrategy):
                 break
             product = shifted(cohort.hvp, w, c.regularisation / n)
             s = 0.0 * w
+            cohort.hold(b, *[b] * c.iterations)  # the basis
             for s in krylov_cubic(product, residual / n, c.lipschitz, c.iterations, tolerance=0.1):
                 yield (w + s).float()
             w = (w + s).float().double()

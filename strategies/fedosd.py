@@ -12,7 +12,7 @@ rounds.
     post-training       a = w - w_T,  g_k <- g_k - (g_k . a / ||a||^2) a, at its old norm,  w <- w - eta_r mean g_k
 
 Deviations: gradients are over a client's whole data, one a round, as in the released code; the forgotten and the
-retained data's are two exchanges of one round. The pseudo-inverse cuts singular values below 1e-6 of the largest, in
+retained data's are two parts of one round. The pseudo-inverse cuts singular values below 1e-6 of the largest, in
 float64; the released code cuts at 1e-6 absolutely and keeps what it cuts, uninverted. A direction that the retained
 gradients leave nothing of is not taken. Published are R = R_r = 100, eta = 4e-4 and eta_r = 1e-6 on CIFAR-10; the
 defaults are for ten rounds [SPEC]. Requests for samples and classes are this project's generalisation.
@@ -62,13 +62,15 @@ class FedOSD(UnlearningStrategy):
         return Card(target_online=True)
 
     def unlearn(self, request, history, cohort):
-        """R rounds of two exchanges, then R_r rounds of one."""
+        """R rounds of two parts, then R_r rounds of one."""
         w = history.final
-        for _ in range(self.config.rounds):
-            g_u = equal_mean(cohort.train(w, cohort.targets, routine="strategies.fedosd:unlearning", split="forget"))
-            G = [reply.update for reply in cohort.train(w, cohort.retained, routine=GRADIENT)]
+        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
+            unlearn = {"routine": "strategies.fedosd:unlearning", "split": "forget", "round": t}
+            g_u = equal_mean(cohort.train(w, cohort.targets, **unlearn))
+            G = [reply.update for reply in cohort.train(w, cohort.retained, routine=GRADIENT, round=t)]
             w = w - self.config.lr * orthogonal(g_u, G)
             yield w
+        cohort.hold(history.final)
         for _ in range(self.config.post_rounds):
             replies = cohort.train(w, cohort.retained, routine=GRADIENT)
             g = [without(reply.update, w - history.final) for reply in replies]

@@ -80,6 +80,7 @@ class FedRecover(UnlearningStrategy):
             if exact and dW.norm() > 0:
                 for k, D in answers.items():
                     pairs[k] = [*pairs.get(k, []), (dW, D - history.update(t, k))][-o.buffer :]
+                cohort.hold(*(vector for mine in pairs.values() for pair in mine for vector in pair))
             Dh |= answers
             if Dh:
                 wh = wh + weighted_mean([Dh[k] for k in sorted(Dh)], [n[k] for k in sorted(Dh)])

@@ -76,18 +76,19 @@ class Influence(UnlearningStrategy):
     def unlearn(self, request, history, cohort):
         """One influence update."""
         c, decay = self.config, cohort.task.local.weight_decay
-        w = history.final.double()
+        w, t = history.final.double(), cohort.next_round
         G = -(cohort.gradient(w, split="forget") + decay * w) * examples(cohort)
         if c.order == 1:
             yield (w - c.tau * G).float()
             return
-        yield w.float()
         if c.solver == "explicit":
-            _, H = cohort.hessian(w)
+            _, H = cohort.hessian(w, round=t)  # part of the round that brought G: both are at w
             solutions = [damped_solve(H + decay * torch.eye(len(H)), G, c.damping)]
         else:
+            yield w.float()
             product = shifted(cohort.hvp, w, decay + c.damping)
             cg = c.solver == "cg"
+            cohort.hold(*[G] * (2 if cg else 1))  # cg's iterate and residual; lissa's b
             solutions = (
                 conjugate_gradient(product, G, c.iterations, c.tolerance)
                 if cg

@@ -57,6 +57,7 @@ class KrylovNewton(UnlearningStrategy):
         for _ in range(c.steps):
             g, s = cohort.gradient(w) + decay * w, 0.0 * w
             yield w.float()
+            cohort.hold(*[g] * c.products)  # the basis
             for s in krylov_cubic(shifted(cohort.hvp, w, decay), g, c.lipschitz, c.products, c.tolerance):
                 yield (w + s).float()
             w = w + s

@@ -7,7 +7,7 @@ Deviations: the papers were not read; the weighting and its default are recalled
 forgetting clients send the update of the negated loss, others their usual one, and the server adds the two means, which
 for one full-batch step of SGD is a step on the pooled objective. The weight 1 - beta scales the learning rate of the
 ascent, not its update: ascent with full steps diverges within a round, and a weight on the loss would mean nothing to
-Adam. The two halves of a round are two exchanges, on different data, so the ledger counts two rounds an aggregation.
+Adam.
 
 Symbols: w global weights; D_f, D_r forgotten and retained data; beta weight of the retained data; R rounds.
 

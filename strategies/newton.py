@@ -77,6 +77,7 @@ class Newton(UnlearningStrategy):
         g = cohort.gradient(w) + decay * w
         yield w
         product = shifted(cohort.hvp, w, decay + self.config.damping)
+        cohort.hold(g, g)  # the iterate and the residual
         for x in conjugate_gradient(product, g, self.config.iterations, self.config.tolerance):
             yield w - x
 

@@ -13,9 +13,9 @@ d/8 and 4 p d for the positions; none where the choice is random); or one runnin
 
 Deviations: the paper itself could not be read, only its abstract and summaries. It prunes the updates of single batches
 that hold the data; a server sees rounds. Which entries survive is not stated there: the largest in magnitude is this
-project's choice ([SPEC]; it is also what forgets with the least storage under Adam). Entries are chosen by D_c^t: the
-factor p_c^t does not change their order. Full updates may be recorded, so that several p share one trajectory: the
-history reads, and the bill counts, only what this method would have kept.
+project's choice ([SPEC]; it forgets with the least storage under Adam, simulations/amnesiac_optimiser.py, 2026-11-21).
+Entries are chosen by D_c^t: the factor p_c^t does not change their order. Full updates may be recorded, so that several
+p share one trajectory: the history reads, and the bill counts, only what this method would have kept.
 """
 
 from __future__ import annotations

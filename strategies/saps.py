@@ -65,6 +65,7 @@ class SharpnessAware(UnlearningStrategy):
     def unlearn(self, request, history, cohort):
         """Rounds for the diagonal (one, or P), then one for G."""
         w_o = history.final
+        cohort.hold(w_o)  # the diagonal
         if self.config.curvature == "fisher":
             H = cohort.fisher(w_o)
             yield w_o

@@ -6,10 +6,9 @@ Kurmanji, Triantafillou, Hayes and Triantafillou, "Towards Unbounded Machine Unl
 
 Deviations: federated form [SPEC]: the two steps of an epoch start from the same global model and end in one FedAvg
 aggregation, in which a client that forgets one part of its data and keeps another contributes the sum of its updates.
-They are two exchanges, on different data, so the ledger counts two rounds an epoch with ascent. That the rate drops
-after (not at) the named epochs is recalled [MEM]. The paper itself was not read. The public code's optimiser holds the
-teacher, so that its student never moves; here the student is what moves. In epoch 1 student and teacher are equal, so
-its max-step is zero.
+That the rate drops after (not at) the named epochs is recalled [MEM]. The paper itself was not read. The public code's
+optimiser holds the teacher, so that its student never moves; here the student is what moves. In epoch 1 student and
+teacher are equal, so its max-step is zero.
 
 Symbols: w student; w_o teacher, the original; p_w^T softmax of the logits over T; D_f, D_r forgotten and retained data.
 

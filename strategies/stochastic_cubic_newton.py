@@ -15,7 +15,7 @@ step takes 2 + N_in rounds. The batches are drawn at every client, B_g and B_h e
 (0, the default: all of them); the pooled batch therefore has equal numbers, but unequal weights, per client. The loss
 includes the recipe's weight decay. The protocol's "learning-rate decay 0.1" is left out: what it decays was not said.
 Five inner steps of 0.01 get 79 to 100 % of the model's greatest decrease only where the gradient is long against the
-curvature; on this project's models a quarter (simulations/newton_rounds.py; 2026-11-21).
+curvature (tests/test_solvers.py); on this project's models a quarter (simulations/newton_rounds.py; 2026-11-21).
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class StochasticCubicNewton(UnlearningStrategy):
             s = cauchy_step(g, H(g), M)
             yield (w + s).float()
             u = torch.randn(len(g.flat), generator=cohort.seeds.torch("perturbation", j), dtype=torch.float64)
+            cohort.hold(g)
             g = g + (c.perturbation / u.norm().item()) * Params(u, g.layout)
             for s in cubic_descent(H, g, s, M, c.eta, c.inner_steps):  # noqa: B020 (descent starts at the Cauchy step)
                 yield (w + s).float()

@@ -52,6 +52,7 @@ class Unrolling(UnlearningStrategy):
         """One round, at the initial weights."""
         local, w_0 = cohort.task.local, history.initial
         routine = "fedforget.routines:gradient"
+        cohort.hold(w_0)
         replies = cohort.train(w_0, cohort.targets, routine=routine, split="forget")
         w = w_0 if self.config.renormalise else history.final
         for t in range(1, history.rounds + 1):

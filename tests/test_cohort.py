@@ -107,6 +107,43 @@ def test_the_ledger_counts_what_passes(tmp_path):
     assert cohort.cost.bytes_down == cohort.cost.bytes_up == 2 * 4 * 650
 
 
+@pytest.mark.parametrize(
+    ("change", "rounds"),
+    [
+        ({}, 1),  # descent at those who stay and ascent at who leaves, from one model: they could be sent together
+        ({"round": 8}, 2),  # another number
+        ({"model": 2.0}, 2),  # another model may come from the first answers
+        ({"vectors": 2.0}, 2),  # so may another vector
+        ({"clients": (1, 2), "split": "retain"}, 2),  # client 1 is asked for the same again
+    ],
+)
+def test_what_could_be_sent_together_is_one_round(tmp_path, change, rounds):
+    toy = Toy(tmp_path)
+    cohort = toy.cohort(REQUESTS["sample"])
+    v = toy.start * 0.5
+    cohort.train(toy.start, (0, 1), round=7, vectors={"v": v})
+    second = {"clients": (2,), "split": "forget", "round": 7} | change
+    model, v = toy.start * second.pop("model", 1.0), v * second.pop("vectors", 1.0)
+    cohort.reduce(model, second.pop("clients"), vectors={"v": v}, **second)
+    asked = 2 + len(change.get("clients", (2,)))
+    assert cohort.cost.rounds == rounds and cohort.cost.bytes_down == asked * 2 * 4 * 650
+    # Two answers and v; in the same round the other answer (a sum) beside them.
+    assert cohort.held == (4 if rounds == 1 else 3) * 4 * 650
+
+
+def test_what_the_server_holds_is_the_peak_over_rounds(tmp_path):
+    toy = Toy(tmp_path)
+    cohort, d = toy.cohort(REQUESTS["client"]), 4 * 650
+    cohort.reduce(toy.start, (0, 1, 3))
+    assert cohort.held == d  # one sum
+    cohort.hold(toy.start, toy.start.double())  # kept aside from now on: d and 2 d
+    cohort.train(toy.start, (0, 1, 3))
+    assert cohort.held == 3 * d + 3 * d
+    cohort.hold()
+    cohort.train(toy.start, (0, 1, 3))
+    assert cohort.held == 6 * d
+
+
 def test_the_hessian_equals_the_pooled_one(tmp_path):
     toy, request = Toy(tmp_path, 2), REQUESTS["class"]
     w = toy.start.double()

@@ -266,6 +266,19 @@ def test_every_experiment_composes(name):
     assert "# Takes: " in (CONFIGS / "experiment" / f"{name}.yaml").read_text()
 
 
+@pytest.mark.parametrize("name", ["leaderboard_digits", "leaderboard_mnist"])
+def test_the_boards_compare_everything_that_serves_a_client(name):
+    """A new file in ``configs/strategy`` is a new row; the no-op and the oracle are there anyway."""
+    serving = []
+    for label in FILES["strategy"]:
+        with contextlib.suppress(ValueError):
+            compose("leaderboard_digits", f"strategies=[{label}]")
+            serving.append(label)
+    listed = [spec.label for spec in compose(name, DATA).strategies]
+    assert set(listed) == set(serving) - {"none", "retrain"} and len(set(listed)) == len(listed)
+    assert set(all_strategies()) <= {spec.name for spec in compose(name, DATA).strategies} | {"none", "retrain"}
+
+
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in FILES[group]])
 def test_every_group_file_composes(group, name):
     content = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from fedforget.messages import Task
-from fedforget.metrics.unrolling import sd_loss
 from fedforget.params import Params
-from fedforget.routines import Client, LocalConfig, train
+from fedforget.routines import Client, LocalConfig, sd_loss, train
 from fedforget.seeds import Seeds
 from fedforget.strategy import LearningConfig
 from fedforget.testing import Toy
@@ -42,14 +41,12 @@ def test_a_step_by_hand() -> None:
     assert float(worker.total_loss) == pytest.approx(math.log(1 + math.e**-2) + 3 * math.sqrt(2))
 
 
-def test_the_loss_is_that_of_the_metric_and_the_mean_over_examples() -> None:
-    generator = torch.Generator().manual_seed(0)
-    inputs, weights = torch.randn(8, 4, generator=generator), torch.randn(12, generator=generator)
-    labels = [0, 1, 2, 0, 1, 2, 0, 1]
-    worker = client(classifier(4, 3, *weights.tolist()), inputs.tolist(), labels, batch_size=8, sd_gamma=0.7)
-    train(worker)
-    expected = sd_loss(inputs @ weights.view(3, 4).T, torch.tensor(labels), 0.7)
-    assert float(worker.total_loss) == pytest.approx(float(expected))
+def test_the_loss_by_hand() -> None:
+    # Logits (0, 0): cross-entropy log 2, deviation 0. Logits (1, -1), label 0: log(1 + e^-2), deviation
+    # sqrt((1 + 1) / (2 - 1)) = sqrt 2. Mean over both, gamma = 3.
+    loss = sd_loss(torch.tensor([[0.0, 0.0], [1.0, -1.0]]), torch.tensor([1, 0]), gamma=3.0)
+    expected = (math.log(2) + math.log(1 + math.exp(-2))) / 2 + 3 * math.sqrt(2) / 2
+    assert loss.item() == pytest.approx(expected)
 
 
 def test_equal_logits_have_a_gradient() -> None:

@@ -1,12 +1,11 @@
 """How far an unlearned model is from the retrained one, and what SGD says about it beforehand.
 
-Source of all three: Thudi, Deza, Chandrasekaran and Papernot, "Unrolling SGD: Understanding Factors Influencing Machine
-Unlearning", EuroS&P 2022, arXiv 2109.13398, and its code (github.com/cleverhans-lab/unrolling-sgd).
+Source of both: Thudi, Deza, Chandrasekaran and Papernot, "Unrolling SGD: Understanding Factors Influencing Machine
+Unlearning", EuroS&P 2022, arXiv 2109.13398, and its code (github.com/cleverhans-lab/unrolling-sgd). Its loss, which
+keeps weights from moving far, is `fedforget.routines.sd_loss`.
 """
 
 from __future__ import annotations
-
-from torch import Tensor, nn
 
 from fedforget.params import Params
 
@@ -45,17 +44,3 @@ def unlearning_error(
         raise ValueError(f"sigma={sigma} must not be negative; it is a singular value")
     distance = (final.double() - initial.double()).norm()
     return lr**2 * distance / steps * (sigma**0.5 if square_root else sigma) * (steps**2 - steps) / 2
-
-
-def sd_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """``mean_i CE_i + gamma mean_i std_c(logits_i)``: cross-entropy that keeps logits, and so weights, from moving far.
-
-    The released code divides the sum of standard deviations by the batch times the classes, so its ``gamma`` is the
-    number of classes times this one. As there, the deviation over the classes has Bessel's correction.
-
-    Args:
-        logits: ``[n, classes]``.
-        labels: ``[n]``.
-        gamma: weight of the penalty, not negative.
-    """
-    return nn.functional.cross_entropy(logits, labels) + gamma * logits.std(1).mean()

@@ -15,6 +15,7 @@ from fedforget.request import UnlearningRequest
 from fedforget.routines import Client, LocalConfig
 from fedforget.seeds import Seeds
 from fedforget.testing import Toy, serve
+from strategies.amnesiac import Amnesiac
 from strategies.amnesiac_client import AmnesiacClient, sensitive_steps
 
 
@@ -75,6 +76,16 @@ def test_forgetting_all_samples_takes_back_all_updates(tmp_path: Path) -> None:
     torch.testing.assert_close(models[-1].flat, expected.flat, rtol=0, atol=1e-6)
 
 
+def test_a_client_that_leaves_takes_back_what_amnesiac_subtracts(tmp_path: Path) -> None:
+    """All its batches are sensitive; the server has no updates, and the client repeats what they were."""
+    one = toy(tmp_path)
+    request = UnlearningRequest("client", (2,))
+    models, cohort, _ = serve(one, AmnesiacClient(), request)
+    (expected,), _, final = serve(one, Amnesiac(), request)
+    torch.testing.assert_close(models[-1].flat, expected.flat, rtol=0, atol=1e-6)
+    assert (models[-1] - final).norm() > 0.01 and cohort.contacted == {2}
+
+
 def test_the_bill_is_that_of_recomputing(tmp_path: Path) -> None:
     one = toy(tmp_path)
     _, cohort, final = serve(one, AmnesiacClient(), UnlearningRequest("sample", ((2, 0),)))
@@ -98,7 +109,7 @@ def test_one_sample_takes_its_batches_only(tmp_path: Path, batch_size: int) -> N
 
 
 def test_what_it_assumes() -> None:
-    assert AmnesiacClient.scopes == {"sample", "class"}
+    assert AmnesiacClient.scopes == {"client", "sample", "class"}
     assert AmnesiacClient().card == Card(records="globals", target_online=True)
     with pytest.raises(ValueError, match="amnesiac_client.repair_rounds=-1 must not be negative"):
         AmnesiacClient.Config(repair_rounds=-1)

@@ -2,7 +2,9 @@
 
 The toy federation has K = 6 clients, all asked in each of T = 4 rounds, and a model of d = 650 numbers: 64 x 10 weights
 and 10 biases. Client 2 leaves (f = 1 client), r = 5 stay. All is counted in float32 numbers; a method that works in
-float64 sends two for each. The server's own copy of the model is nobody's bill.
+float64 sends two for each. The server's own copy of the model is nobody's bill; what it holds beside it while it
+unlearns is: in the widest round, the vectors sent along and the answers, and what it keeps meanwhile. A sum over
+clients is one answer; nodes add float32 alone, so clients' float64 vectors are all answers.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ class Bill:
     """What a method should cost.
 
     Args:
-        rounds: exchanges after learning.
+        rounds: rounds after learning.
         up: numbers that clients send in all of them.
         down: numbers that clients are sent.
         asked: the clients.
         stored: numbers that the server keeps from learning on.
+        held: numbers that the server holds at most while it unlearns.
     """
 
     rounds: float
@@ -39,6 +42,7 @@ class Bill:
     down: float
     asked: set[int]
     stored: float = 0
+    held: float = d
 
 
 def kept(p: float) -> int:
@@ -53,17 +57,21 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
     "truncated retrain": ("truncated_retrain", {"share": 0.5}, Bill(2, 2 * r * d, 2 * r * d, RETAINED)),
     "fine-tuning": ("finetune", {"rounds": 3}, Bill(3, 3 * r * d, 3 * r * d, RETAINED)),
     # Amnesiac: every update of everybody, or one running sum each; nobody is asked. A repair is fine-tuning.
-    "amnesiac": ("amnesiac", {}, Bill(0, 0, 0, NOBODY, K * T * d)),
+    "amnesiac": ("amnesiac", {}, Bill(0, 0, 0, NOBODY, K * T * d, 0)),
     "amnesiac, repaired": ("amnesiac", {"repair_rounds": 2}, Bill(2, 2 * r * d, 2 * r * d, RETAINED, K * T * d)),
-    "amnesiac, sums": ("partial_amnesiac", {"keep": 1.0, "storage": "sum"}, Bill(0, 0, 0, NOBODY, K * d)),
+    "amnesiac, sums": ("partial_amnesiac", {"keep": 1.0, "storage": "sum"}, Bill(0, 0, 0, NOBODY, K * d, 0)),
     # Partial amnesiac: p d values with p d indices of 32 bits, the values and a bitmap where that is shorter (beyond p
     # = 1/32), or the values alone where the choice is random.
-    "partial amnesiac, 2%": ("partial_amnesiac", {"keep": 0.02}, Bill(0, 0, 0, NOBODY, K * T * 2 * kept(0.02))),
-    "partial amnesiac, 20%": ("partial_amnesiac", {"keep": 0.2}, Bill(0, 0, 0, NOBODY, K * T * (kept(0.2) + BITMAP))),
+    "partial amnesiac, 2%": ("partial_amnesiac", {"keep": 0.02}, Bill(0, 0, 0, NOBODY, K * T * 2 * kept(0.02), 0)),
+    "partial amnesiac, 20%": (
+        "partial_amnesiac",
+        {"keep": 0.2},
+        Bill(0, 0, 0, NOBODY, K * T * (kept(0.2) + BITMAP), 0),
+    ),
     "partial amnesiac, random": (
         "partial_amnesiac",
         {"keep": 0.05, "select": "random"},
-        Bill(0, 0, 0, NOBODY, K * T * kept(0.05)),
+        Bill(0, 0, 0, NOBODY, K * T * kept(0.05), 0),
     ),
     # Partial updates: p d values and a bitmap of their places, as the mask is fixed within a round.
     "partial label-flipping": (
@@ -79,63 +87,72 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
     "partial ascent": (  # w and w_o go down
         "partial_ascent",
         {"restraint": "origin", "rounds": 2, "density": 0.1},
-        Bill(2, 2 * f * (kept(0.1) + BITMAP), 2 * f * 2 * d, FORGETTING),
+        Bill(2, 2 * f * (kept(0.1) + BITMAP), 2 * f * 2 * d, FORGETTING, held=2 * d),
     ),
     "RBM": ("retention_mask", {"rounds": 3}, Bill(1 + 3, (1 + 3) * r * d, (1 + 3) * r * d, RETAINED)),
-    # The two steps of an epoch are two exchanges; SCRUB's teacher goes down beside the student.
+    # The two steps of an epoch start from one model, so they are parts of one round; SCRUB's teacher goes down beside
+    # the student, and its clients answer one by one, because some answer in both parts.
     "SCRUB": (
         "scrub",
         {"rounds": 3, "max_rounds": 2},
-        Bill(3 + 2, (3 * r + 2 * f) * d, 2 * (3 * r + 2 * f) * d, ALL),
+        Bill(3, (3 * r + 2 * f) * d, 2 * (3 * r + 2 * f) * d, ALL, held=(1 + r + f) * d),
     ),
-    "NegGrad": ("neggrad", {"rounds": 3}, Bill(2 * 3, 3 * K * d, 3 * K * d, ALL)),
-    "discriminative": ("discriminative", {"rounds": 3}, Bill(2 * 3, 3 * K * d, 3 * K * d, ALL)),
+    "NegGrad": ("neggrad", {"rounds": 3}, Bill(3, 3 * K * d, 3 * K * d, ALL, held=2 * d)),
+    "discriminative": ("discriminative", {"rounds": 3}, Bill(3, 3 * K * d, 3 * K * d, ALL, held=2 * d)),
     "L1-sparse": ("l1_sparse", {"rounds": 3}, Bill(3, 3 * r * d, 3 * r * d, RETAINED)),
-    # SCureNewton: N_out (2 + N_in) rounds in float64; products take the model and a vector, gradients the model.
+    # SCureNewton: N_out (2 + N_in) rounds in float64; products take the model and a vector, gradients the model. The
+    # server holds g, v and the answers H_k v.
     "SCureNewton": (
         "stochastic_cubic_newton",
         {"steps": 2, "inner_steps": 3},
-        Bill(2 * (2 + 3), 2 * (2 + 3) * r * 2 * d, 2 * (1 + 2 * (1 + 3)) * r * 2 * d, RETAINED),
+        Bill(2 * (2 + 3), 2 * (2 + 3) * r * 2 * d, 2 * (1 + 2 * (1 + 3)) * r * 2 * d, RETAINED, held=(2 + r) * 2 * d),
     ),
-    "CureNewton": ("cubic_newton", {}, Bill(1, r * 2 * (d**2 + d), r * 2 * d, RETAINED)),
+    "CureNewton": ("cubic_newton", {}, Bill(1, r * 2 * (d**2 + d), r * 2 * d, RETAINED, held=r * 2 * (d**2 + d))),
     # FedAF: one round of Fisher diagonals, then w, w_o and F go down to the forgetting clients alone.
-    "FedAF": ("fedaf", {"rounds": 2}, Bill(1 + 2, (r + 2 * f) * d, (r + 2 * f * 3) * d, ALL)),
-    # PGU: in_l^2 numbers of each retained client, then d up, and d + in_l k down (k columns of U).
+    "FedAF": ("fedaf", {"rounds": 2}, Bill(1 + 2, (r + 2 * f) * d, (r + 2 * f * 3) * d, ALL, held=3 * d)),
+    # PGU: in_l^2 numbers of each retained client, then d up, and d + in_l k down (k columns of U). Features come
+    # one by one, and are the most that is held.
     "PGU": (
         "projected_gradient",
         {"rounds": 2, "rank": 7},
-        Bill(1 + 2, r * 64**2 + 2 * f * d, r * d + 2 * f * (d + 64 * 7), ALL),
+        Bill(1 + 2, r * 64**2 + 2 * f * d, r * d + 2 * f * (d + 64 * 7), ALL, held=r * 64**2),
     ),
-    # One gradient of the owner; a server that keeps K d numbers from the first round would need no round.
-    "single gradient": ("unrolling", {}, Bill(1, f * d, f * d, FORGETTING)),
-    # Influence: G from the owners in float64, then the Hessian once, or the products.
-    "first order": ("influence", {"order": 1}, Bill(1, f * 2 * d, f * 2 * d, FORGETTING)),
+    # One gradient of the owner; a server that keeps K d numbers from the first round would need no round. It holds
+    # the gradient and the initial model.
+    "single gradient": ("unrolling", {}, Bill(1, f * d, f * d, FORGETTING, held=2 * d)),
+    # Influence: G from the owners in float64, and the Hessian in the same round, or then the products, for which the
+    # server holds v, the answers H_k v, the iterate and the residual.
+    "first order": ("influence", {"order": 1}, Bill(1, f * 2 * d, f * 2 * d, FORGETTING, held=2 * d)),
     "second order": (
         "influence",
         {"solver": "explicit"},
-        Bill(1 + 1, 2 * (f * d + r * (d**2 + d)), 2 * (f + r) * d, ALL),
+        Bill(1, 2 * (f * d + r * (d**2 + d)), 2 * (f + r) * d, ALL, held=2 * (f * d + r * (d**2 + d))),
     ),
     "second order, CG": (
         "influence",
         {"iterations": 3, "tolerance": 0.0},
-        Bill(1 + 3, 2 * (f + 3 * r) * d, 2 * (f + 3 * r * 2) * d, ALL),
+        Bill(1 + 3, 2 * (f + 3 * r) * d, 2 * (f + 3 * r * 2) * d, ALL, held=(3 + r) * 2 * d),
     ),
     # SAPS: the diagonal from all, then G from the owners, whole (q d if they were told which).
-    "SAPS": ("saps", {}, Bill(2, (r + f) * d, (r + f) * d, ALL)),
-    "SAPS, probes": ("saps", {"curvature": "hutchinson", "probes": 3}, Bill(4, (3 * r + f) * d, (6 * r + f) * d, ALL)),
+    "SAPS": ("saps", {}, Bill(2, (r + f) * d, (r + f) * d, ALL, held=2 * d)),
+    "SAPS, probes": (
+        "saps",
+        {"curvature": "hutchinson", "probes": 3},
+        Bill(4, (3 * r + f) * d, (6 * r + f) * d, ALL, held=3 * d),
+    ),
     # PBU: F, then w, w_o and the stiffness of the well go down.
-    "PBU": ("pbu", {"rounds": 2}, Bill(1 + 2, 3 * f * d, (1 + 2 * 3) * f * d, FORGETTING)),
+    "PBU": ("pbu", {"rounds": 2}, Bill(1 + 2, 3 * f * d, (1 + 2 * 3) * f * d, FORGETTING, held=3 * d)),
     # Of Part I, those whose bill has a formula.
     "FedEraser": (  # every second of T rounds, with half of the local steps
         "federaser",
         {"interval": 2},
-        Bill(1, r * d, r * d, RETAINED, (1 + 2) * d + 2 * K * d),
+        Bill(1, r * d, r * d, RETAINED, (1 + 2) * d + 2 * K * d, r * d),
     ),
-    "FedRecovery": ("fedrecovery", {}, Bill(0, 0, 0, NOBODY, (1 + T) * d + K * T * d)),
-    "FedOSD": (
+    "FedRecovery": ("fedrecovery", {}, Bill(0, 0, 0, NOBODY, (1 + T) * d + K * T * d, 0)),
+    "FedOSD": (  # all gradients; in post-training those of the retained and the model before
         "fedosd",
         {"rounds": 2, "post_rounds": 3},
-        Bill(2 * 2 + 3, (2 * K + 3 * r) * d, (2 * K + 3 * r) * d, ALL),
+        Bill(2 + 3, (2 * K + 3 * r) * d, (2 * K + 3 * r) * d, ALL, held=K * d),
     ),
 }
 
@@ -152,5 +169,6 @@ def test_the_bill_is_that_of_the_formula(tmp_path: Path, method: str) -> None:
         pass
     assert toy.start.layout.size == d and cohort.federation.clients == tuple(sorted(ALL))
     cost = cohort.cost
-    found = Bill(cost.rounds, cost.bytes_up / 4, cost.bytes_down / 4, cohort.contacted, history.bytes_stored() / 4)
+    stored, held = history.bytes_stored() / 4, cohort.held / 4
+    found = Bill(cost.rounds, cost.bytes_up / 4, cost.bytes_down / 4, cohort.contacted, stored, held)
     assert found == expected

@@ -115,11 +115,11 @@ def test_the_loss_on_forgotten_data_rises_with_alpha(tmp_path: Path, form: str) 
 
 
 def test_what_it_costs(tmp_path: Path) -> None:
-    # Each of 3 aggregations: d floats from 5 retained clients and from the target, in two exchanges.
+    # Each of 3 aggregations: d floats from 5 retained clients and from the target, in one round of two parts.
     strategy = Discriminative(Discriminative.Config(rounds=3), LEARNING)
     made, cohort, w_o = serve(toy(tmp_path), strategy, REQUESTS["client"])
     assert len(made) == 3
-    assert (cohort.cost.rounds, cohort.cost.bytes_up) == (6, 4 * len(w_o.flat) * 3 * (5 + 1))
+    assert (cohort.cost.rounds, cohort.cost.bytes_up) == (3, 4 * len(w_o.flat) * 3 * (5 + 1))
 
 
 def test_what_it_assumes() -> None:

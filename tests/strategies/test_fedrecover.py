@@ -73,6 +73,10 @@ class Quadratic:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, list[int]]] = []
+        self.held: list[int] = []
+
+    def hold(self, *vectors: Params) -> None:
+        self.held.append(len(vectors))
 
     def train(self, model: Params, clients: Iterable[int], *, round: int) -> Replies:
         self.asked.append((round, sorted(clients)))
@@ -95,6 +99,8 @@ def test_estimates_are_exact_where_curvature_is_constant(tmp_path: Path) -> None
     assert [w.flat.item() for w in models] == pytest.approx([1.5 + 2.5 * 0.75**t for t in range(1, 21)], rel=1e-5)
     # T_w = 4, every T_c = 5 after it, T_f = 2: it is not another name for retraining.
     assert cohort.asked == [(t, [1, 2]) for t in (1, 2, 3, 4, 9, 14, 19, 20)]
+    # In the exact rounds but the first: s = 2 pairs at most, of two vectors each, for both clients.
+    assert cohort.held == [4, *[8] * 6]
 
 
 def test_the_threshold_by_hand(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""SGA with EWC: a step by hand, the cap on the penalty, and who takes part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fedforget.exchange import Card
+from fedforget.params import Params
+from fedforget.routines import Client, LocalConfig
+from fedforget.seeds import Seeds
+from fedforget.testing import REQUESTS, Toy, serve
+from strategies.sga_ewc import ElasticAscent, ascend
+
+
+def test_a_step_by_hand() -> None:
+    # At W = 0, x = 1, label 0 the cross-entropy has the gradient (-1/2, 1/2), so ascent adds it: (-1/2, 1/2). The
+    # penalty with w_o = (1, -1) and lambda F / 2 = (1/4, 1/8) has 2 * (1/4, 1/8) * (0 - 1, 0 + 1) = (-1/2, 1/4), which
+    # descent takes away: (1/2, -1/4). eta = 1.
+    module = nn.Linear(1, 2, bias=False)
+    nn.init.zeros_(module.weight)
+    layout = Params.from_module(module).layout
+    vectors = {
+        "w_o": Params(torch.tensor([1.0, -1.0]), layout),
+        "hold": Params(torch.tensor([0.25, 0.125]), layout),
+    }
+    inputs, labels, local = torch.ones(1, 1), torch.tensor([0]), LocalConfig(lr=1.0)
+    ascend(Client(0, 1, module, inputs, labels, torch.tensor([0]), 1, local, Seeds(0), vectors=vectors))
+    assert module.weight.flatten().tolist() == [0.0, 0.25]
+
+
+def unlearn(folder: Path, scope: str, **fields: Any) -> tuple[list[Params], Any, Params, Toy]:
+    toy = Toy(folder)
+    models, cohort, final = serve(toy, ElasticAscent(ElasticAscent.Config(**fields), toy.learning), REQUESTS[scope])
+    return models, cohort, final, toy
+
+
+@pytest.mark.parametrize("scope", sorted(REQUESTS))
+def test_the_bill(tmp_path: Path, scope: str) -> None:
+    # A round for F, two of ascent with w, w_o and the penalty down, three of recovery.
+    models, cohort, final, toy = unlearn(tmp_path, scope, unlearning_rounds=2, rounds=3)
+    assert len(models) == cohort.cost.rounds == 6 and models[0].equals(final)
+    ascents = {client for work in toy.grid.work if work.split == "forget" for client in work.clients}
+    assert ascents == set(cohort.targets)
+    d = 4 * final.layout.size
+    others = sum(len(work.clients) for work in toy.grid.work if work.split == "retain")
+    assert cohort.cost.bytes_down == (others + 2 * 3 * len(cohort.targets)) * d
+
+
+def test_a_stiffer_penalty_keeps_the_model_nearer_and_never_diverges(tmp_path: Path) -> None:
+    moved = []
+    for penalty in (0.0, 1.0, 100.0, 1e9):
+        models, _, final, _ = unlearn(tmp_path, "client", penalty=penalty, lr=0.1, epochs=10, rounds=0)
+        moved.append((models[-1] - final).norm())
+    assert moved[0] > moved[1] > moved[2] > moved[3] > 0
+
+
+def test_ascent_raises_the_loss_on_what_is_forgotten(tmp_path: Path) -> None:
+    models, cohort, final, _ = unlearn(tmp_path, "class", lr=0.1, rounds=0)
+    losses = []
+    for model in (final, models[-1]):
+        logits, labels, *_ = cohort.evaluate(model, {"forget": 500})["forget"]
+        losses.append(nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item())
+    assert losses[1] > losses[0] + 0.1
+
+
+def test_what_it_assumes() -> None:
+    assert ElasticAscent().card == Card(target_online=True) and ElasticAscent.scopes == {"client", "sample", "class"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"penalty": -1.0}, "sga_ewc.penalty=-1.0 must not be negative"),
+        ({"lr": 0.0}, "sga_ewc.lr=0.0 must be positive"),
+        ({"unlearning_rounds": 0}, "sga_ewc.unlearning_rounds=0 must be at least 1"),
+        ({"epochs": 0}, "sga_ewc.epochs=0 must be at least 1"),
+        ({"rounds": -1}, "sga_ewc.rounds=-1 must be at least 0"),
+    ],
+)
+def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ElasticAscent.Config(**fields)
