@@ -173,7 +173,7 @@ def test_absolute_paths_resolves_folders_and_leaves_the_rest(tmp_path):
         ("local.batch_size=0", "local.batch_size is 0, but must be at least 1"),
         ("history.keep=0", "history.keep is 0.0, but must be in (0, 1]"),
         ("engine.workers=-1", "engine.workers is -1, but must be at least 0"),
-        ("engine.gpus_per_worker=-1", "engine.gpus_per_worker is -1.0, but must be at least 0"),
+        ("engine.gpus_per_worker=-1", "engine.gpus_per_worker is -1.0, but must be in [0, 1]"),
         ("engine.nodes=-1", "engine.nodes is -1, but must be at least 0"),
         ("engine.trajectories=-1", "engine.trajectories is -1, but must be at least 0"),
         ("partition.holdout=1", "partition.holdout=1.0 must be at least 0 and below 1"),
