@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from flwr.app import Message
 from fedforget import engine, messages
 from fedforget.client_app import app
 from fedforget.cohort import Cohort, describe
+from fedforget.config import compose
 from fedforget.data import DataConfig
 from fedforget.data.partition import PartitionConfig
+from fedforget.experiment import Experiment
 from fedforget.grid import InProcessGrid
 from fedforget.messages import Task
 from fedforget.models import ModelConfig, initial, names
@@ -156,16 +159,13 @@ def test_precisions_on_cuda(precision: str) -> None:
         assert (one.update - other.update).norm() <= bound * other.update.norm()
 
 
-def test_the_address_of_a_trajectory_says_how_it_was_computed(run_small) -> None:
-    keys = {}
-    for overrides in (
-        "",
-        "engine.mode=stacked",
-        "engine.mode=sequential",
-        "engine.mode=vmap",
-        "engine.precision=bfloat16",
-    ):
-        experiment, _ = run_small(f"strategies=[] learning.rounds=1 {overrides}")
-        keys[overrides] = experiment._trajectory_key(0)
-    assert keys[""] == keys["engine.mode=stacked"]  # which is what auto means for this network
-    assert len(set(keys.values())) == 4
+def test_the_address_of_a_trajectory_says_how_it_was_computed(tmp_path: Path) -> None:
+    def address(overrides: str) -> str:
+        config = compose("quickstart", f"model=mlp partition.clients=4 engine.device=cpu {overrides}")
+        experiment = Experiment(config, InProcessGrid(app), tmp_path)
+        experiment.federation = describe(experiment.grid, experiment.task)
+        return experiment._trajectory_key(0)
+
+    others = ("engine.mode=sequential", "engine.mode=vmap", "engine.precision=bfloat16")
+    assert address("") == address("engine.mode=stacked")  # which is what auto means for this network
+    assert len({address(overrides) for overrides in ("", *others)}) == 4
