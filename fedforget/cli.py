@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
     if experiment.endswith((".yaml", ".yml")):
         experiment = str(Path(experiment).resolve())
     config = compose(experiment, overrides)
-    device_of(config.engine.device)
+    device_of(config.engine.device, config.engine.precision)
     output = (options.output_dir or default_output()).expanduser().resolve()
     Store(output / "store")
 

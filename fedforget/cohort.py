@@ -33,7 +33,7 @@ from fedforget.routines import hessian_layout
 from fedforget.seeds import Seeds
 
 TRAIN_ROUTINE = "fedforget.routines:train"
-GROUP = 12  # clients in a stack: more no longer fit a core's cache
+GROUP = {"cpu": 12, "cuda": 32}  # most clients in a group: more no longer fit a core's cache; on a GPU not measured
 LATE = "did not answer in time"
 TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
 
@@ -116,13 +116,18 @@ class Federation:
         hosts: the clients that each node hosts, by node id.
         num_train: size of each client's training split, by client id.
         class_counts: examples of each class in that split, by client id.
-        about: what the first node says of data and devices.
+        about: what the first node says of data and devices; all nodes have the same data and type of device.
     """
 
     hosts: Mapping[int, frozenset[int]]
     num_train: Mapping[int, int]
     class_counts: Mapping[int, Sequence[int]]
     about: Mapping[str, Any]
+
+    @property
+    def device(self) -> str:
+        """Type of the device of all nodes: ``cpu`` or ``cuda``."""
+        return _device_type(self.about)
 
     @property
     def clients(self) -> tuple[int, ...]:
@@ -138,11 +143,16 @@ class Federation:
         return len(request.positions(client))
 
 
+def _device_type(about: Mapping[str, Any]) -> str:
+    return about["device"].partition(":")[0]
+
+
 def describe(grid: Grid, task: Task, timeout: float = 600.0) -> Federation:
     """Ask every node which clients it hosts.
 
     Raises:
-        ValueError: if a node does not answer, cannot load the data, or disagrees with another about it.
+        ValueError: if a node does not answer, cannot load the data, or has other data or another type of device than
+            the rest.
     """
     nodes = sorted(grid.get_node_ids())
     content = messages.pack(Work(task.to_json(), Seeds(task.data.seed)))
@@ -163,6 +173,11 @@ def describe(grid: Grid, task: Task, timeout: float = 600.0) -> Federation:
             raise ValueError(node_about["error"])
         if about and node_about["data"] != about["data"]:
             raise ValueError("two SuperNodes hold different data for the same task; give them the same files")
+        if about and _device_type(node_about) != _device_type(about):
+            raise ValueError(
+                f"SuperNodes compute on {_device_type(about)} and on {_device_type(node_about)}, so that the numbers "
+                "would depend on who answers; set engine.device=cpu"
+            )
         about = about or node_about
         hosts[node] = frozenset(map(int, report))
         num_train.update({int(client): entry["num_train"] for client, entry in report.items()})
@@ -592,13 +607,15 @@ class Cohort(Grid):
         """The clients asked, cut into groups that are trained together, largest clients first.
 
         The rule looks at the clients alone, never at nodes, so that numbers do not depend on nodes: an even number of
-        nearly equal groups of at most `GROUP` clients of similar size (groups of one where clients are not stacked).
+        nearly equal groups of at most `GROUP` clients of similar size (of one where clients are trained one by one).
         """
         ranked = sorted(work.clients, key=lambda client: (-self.federation.num_train[client], client))
         everywhere = all(len(hosted) == len(self.federation.clients) for hosted in self.federation.hosts.values())
-        if not (self.task.stacks and work.routine == TRAIN_ROUTINE and everywhere):
+        device = self.federation.device
+        grouped = self.task.engine(device) != "sequential" and work.routine == TRAIN_ROUTINE
+        if not (grouped and everywhere):
             return [(client,) for client in ranked]
-        number = min(len(ranked), 2 * -(-len(ranked) // (2 * GROUP)))
+        number = min(len(ranked), 2 * -(-len(ranked) // (2 * GROUP[device])))
         return [tuple(part.tolist()) for part in np.array_split(ranked, number) if len(part)] if number else []
 
     def _schedule(

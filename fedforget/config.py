@@ -49,7 +49,8 @@ _CHOICES = {
     "history.select": ("top", "random", "bottom"),
     "tuning.goal": tuple(GOALS),
     "engine.transport": ("auto", "ray", "flower"),
-    "engine.mode": ("auto", "sequential", "stacked"),
+    "engine.mode": ("auto", "sequential", "stacked", "vmap"),
+    "engine.precision": ("float32", "tf32", "bfloat16"),
     "engine.device": ("auto", "cpu", "cuda"),
 }
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -69,7 +70,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "tuning.trials": ("at least 0", lambda x: x >= 0),
     "tuning.trade_off": ("in [0, 1]", lambda x: 0 <= x <= 1),
     "engine.workers": ("at least 0", lambda x: x >= 0),
-    "engine.gpus_per_worker": ("at least 0", lambda x: x >= 0),
+    "engine.gpus_per_worker": ("in [0, 1]", lambda x: 0 <= x <= 1),
     "engine.nodes": ("at least 0", lambda x: x >= 0),
     "engine.trajectories": ("at least 0", lambda x: x >= 0),
 }

@@ -2,7 +2,8 @@
 
 A process builds the data and the network of a task once and keeps them. On one intra-op thread, clients are trained one
 after another (convolutional nets channels-last, which a CPU's convolutions and pooling are faster in), or, where the
-cohort asks for groups, several at once (stacked.py). Neither depends on how clients are spread over processes.
+cohort asks for groups, several at once (stacked.py, vmapped.py). Neither depends on how clients are spread over
+processes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedforget import data, models, routines, stacked
+from fedforget import data, models, routines, stacked, vmapped
 from fedforget.messages import GRID, POOL, SPHERE, TEST, Task, Work
 from fedforget.metrics import regions
 from fedforget.params import Layout, Params, add_exactly, can_add_exactly
@@ -40,7 +41,7 @@ class Workbench:
         test_inputs: the global test set on the device.
         model: the network on the device; its parameters are overwritten by each client.
         layout: how a flat vector divides into the network's parameters.
-        local: how a client trains.
+        task: what it was built for.
     """
 
     data: data.FederatedData
@@ -49,7 +50,7 @@ class Workbench:
     test_inputs: Tensor
     model: nn.Module
     layout: Layout
-    local: routines.LocalConfig
+    task: Task
 
     @cached_property
     def radius(self) -> float:
@@ -58,22 +59,25 @@ class Workbench:
         return RADIUS * regions.typical_distance(self.data.test_inputs[some])
 
 
-def device_of(name: str) -> torch.device:
+def device_of(name: str, precision: str = "float32") -> torch.device:
     """The device called ``name``.
 
     Raises:
-        ValueError: if it is ``cuda`` and there is no such device.
+        ValueError: if it is ``cuda`` and there is no such device, or does not multiply in the precision asked.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("engine.device=cuda, but this process sees no CUDA device; use engine.device=cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError("engine.precision=tf32 needs a CUDA device, not cpu; use engine.precision=float32 or bfloat16")
+    return device
 
 
 @lru_cache(maxsize=2)
 def workbench(task_json: str) -> Workbench:
     """The workbench of a task, built once a process."""
     task = Task.from_json(task_json)
-    device = device_of(task.device)
+    device = device_of(task.device, task.precision)
     federated = data.load(task.data)
     model = models.build(task.model, federated.input_shape, federated.num_classes).to(device)
     inputs, test_inputs = federated.inputs.to(device), federated.test_inputs.to(device)
@@ -81,7 +85,7 @@ def workbench(task_json: str) -> Workbench:
         model = model.to(memory_format=torch.channels_last)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         test_inputs = test_inputs.contiguous(memory_format=torch.channels_last)
-    return Workbench(federated, inputs, federated.labels.to(device), test_inputs, model, Layout.of(model), task.local)
+    return Workbench(federated, inputs, federated.labels.to(device), test_inputs, model, Layout.of(model), task)
 
 
 def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray], dict[str, dict]]:
@@ -95,6 +99,7 @@ def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray
     """
     bench = _bench(work)
     routine = routines.find(work.routine)
+    _multiply_in(_precision(bench, work))
     params = {name: _received(vector, bench.layout) for name, vector in vectors.items()}
     arrays: dict[str, NDArray] = {}
     reports: dict[str, dict] = {}
@@ -138,7 +143,10 @@ def _train_group(
     states = {client: _client(bench, work, params, client) for client in group}
     working = {client: state for client, state in states.items() if state is not None}
     if len(group) > 1 and working:
-        updates = stacked.train(list(working.values()), sent.flat.to(bench.labels.device))
+        model = next(iter(working.values())).model
+        as_asked = bench.task.engine(bench.labels.device.type)
+        stack = vmapped.VmapStack(model) if as_asked == "vmap" else stacked.LinearStack(model)
+        updates = stacked.train(list(working.values()), sent.flat.to(bench.labels.device), stack)
         replies = {client: Params(u.cpu(), sent.layout) for client, u in zip(working, updates, strict=True)}
     else:
         replies = {}
@@ -190,11 +198,12 @@ def _client(bench: Workbench, work: Work, params: Mapping[str, Params], client: 
         labels=bench.labels[index],
         places=places,
         capacity=max(len(whole), len(mine)),
-        local=bench.local,
+        local=bench.task.local,
         seeds=work.seeds.child("client", client, work.round),
         options=work.options,
         vectors={name: vector for name, vector in params.items() if name != "model"},
         forgotten=torch.isin(mine, named).to(bench.labels.device),
+        bfloat16=_precision(bench, work) == "bfloat16",
     ).with_recipe()
 
 
@@ -213,6 +222,7 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
         a report by part.
     """
     bench = _bench(work)
+    _multiply_in("float32")
     Params(torch.tensor(model), bench.layout).copy_to(bench.model)
     given: list[Tensor] = []
     last = [module for module in bench.model.modules() if isinstance(module, nn.Linear)][-1]
@@ -305,4 +315,17 @@ def _bench(work: Work) -> Workbench:
     # Two processes with one thread each beat one process with two, and one thread makes sums reproducible.
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic = True
     return workbench(work.task)
+
+
+def _precision(bench: Workbench, work: Work) -> str:
+    """What networks multiply in: as asked in the shared training; in other routines, whose formulas vary, float32."""
+    return bench.task.precision if routines.find(work.routine) is routines.train else "float32"
+
+
+def _multiply_in(precision: str) -> None:
+    """How CUDA multiplies float32 matrices from here on; torch itself would use TF32 in convolutions."""
+    products = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = products
+    torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]

@@ -105,7 +105,9 @@ class Experiment:
         self.folder = output / "runs" / f"{config.experiment}-{digest(configuration.to_dict(config))[:8]}"
         make_folder(self.folder)
         data = DataConfig(config.task, config.partition, config.corruption, config.seed)
-        self.task = Task(data, config.model, config.local, config.engine.device, config.engine.mode)
+        self.task = Task(
+            data, config.model, config.local, config.engine.device, config.engine.mode, config.engine.precision
+        )
         self.grid = choose(grid, config.engine)
         self._stop = threading.Event()
         self._failed: dict[str, str] = {}
@@ -670,16 +672,17 @@ class Experiment:
         if learner:
             code = _code_of(self._strategy(learner))
             return digest([self._trajectory_key(k), learner.name, asdict(learner.options), code])
-        config, about = self.config, self.federation.about
+        config, about, learning = self.config, self.federation.about, asdict(self.config.learning)
         return digest(
             {
                 "versions": versions(),
-                "device": about["device"].partition(":")[0],
-                "stacks": self.task.stacks,
+                "device": self.federation.device,
+                "engine": self.task.engine(self.federation.device),
+                "precision": self.task.precision,
                 "data": [self.task.data.to_json(), about["data"]],
                 "model": asdict(config.model),
                 "local": asdict(config.local),
-                "learning": {**asdict(config.learning), "timeout": None},
+                "learning": learning | {"timeout": None},
                 "seed": [config.seed, k],
             }
         )

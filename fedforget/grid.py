@@ -37,16 +37,18 @@ class EngineConfig:
 
     Args:
         transport: ``auto`` (``ray`` in simulation, else the grid that Flower gives), ``ray`` or ``flower``.
-        mode: ``auto`` (stacks of clients for networks of linear layers), ``sequential`` or ``stacked``.
-        device: ``auto`` (a CUDA device where there is one), ``cpu`` or ``cuda``.
+        mode: how clients are trained: ``auto``, ``sequential``, ``stacked`` or ``vmap``, see `fedforget.messages.Task`.
+        precision: of clients' training: ``float32``, ``tf32`` or ``bfloat16``, see there.
+        device: ``auto`` (CUDA where a worker sees a card), ``cpu`` or ``cuda``.
         workers: worker processes; 0 = one a CPU core, or one a share of a card where ``gpus_per_worker`` is set.
-        gpus_per_worker: share of a card that each worker reserves from Ray; 0 = none.
+        gpus_per_worker: share of a card that each of Ray's workers reserves, at most 1; with 0 they see no card.
         nodes: SuperNodes to wait for; 0 = as many as there are (a simulation has them all at its start).
         trajectories: independent trajectories that run at once; 0 = twice the number of nodes.
     """
 
     transport: str = "auto"
     mode: str = "auto"
+    precision: str = "float32"
     device: str = "auto"
     workers: int = 0
     gpus_per_worker: float = 0.0
@@ -171,6 +173,9 @@ class RayGrid(_LocalGrid):
         grid: the grid that Flower handed to the ServerApp; its nodes stay the addressees.
         load_client_app: returns the ClientApp; called once in each worker.
         config: how many workers there are, and what each reserves.
+
+    Raises:
+        ValueError: if workers are to use a card that they do not reserve, or reserve more than Ray has.
     """
 
     def __init__(self, grid: Grid, load_client_app: Callable[[], ClientApp], config: EngineConfig) -> None:
@@ -181,10 +186,20 @@ class RayGrid(_LocalGrid):
         self._ray = ray
         self._load_client_app = load_client_app
         self._share = config.gpus_per_worker
+        if config.device == "cuda" and not self._share:
+            raise ValueError(
+                "engine.device=cuda, but Ray hides the cards from workers that reserve none; "
+                "set engine.gpus_per_worker, e.g. to 1 (one worker a card) or 0.5 (two)"
+            )
         resources = ray.cluster_resources()
-        most = int(resources.get("GPU", 0) / self._share) if self._share else int(resources.get("CPU", 1))
-        if self._share and not most:
-            raise ValueError(f"engine.gpus_per_worker={self._share}, but Ray sees {resources.get('GPU', 0):g} GPUs")
+        cards = int(resources.get("GPU", 0))
+        # A worker's share lies on one card, so that what is left of several cards does not add up to another share.
+        most = cards * int(1 / self._share) if self._share else int(resources.get("CPU", 1))
+        if self._share and max(1, config.workers) > most:
+            raise ValueError(
+                f"engine.gpus_per_worker={self._share:g} lets {most} workers share the {cards} GPUs that Ray sees, "
+                f"fewer than {max(1, config.workers)}; reserve less for each, or set engine.device=cpu"
+            )
         number = config.workers or max(1, min(most, len(self._node_ids)))
         self._machines = dict(zip(range(number), itertools.cycle(_cores(self._ray.nodes())), strict=False))
         self._workers = {place: self._start(place) for place in self._machines}

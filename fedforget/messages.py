@@ -32,7 +32,8 @@ GRID = 40  # points along each side of the plane on which they are drawn
 WEIGHT = "num-examples"
 TYPES = ("float16", "float32", "float64", "int64")
 LEARNER_BLOCK = 1 << 16  # entries
-STACKED = ("linear", "mlp")  # networks of linear layers, which stacked.py trains several clients of at once
+STACKED = ("linear", "mlp")  # networks of linear layers, which can be stacked as matrices
+SMALL = ("lenet5", "cnn")  # networks that one client at a time does not fill a GPU with
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ class Task:
         model: the network.
         local: how a client trains.
         device: ``auto``, ``cpu`` or ``cuda``.
-        mode: ``auto`` (stacks of clients for networks of linear layers, else one client at a time), ``sequential`` or
-            ``stacked``. The rule knows neither node nor timing, so that numbers repeat.
+        mode: ``auto`` (see `engine`), ``sequential`` (one client at a time), ``stacked`` (groups of clients as batched
+            matrix products, stacked.py) or ``vmap`` (groups of clients, any network, vmapped.py).
+        precision: of `fedforget.routines.train`: ``float32``, ``tf32`` (CUDA only) or ``bfloat16``. Everything else
+            that clients compute, and every evaluation, is in float32.
 
     Raises:
         ValueError: if stacks are asked for a network that cannot be stacked.
@@ -56,6 +59,7 @@ class Task:
     local: LocalConfig
     device: str = "auto"
     mode: str = "auto"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.mode == "stacked" and self.model.name not in STACKED:
@@ -63,15 +67,22 @@ class Task:
                 f"engine.mode=stacked, but only {', '.join(STACKED)} can be stacked, not {self.model.name}"
             )
 
-    @property
-    def stacks(self) -> bool:
-        """Whether groups of clients are trained in one stack."""
-        return self.mode != "sequential" and self.model.name in STACKED
+    def engine(self, device: str) -> str:
+        """``sequential``, ``stacked`` or ``vmap``: how clients are trained on devices of a type, ``cpu`` or ``cuda``.
+
+        The rule behind ``auto`` knows neither node nor timing, so that numbers repeat.
+        """
+        if self.mode != "auto":
+            return self.mode
+        if self.model.name in STACKED:
+            return "stacked"
+        return "vmap" if device == "cuda" and self.model.name in SMALL else "sequential"
 
     def to_json(self) -> str:
         """Canonical JSON; equal tasks give equal texts, so a node can cache by it."""
         fields = {"data": json.loads(self.data.to_json()), "model": asdict(self.model), "local": asdict(self.local)}
-        return json.dumps({**fields, "device": self.device, "mode": self.mode}, sort_keys=True)
+        how = {"device": self.device, "mode": self.mode, "precision": self.precision}
+        return json.dumps({**fields, **how}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Task:
@@ -79,7 +90,8 @@ class Task:
         fields = json.loads(text)
         data = DataConfig.from_json(json.dumps(fields["data"]))
         local = LocalConfig(**fields["local"])
-        return cls(data, ModelConfig(**fields["model"]), local, fields["device"], fields["mode"])
+        how = (fields[name] for name in ("device", "mode", "precision"))
+        return cls(data, ModelConfig(**fields["model"]), local, *how)
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ class Work:
         options: numbers and words for the routine.
         parts: for an evaluation, ``(client, split, start, stop)``: the examples from ``start`` to ``stop`` of the split
             in its audit order, or so many points around or between examples (``near``, ``far``, ``plane``).
-        groups: for a training in stacks, the clients cut into groups that are trained together; empty: one by one.
+        groups: the clients cut into groups that are trained together; empty: one by one.
         pooled: the clients whose answers are wanted as one weighted sum.
         scale: the scale of that sum, see `fedforget.params.exact_scale`.
     """

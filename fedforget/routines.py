@@ -11,6 +11,7 @@ import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -128,6 +129,7 @@ class Client:
         seeds: the client's random streams in this round.
         forgotten: which examples the request being served names, booleans ``[n]``.
         sparse: whether the reply is billed by its non-zero entries (set by routines that change only some).
+        bfloat16: whether `logits` multiplies in bfloat16; parameters and gradients are in float32 all the same.
     """
 
     id: int
@@ -146,6 +148,7 @@ class Client:
     examples: int = 0
     total_loss: Tensor | float = 0.0
     sparse: bool = False
+    bfloat16: bool = False
     _optimizer: Optimizer | None = None
     _sent: list[Tensor] = field(default_factory=list)
 
@@ -192,6 +195,11 @@ class Client:
                 order = order[order >= 0]
             yield order.to(self.labels.device)
 
+    def logits(self, inputs: Tensor) -> Tensor:
+        """What the model answers on a batch, ``[n, classes]`` in the precision of the inputs."""
+        with products(self.bfloat16, inputs.device):
+            return self.model(inputs).to(inputs.dtype)
+
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of the model on a batch, in nats."""
         return nn.functional.cross_entropy(self.model(inputs), labels)
@@ -227,13 +235,19 @@ class Client:
 Routine = Callable[[Client], Params | None]
 
 
+def products(bfloat16: bool, device: torch.device) -> AbstractContextManager:
+    """Where float32 networks multiply in bfloat16, if asked, by torch's autocast; float64 ones are left alone."""
+    # Without a cache: the copy of a weight would be of no use, because a forward pass needs every weight once.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if bfloat16 else nullcontext()
+
+
 def train(client: Client) -> None:
     """Minimise the mean cross-entropy by mini-batch steps (FedAvg's ClientUpdate; McMahan et al., AISTATS 2017).
 
     With ``sd_gamma`` the loss of a batch is `sd_loss`.
     """
     for inputs, labels in client.batches():
-        client.step(sd_loss(client.model(inputs), labels, client.local.sd_gamma))
+        client.step(sd_loss(client.logits(inputs), labels, client.local.sd_gamma))
 
 
 def sd_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:

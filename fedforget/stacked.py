@@ -1,34 +1,116 @@
-"""Many clients in one step: the same small network of several clients as a stack of batched matrix products.
+"""Many clients in one step: the same small network of several clients as one stack.
 
-A multilayer perceptron on a CPU spends its time on the dispatch of tiny operations; one batched product for a group of
-clients pays for that once. The numbers equal those of clients trained one by one up to the rounding of the products.
+A small network spends its time on the dispatch of tiny operations; one batched operation for a group of clients pays
+for that once. The numbers equal those of clients trained one by one up to the rounding of the products. Networks of
+linear layers are stacked here, as batched matrix products; any other by vmapped.py.
 """
 
 from __future__ import annotations
 
-import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fedforget.routines import Client, Optimizer
+from fedforget.routines import Client, Optimizer, products
 
 STACKABLE = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, nn.ReLU)
 
 
+class Stack(ABC):
+    """The network of several clients, each with its own parameters, through one step at a time.
+
+    Args:
+        model: the network of one client.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.features, self.layers = halves(model)
+
+    @abstractmethod
+    def logits(self, parameters: list[Tensor], x: Tensor) -> Tensor:
+        """``[clients, batch, classes]`` for ``x [clients, batch, ...]``, which `features` made of the images."""
+
+    @abstractmethod
+    def gradients(self, parameters: list[Tensor], slope: Tensor) -> list[Tensor]:
+        """The gradient by each of the parameters that the last `logits` were given.
+
+        ``slope``: the loss's gradient by those logits.
+        """
+
+    def descend(self, parameters: list[Tensor], slope: Tensor, lr: float) -> None:
+        """``parameters -= lr * gradients(parameters, slope)``, in place."""
+        torch._foreach_add_(parameters, self.gradients(parameters, slope), alpha=-lr)
+
+
 def can_stack(model: nn.Module) -> bool:
-    """Whether `train` understands the network: a sequence of pooling, flattening, linear layers and ReLU."""
+    """Whether `LinearStack` understands the network: a sequence of pooling, flattening, linear layers and ReLU."""
     return isinstance(model, nn.Sequential) and all(type(module) in STACKABLE for module in model)
 
 
-def train(clients: Sequence[Client], sent: Tensor) -> list[Tensor]:
+def halves(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The layers of a sequence before the first that has parameters, alike for all clients, and the others."""
+    if not isinstance(model, nn.Sequential):
+        return nn.Identity(), model
+    first = next(place for place, module in enumerate(model) if next(module.parameters(), None) is not None)
+    return model[:first], model[first:]
+
+
+class LinearStack(Stack):
+    """A `Stack` of networks that `can_stack`, as batched matrix products."""
+
+    def __init__(self, model: nn.Module) -> None:
+        assert can_stack(model), "the engine stacks only what can be stacked"
+        super().__init__(model)
+        self._given: list[Tensor] = []  # what each linear layer was given, [clients, batch, features]
+
+    def logits(self, parameters: list[Tensor], x: Tensor) -> Tensor:
+        """As in `Stack.logits`."""
+        remaining, self._given = iter(parameters), []
+        assert isinstance(self.layers, nn.Sequential)
+        for module in self.layers:
+            if isinstance(module, nn.Linear):
+                self._given.append(x)
+                weight, bias = next(remaining), next(remaining)
+                x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+            elif isinstance(module, nn.ReLU):
+                x = x.relu_()
+        return x
+
+    def gradients(self, parameters: list[Tensor], slope: Tensor) -> list[Tensor]:
+        """As in `Stack.gradients`."""
+        factors = list(self._backward(parameters, slope))[::-1]
+        return [(left @ right).to(p.dtype).view_as(p) for p, (left, right) in zip(parameters, factors, strict=True)]
+
+    def descend(self, parameters: list[Tensor], slope: Tensor, lr: float) -> None:
+        """As in `Stack.descend`, in one pass over the parameters; gradients would be written first, and read again."""
+        backwards = reversed(parameters)
+        for parameter, (left, right) in zip(backwards, self._backward(parameters, slope), strict=True):
+            matrix = parameter if parameter.dim() == 3 else parameter.unsqueeze(2)
+            matrix.baddbmm_(left.to(matrix.dtype), right.to(matrix.dtype), alpha=-lr)
+
+    def _backward(self, parameters: list[Tensor], slope: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Two factors for each parameter, from the last to the first, whose product is its gradient.
+
+        A parameter may be changed once its factors are there: what lies before it needs it no more.
+        """
+        for number in reversed(range(len(self._given))):
+            given, weight, left = self._given[number], parameters[2 * number], slope.transpose(1, 2)
+            if number:  # all layers but the first are given what a ReLU let through
+                slope = torch.bmm(slope, weight).mul_(given > 0)
+            yield left, left.new_ones(()).expand(len(left), left.shape[2], 1)  # the bias
+            yield left, given
+
+
+def train(clients: Sequence[Client], sent: Tensor, stack: Stack) -> list[Tensor]:
     """`routines.train` for a group of clients at once.
 
     Args:
         clients: clients of one round and recipe; their steps, examples and losses are counted as if each had trained
             alone.
         sent: the parameters that all of them start from, a flat vector ``[d]``.
+        stack: their network.
 
     Returns:
         The updates ``[d]``, one a client, in the order given.
@@ -37,10 +119,9 @@ def train(clients: Sequence[Client], sent: Tensor) -> list[Tensor]:
     order = sorted(range(len(clients)), key=lambda place: -clients[place].planned_steps())
     clients = [clients[place] for place in order]
     model, local = clients[0].model, clients[0].local
-    assert isinstance(model, nn.Sequential) and can_stack(model), "the engine stacks only what can be stacked"
 
     steps = [client.planned_steps() for client in clients]
-    inputs = torch.cat([_features(model, client.inputs) for client in clients])
+    inputs = torch.cat([stack.features(client.inputs) for client in clients])
     labels = torch.cat([client.labels for client in clients])
     index = _plan(clients, steps)
     filled = index >= 0
@@ -52,42 +133,32 @@ def train(clients: Sequence[Client], sent: Tensor) -> list[Tensor]:
     shapes = [parameter.shape for parameter in model.parameters()]
     sizes = [shape.numel() for shape in shapes]
     layers = [piece.view(shape) for piece, shape in zip(sent.split(sizes), shapes, strict=True)]
-    stack = [layer.expand(len(clients), *layer.shape).clone() for layer in layers]
-    optimizer = Optimizer(stack, local, clients[0].round)
+    trained = [layer.expand(len(clients), *layer.shape).clone() for layer in layers]
+    optimizer = Optimizer(trained, local, clients[0].round)
     mu = float(clients[0].options.get("proximal-mu", 0.0))
     losses = torch.zeros(len(clients), dtype=inputs.dtype, device=labels.device)
     for step in range(steps[0]):
         active = sum(length > step for length in steps)
         optimizer.narrow(active)
         rows = index[step, :active]
-        tape = _forward(model, optimizer.parameters, inputs[rows])
-        loss, slope = _loss(tape.pop(), labels[rows], share[step, :active], local.sd_gamma)
-        if optimizer.is_plain and not mu:
-            for parameter, left, right in _backward(tape, optimizer.parameters, slope):
-                # The update in one pass over the parameters; a gradient made first would be written and read again.
-                parameter.baddbmm_(left, right, alpha=-optimizer.lr)
-        else:
-            pieces = list(_backward(tape, optimizer.parameters, slope))
-            gradients = [left @ right for _, left, right in reversed(pieces)]
-            gradients = [g.view_as(p) for g, p in zip(gradients, optimizer.parameters, strict=True)]
-            if mu:
-                torch._foreach_add_(gradients, torch._foreach_sub(optimizer.parameters, layers), alpha=mu)
-            optimizer.step(gradients)
+        with products(clients[0].bfloat16, inputs.device):
+            logits = stack.logits(optimizer.parameters, inputs[rows])
+            loss, slope = _loss(logits, labels[rows], share[step, :active], local.sd_gamma)
+            if optimizer.is_plain and not mu:
+                stack.descend(optimizer.parameters, slope, optimizer.lr)
+            else:
+                gradients = stack.gradients(optimizer.parameters, slope)
+                if mu:
+                    torch._foreach_add_(gradients, torch._foreach_sub(optimizer.parameters, layers), alpha=mu)
+                optimizer.step(gradients)
         losses[:active] += loss
 
     for client, length, total in zip(clients, steps, losses, strict=True):
         client.steps, client.total_loss = length, total
     updates = torch.empty(len(clients), len(sent), dtype=sent.dtype, device=sent.device)
-    for update, trained, layer in zip(updates.split(sizes, 1), stack, sent.split(sizes), strict=True):
-        torch.sub(trained.flatten(1), layer, out=update)
+    for update, values, layer in zip(updates.split(sizes, 1), trained, sent.split(sizes), strict=True):
+        torch.sub(values.flatten(1), layer, out=update)
     return [updates[order.index(place)] for place in range(len(clients))]
-
-
-def _features(model: nn.Sequential, inputs: Tensor) -> Tensor:
-    """What the first linear layer is given, ``[n, features]``: nothing before it has parameters, so once is enough."""
-    for module in itertools.takewhile(lambda module: not isinstance(module, nn.Linear), model):
-        inputs = module(inputs)
-    return inputs
 
 
 def _plan(clients: Sequence[Client], steps: Sequence[int]) -> Tensor:
@@ -109,54 +180,19 @@ def _plan(clients: Sequence[Client], steps: Sequence[int]) -> Tensor:
     return index.transpose(0, 1)
 
 
-def _forward(model: nn.Sequential, parameters: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-    """What each linear layer is given, ``[clients, batch, features]``, and at last the logits."""
-    remaining, tape = iter(parameters), []
-    for module in model:
-        if isinstance(module, nn.Linear):
-            tape.append(x)
-            weight, bias = next(remaining), next(remaining)
-            x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
-        elif isinstance(module, nn.ReLU):
-            x = x.relu_()
-    return [*tape, x]
-
-
 def _loss(logits: Tensor, labels: Tensor, share: Tensor, sd_gamma: float) -> tuple[Tensor, Tensor]:
-    """Each client's loss on its batch ``[clients]``, and the derivative with respect to the logits.
+    """Each client's loss on its batch ``[clients]``, and its gradient by the logits, in the precision of ``share``.
 
     Args:
         logits: ``[clients, batch, classes]``.
         labels: ``[clients, batch]``.
         share: each example's share of its batch, 0 where there is none, ``[clients, batch]``.
-        sd_gamma: as in `routines.train`.
+        sd_gamma: as in `routines.sd_loss`.
     """
-    logits = logits.requires_grad_()
-    each = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(share)
+    leaf = logits.detach().to(share.dtype).requires_grad_()
+    each = nn.functional.cross_entropy(leaf.flatten(0, 1), labels.flatten(), reduction="none").view_as(share)
     if sd_gamma:
-        each = each + sd_gamma * logits.std(-1)
+        each = each + sd_gamma * leaf.std(-1)
     loss = (each * share).sum(1)
-    (slope,) = torch.autograd.grad(loss.sum(), logits)
+    (slope,) = torch.autograd.grad(loss.sum(), leaf)
     return loss.detach(), slope
-
-
-def _backward(
-    tape: Sequence[Tensor], parameters: Sequence[Tensor], slope: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Each parameter, from the last to the first, with two factors whose product ``left @ right`` is its gradient.
-
-    Parameters may be changed as they come: what lies before them has been computed by then.
-
-    Args:
-        tape: what each linear layer was given.
-        parameters: weight and bias of each.
-        slope: the derivative with respect to the logits.
-    """
-    for number in reversed(range(len(tape))):
-        given, weight, bias = tape[number], parameters[2 * number], parameters[2 * number + 1]
-        # All layers but the first are given what a ReLU let through.
-        before = torch.bmm(slope, weight).mul_(given > 0) if number else slope
-        left = slope.transpose(1, 2)
-        yield bias.unsqueeze(2), left, slope.new_ones(()).expand(*slope.shape[:2], 1)
-        yield weight, left, given
-        slope = before

@@ -143,6 +143,9 @@ def test_absolute_paths_resolves_folders_and_leaves_the_rest(tmp_path):
         ("history.dtype=float8", "history.dtype is 'float8', but must be one of float32, bfloat16, float16"),
         ("history.select=first", "history.select is 'first', but must be one of top, random, bottom"),
         ("engine.device=gpu", "engine.device is 'gpu', but must be one of auto, cpu, cuda"),
+        ("engine.mode=vmapped", "engine.mode is 'vmapped', but must be one of auto, sequential, stacked, vmap"),
+        ("engine.precision=half", "engine.precision is 'half', but must be one of float32, tf32, bfloat16"),
+        ("engine.gpus_per_worker=2", "engine.gpus_per_worker is 2.0, but must be in [0, 1]"),
         ("engine.transport=rey", "engine.transport is 'rey', but must be one of auto, ray, flower"),
         ("request.scope=clint", "unknown request.scope 'clint'; did you mean 'client'?"),
         # types
@@ -173,7 +176,7 @@ def test_absolute_paths_resolves_folders_and_leaves_the_rest(tmp_path):
         ("local.batch_size=0", "local.batch_size is 0, but must be at least 1"),
         ("history.keep=0", "history.keep is 0.0, but must be in (0, 1]"),
         ("engine.workers=-1", "engine.workers is -1, but must be at least 0"),
-        ("engine.gpus_per_worker=-1", "engine.gpus_per_worker is -1.0, but must be at least 0"),
+        ("engine.gpus_per_worker=-1", "engine.gpus_per_worker is -1.0, but must be in [0, 1]"),
         ("engine.nodes=-1", "engine.nodes is -1, but must be at least 0"),
         ("engine.trajectories=-1", "engine.trajectories is -1, but must be at least 0"),
         ("partition.holdout=1", "partition.holdout=1.0 must be at least 0 and below 1"),

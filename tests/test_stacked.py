@@ -51,6 +51,14 @@ def test_stacked_equals_sequential(model, local, options):
     assert costs[0] == costs[1]
 
 
+def test_stacked_equals_sequential_in_float64():
+    local = LocalConfig(batch_size=16, momentum=0.9)
+    (stacked, start), (sequential, _) = (cohort(mode, local) for mode in ("stacked", "sequential"))
+    one, other = (each.train(start.double()) for each in (stacked, sequential))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a.update.flat, b.update.flat, rtol=1e-9, atol=1e-13)
+
+
 def test_sizes_and_requests_are_uneven_enough_to_matter():
     federated = data.load(DATA)
     sizes = [federated.num_train(client) for client in range(15)]
@@ -77,7 +85,8 @@ def test_auto_stacks_what_can_be_stacked():
     for name in names():
         for width in (1.0, 0.5):
             task = Task(DATA, ModelConfig(name, width), LocalConfig())
-            assert task.stacks == can_stack(build(task.model, (1, 8, 8), 10))
+            for device in ("cpu", "cuda"):
+                assert (task.engine(device) == "stacked") == can_stack(build(task.model, (1, 8, 8), 10))
 
 
 def test_stacks_of_a_convolutional_net_are_refused():
