@@ -612,7 +612,7 @@ class Experiment:
                     for part, array in mine._asdict().items()
                     if array is not None
                 }
-                save_tensors(path, tensors, {"model": model.key})
+                save_tensors(path, tensors, {})  # no model's name: another with the same parameters has the same answers
         relative = Path(model.path).relative_to(self.store.root) if model.path else None
         return {
             "request": i,

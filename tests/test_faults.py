@@ -39,7 +39,10 @@ def flipped(content, position):
 def left(output):
     """The numbers that a run leaves: all tensors by file, and the tables."""
     output = Path(output)
-    tensors = {str(path.relative_to(output)): load_tensors(path)[0] for path in output.rglob("*.safetensors")}
+    tensors = {  # copied, because what was read is the file itself, in memory, and some tests overwrite files in place
+        str(path.relative_to(output)): {name: tensor.clone() for name, tensor in load_tensors(path)[0].items()}
+        for path in output.rglob("*.safetensors")
+    }
     tables = {
         str(path.relative_to(output)): path.read_bytes()
         for path in output.glob("runs/*/*")
