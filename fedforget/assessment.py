@@ -28,7 +28,18 @@ import numpy as np
 from torch import Tensor
 
 from fedforget import verdicts
-from fedforget.evaluation import CHECKPOINT, LATER, ORACLE, ORIGINAL, ModelResult, audit, bill, measure
+from fedforget.evaluation import (
+    ANOTHER,
+    CHECKPOINT,
+    LATER,
+    ORACLE,
+    ORIGINAL,
+    ModelResult,
+    audit,
+    bill,
+    canary_scores,
+    measure,
+)
 from fedforget.ledger import Cost
 from fedforget.metrics import Outputs, fidelity, leakage, regions, representation
 from fedforget.metrics.outputs import accuracy, align, margins
@@ -102,8 +113,13 @@ def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
             {"request": request, **row} for row in _frontier(models, gate_rows[-1]["attacks"], header["classes"])
         ]
         figures += [{"request": request, **row} for row in reader.figures()]
-    shown = [result for result in results if not result.label.startswith(CHECKPOINT)]
+    shown = [result for result in results if not _is_yardstick(result.label)]
     return Assessment(results, audit(shown), bill(shown), verdict_rows, gate_rows, figures)
+
+
+def _is_yardstick(label: str) -> bool:
+    """Whether models of this label only show what others are worth: retrains stopped early, and other oracles."""
+    return label == ANOTHER or label.startswith(CHECKPOINT)
 
 
 def _frontier(models: Mapping[str, verdicts.Evidence], attacks: Sequence[str], classes: int) -> list[dict]:
@@ -134,6 +150,7 @@ class _Reader:
         self.seeds = sorted({seed for label, seed, _ in self.models if label == ORACLE})
         self.layout = Layout(tuple(header["layout"][0]), tuple(map(tuple, header["layout"][1])))
         self._oracle = lru_cache(maxsize=None)(lambda seed, stage: self.outputs(ORACLE, seed, stage))
+        self._scores = lru_cache(maxsize=None)(self._candidates)
 
     def outputs(self, label: str, seed: int, stage: str = "") -> Sets:
         """A model's answers by audit set."""
@@ -141,9 +158,11 @@ class _Reader:
         names = dict.fromkeys(name.partition("/")[0] for name in tensors)
         return {name: Outputs(*(tensors.get(f"{name}/{part}") for part in PARTS)) for name in names}  # type: ignore[arg-type]
 
-    def references(self, seed: int, stage: str) -> list[Sets]:
-        """The oracles of the other seeds at a stage."""
-        return [self._oracle(k, stage) for k in self.seeds if k != seed and (ORACLE, k, stage) in self.entries]
+    def references(self, label: str, seed: int, stage: str) -> list[Sets]:
+        """The oracles of the other seeds at a stage, without one that is the model itself."""
+        mine = self.entries[label, seed, stage]["model"]
+        known = {k: self.entries.get((ORACLE, k, stage)) for k in self.seeds if k != seed}
+        return [self._oracle(k, stage) for k, entry in known.items() if entry and entry["model"] != mine]
 
     def weights(self, label: str, seed: int) -> Params:
         """A model's parameters."""
@@ -159,23 +178,47 @@ class _Reader:
         expected = dict.fromkeys(name for metrics in values.values() for name in metrics)
         results = []
         for (label, seed), metrics in values.items():
-            if not label.startswith(CHECKPOINT):
+            if not _is_yardstick(label):
                 metrics = {name: metrics.get(name, float("nan")) for name in expected}
-            results.append(ModelResult(request, label, seed, metrics, Cost(**self.entries[label, seed, ""]["cost"])))
+            others = self._others(seed) if label == ORACLE else {}
+            cost = Cost(**self.entries[label, seed, ""]["cost"])
+            results.append(ModelResult(request, label, seed, metrics, cost, others))
         return results
+
+    def _others(self, seed: int) -> dict[str, list[float]]:
+        """What the oracles of other seeds score under the coins of this one, now and after ordinary rounds."""
+        found: dict[str, list[float]] = {}
+        for stage in [stage for label, k, stage in self.entries if (label, k) == (ORACLE, seed)]:
+            if stage and stage[0] != "+":
+                continue
+            candidates = self._oracle(seed, stage).get("canary")
+            if candidates is None or candidates.included is None:
+                continue
+            coins = candidates.included.bool()
+            for k in self.seeds:
+                if k != seed and 0 < coins.sum() < len(coins):
+                    for name, scores in self._scores(k, stage).items():
+                        name = f"{stage}/{name}" if stage else name
+                        found.setdefault(name, []).append(leakage.canary_auc(scores, coins))
+        return found
+
+    def _candidates(self, seed: int, stage: str) -> dict[str, Tensor]:
+        """An oracle's scores of all candidate canaries, which know no coins."""
+        others = [reference["canary"] for reference in self.references(ORACLE, seed, stage)]
+        return canary_scores(self._oracle(seed, stage)["canary"], others)
 
     def _values(self, label: str, seed: int) -> dict[str, float]:
         corruption = self.header["corruption_config"]
         first = self._oracle(seed, "") if label == ORACLE else self.outputs(label, seed)
         brief = label.startswith(CHECKPOINT)
-        values = measure(first, self.references(seed, ""), corruption, brief)
+        values = measure(first, self.references(label, seed, ""), corruption, brief)
         if brief:
             return values
         stages = [stage for name, k, stage in self.entries if (name, k) == (label, seed) and stage]
         for stage in stages:
             sets = self._oracle(seed, stage) if label == ORACLE else self.outputs(label, seed, stage)
             if stage[:1] == "+":
-                later = measure(sets, self.references(seed, stage), corruption, brief=True)
+                later = measure(sets, self.references(label, seed, stage), corruption, brief=True)
                 values |= {f"{stage}/{name}": value for name, value in later.items() if name.startswith(LATER)}
             elif stage == "head":
                 values["head/forget_accuracy"] = accuracy(sets["forget"]) if len(sets["forget"]) else float("nan")
@@ -208,7 +251,7 @@ class _Reader:
     def figures(self) -> list[dict]:
         """Histograms of margins, ROC curves of the canary audit, and decision regions of the first seed's models."""
         rows = []
-        labels = dict.fromkeys(label for label, _, _ in self.models if not label.startswith(CHECKPOINT))
+        labels = dict.fromkeys(label for label, _, _ in self.models if not _is_yardstick(label))
         known = {label: [self.outputs(label, k) for name, k, _ in self.models if name == label] for label in labels}
         forgotten = {
             label: np.concatenate(

@@ -11,9 +11,10 @@ import torch
 from fedforget import assessment, client_app, engine, report
 from fedforget.assessment import assess
 from fedforget.config import compose
+from fedforget.evaluation import ANOTHER, ORACLE
 from fedforget.experiment import Experiment
 from fedforget.grid import InProcessGrid
-from fedforget.metrics import Outputs
+from fedforget.metrics import Outputs, leakage
 from fedforget.store import DamagedFile, load_tensors, save_tensors
 
 SMALL = "model=linear learning.rounds=3 partition.clients=5 evaluation=smoke engine.device=cpu"
@@ -120,6 +121,61 @@ def test_an_oracle_passed_on_the_way_is_a_point_of_the_frontier_and_no_row(canar
     assert passed == {"retrain@1", "retrain@2"}  # the training takes three rounds
     for kind in ("audit", "cost", "verdict"):
         assert not passed & {row["label"] for row in rows[kind]}
+
+
+def test_another_oracle_is_a_stored_model_under_this_seeds_coins(canary_run) -> None:
+    """With two seeds each seed's other oracle is that of the other one; its answers are to this seed's questions."""
+    store, header, rows = canary_run
+    entries = {(e["label"], e["seed"], e["stage"]): e for e in header["models"]}
+    assert len(list((store / "models").iterdir())) == 2 * 3  # an oracle, doing nothing and finetune: no more was made
+    for k in (0, 1):
+        mine, oracle, source = (entries[name, s, ""] for name, s in ((ANOTHER, k), (ORACLE, k), (ORACLE, 1 - k)))
+        assert mine["model"] == source["model"] != oracle["model"] and mine["cost"] == source["cost"]
+        answers, own, elsewhere = (load_tensors(store / entry["outputs"])[0] for entry in (mine, oracle, source))
+        for name in ("forget/rows", "canary/included"):  # the coins decide what was there to forget
+            assert torch.equal(answers[name], own[name]) and not torch.equal(answers[name], elsewhere[name])
+        assert torch.equal(answers["canary/logits"], elsewhere["canary/logits"])
+        assert {stage for name, s, stage in entries if (name, s) == (ANOTHER, k)} == {
+            *("", "+1", "rejoin 1", "few 1", "head")
+        }
+    (judged,) = [row for row in rows["verdict"] if row["label"] == ANOTHER]
+    assert judged["seeds"] == 2
+    for kind in ("audit", "cost", "figure"):
+        assert ANOTHER not in {row["label"] for row in rows[kind]}
+
+
+def test_a_model_is_no_reference_for_itself(canary_run) -> None:
+    """Another oracle of one of two seeds has no oracle left to be compared with: nothing is calibrated by itself."""
+    _, _, rows = canary_run
+    values = {(row["label"], row["seed"]): row["values"] for row in rows["result"]}
+    assert "canary/calibrated" in values[ORACLE, 0] and "canary/calibrated" not in values[ANOTHER, 0]
+
+
+def test_one_oracle_is_no_other(run_small) -> None:
+    experiment, _ = run_small("strategies=[finetune]")
+    header, _ = report.load(experiment.folder)
+    assert ANOTHER not in {entry["label"] for entry in header["models"]}
+
+
+def test_the_floor_of_the_canary_audit_knows_one_seeds_coins(canary_run) -> None:
+    """Oracle 1's margins under the coins of seed 0, and the other way round, at each stage; the floor is what is left
+    of the differences when both sides have the same coins."""
+    store, header, rows = canary_run
+    entries = {(e["label"], e["seed"], e["stage"]): e for e in header["models"]}
+    results = {row["seed"]: row for row in rows["result"] if row["label"] == ORACLE}
+    for stage, metric in (("", "canary/auc"), ("+1", "+1/canary/auc")):
+        apart = []
+        for k in (0, 1):
+            own, other = (load_tensors(store / entries[ORACLE, s, stage]["outputs"])[0] for s in (k, 1 - k))
+            logits, labels = other["canary/logits"].double(), other["canary/labels"]
+            margin = leakage.margins(Outputs(logits, labels, labels))
+            (expected,) = results[k]["others"][metric]
+            assert expected == leakage.canary_auc(margin, own["canary/included"].bool())
+            apart.append(results[k]["values"][metric] - expected)
+        (row,) = [r for r in rows["audit"] if (r["label"], r["metric"]) == (ORACLE, metric)]
+        assert row["floor"] == pytest.approx((abs(apart[0]) + abs(apart[1])) / 2)
+        assert row["floor_sd"] == pytest.approx(abs(apart[0] - apart[1]) / 2**0.5)
+    assert set(results[0]["others"]) == {f"{s}canary/{m}" for s in ("", "+1/") for m in ("auc", "calibrated")}
 
 
 def test_a_stage_that_a_broken_model_never_reached_counts_as_nan(canary_run) -> None:
