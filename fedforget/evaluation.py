@@ -333,7 +333,7 @@ def _marks(
 
 
 def canary_scores(candidates: Outputs, references: Sequence[Outputs]) -> dict[str, Tensor]:
-    """Attack scores ``[m]`` of candidate canaries, whoever was included, by the metric that judges them by the coins."""
+    """Attack scores ``[m]`` of all candidate canaries, by the name of the metric that judges them by the coins."""
     scores = {"canary/auc": margins(candidates)}
     return scores | ({"canary/calibrated": leakage.calibrated(candidates, references)} if references else {})
 

@@ -208,7 +208,7 @@ def test_equivalence_needs_the_interval_inside_a_fifth_of_the_signal() -> None:
 
 
 def test_coins_are_no_difference_between_oracles() -> None:
-    """Five oracles that answer alike score 0.48 ... 0.52 because each has other coins. An original that scores 0.05 more
+    """Five oracles that answer alike score 0.48 ... 0.52, for each has other coins. An original that scores 0.05 more
     under the coins of its seed does know something: between oracles under one seed's coins there is no difference."""
     oracle = made(scores(SPREAD))
     alike = {k: {PRIMARY: [SPREAD[k]] * 4, "canary/auc": [SPREAD[k]] * 4} for k in SEEDS}
