@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fedforget import verdicts
@@ -86,6 +87,8 @@ class Assessment(NamedTuple):
         }
 
 
+# Problems are small, and threads that wait for each other make a fit of a classifier ten times slower.
+@threadpool_limits.wrap(limits=1)
 def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
     """Measure, compare and judge every model of a run.
 
@@ -150,6 +153,7 @@ class _Reader:
         self.seeds = sorted({seed for label, seed, _ in self.models if label == ORACLE})
         self.layout = Layout(tuple(header["layout"][0]), tuple(map(tuple, header["layout"][1])))
         self._oracle = lru_cache(maxsize=None)(lambda seed, stage: self.outputs(ORACLE, seed, stage))
+        self._original = lru_cache(maxsize=None)(lambda seed: self.outputs(ORIGINAL, seed))
         self._scores = lru_cache(maxsize=None)(self._candidates)
 
     def outputs(self, label: str, seed: int, stage: str = "") -> Sets:
@@ -234,7 +238,7 @@ class _Reader:
         if (ORIGINAL, seed, "") in self.entries:
             shares = representation.layer_shares(self.weights(label, seed), self.weights(ORIGINAL, seed))
             values["weights/head_share"] = list(shares.values())[-1]
-            values |= _regions(first, self.outputs(ORIGINAL, seed))
+            values |= _regions(first, self._original(seed))
         return values
 
     def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:

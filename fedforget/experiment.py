@@ -54,6 +54,7 @@ from fedforget.strategy import UnlearningStrategy, find
 
 AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
 REGION_SETS = ("near", "far")  # points around examples
+FIRST_SETS = (*AUDIT_SETS, *REGION_SETS)
 LATER_SETS = ("forget", "holdout", "test")  # when the audit is made again, after further rounds
 
 
@@ -522,7 +523,7 @@ class Experiment:
             learned_as: the seed whose streams its further rounds follow; None: ``k``.
         """
         evaluation, own = self.config.evaluation, k if learned_as is None else learned_as
-        sets = (*AUDIT_SETS, *REGION_SETS, *(("plane",) if k == 0 else ()))  # one seed's regions are drawn
+        sets = (*FIRST_SETS, *(("plane",) if k == 0 else ()))  # one seed's regions are drawn
         entries = [self._entry(k, label, i, "", model, sets)]
         if label != ORIGINAL:
             swapped = replace(model, params=swap_head(model.params, original.params))
