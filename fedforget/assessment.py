@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ from fedforget.evaluation import (
     audit,
     bill,
     canary_scores,
+    layer_likeness,
     measure,
 )
 from fedforget.ledger import Cost
@@ -48,11 +49,16 @@ from fedforget.params import Layout, Params
 from fedforget.store import load_tensors
 
 PARTS = ("logits", "labels", "clients", "features", "rows", "included")
+KEPT = frozenset({*verdicts.COMPARED, "canary", "plane"})  # sets that margins and figures are made of
 PRIMARIES = (
     ("canary", "canary/calibrated"),
     ("trigger", "trigger/success"),
     ("label_swap", "confusion/forget_confused"),
+    ("label_random", "matched/margin"),
 )
+# Where nothing was planted: the only plain metric under which the models of tests/test_meta_evaluation.py that saw the
+# data can be told from those that did not, and which passes the gate there. Attacks find nothing to attack.
+PLAIN = "forget/loss"
 Sets = dict[str, Outputs]
 
 
@@ -140,7 +146,7 @@ def _primary(header: Mapping[str, Any], models: Mapping[str, verdicts.Evidence])
         return header["primary"]
     known = next(iter(models[ORIGINAL].values.values()))
     fitting = [metric for kind, metric in PRIMARIES if kind == header["corruption_config"]["kind"] and metric in known]
-    return fitting[0] if fitting else "forget/margin"
+    return fitting[0] if fitting else PLAIN
 
 
 class _Reader:
@@ -153,6 +159,7 @@ class _Reader:
         self.seeds = sorted({seed for label, seed, _ in self.models if label == ORACLE})
         self.layout = Layout(tuple(header["layout"][0]), tuple(map(tuple, header["layout"][1])))
         self._oracle = lru_cache(maxsize=None)(lambda seed, stage: self.outputs(ORACLE, seed, stage))
+        self.kept: dict[tuple[str, int], Sets] = {}  # of every model, what its margins and figures need
         self._original = lru_cache(maxsize=None)(lambda seed: self.outputs(ORIGINAL, seed))
         self._scores = lru_cache(maxsize=None)(self._candidates)
 
@@ -174,7 +181,7 @@ class _Reader:
         return Params(load_tensors(self.store / path)[0][name], self.layout)
 
     def results(self, request: int) -> list[ModelResult]:
-        """The metrics of every model, those of later stages among them.
+        """The metrics of every model, those of later stages among them; to be asked first, because it reads the files.
 
         A stage that a broken model did not reach (its clients sent NaN) counts as NaN.
         """
@@ -214,6 +221,7 @@ class _Reader:
     def _values(self, label: str, seed: int) -> dict[str, float]:
         corruption = self.header["corruption_config"]
         first = self._oracle(seed, "") if label == ORACLE else self.outputs(label, seed)
+        self.kept[label, seed] = {name: replace(sets, features=None) for name, sets in first.items() if name in KEPT}
         brief = label.startswith(CHECKPOINT)
         values = measure(first, self.references(label, seed, ""), corruption, brief)
         if brief:
@@ -239,6 +247,9 @@ class _Reader:
             shares = representation.layer_shares(self.weights(label, seed), self.weights(ORIGINAL, seed))
             values["weights/head_share"] = list(shares.values())[-1]
             values |= _regions(first, self._original(seed))
+            if "forget_layers" in first:
+                likeness = layer_likeness(first["forget_layers"], self._original(seed)["forget_layers"])
+                values |= {f"layer/{i}/original_cka": similar for i, similar in likeness.items()}
         return values
 
     def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:
@@ -246,7 +257,7 @@ class _Reader:
         found: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
         models = [key for key in self.models if not key[0].startswith(CHECKPOINT)]
         for name in verdicts.COMPARED:
-            several = [self.outputs(*key).get(name) for key in models]
+            several = [self.kept[label, seed].get(name) for label, seed, _ in models]
             if all(several):
                 for (label, seed, _), outputs in zip(models, align(several), strict=True):  # type: ignore[arg-type]
                     found[label, seed][name] = margins(outputs)
@@ -256,7 +267,7 @@ class _Reader:
         """Histograms of margins, ROC curves of the canary audit, and decision regions of the first seed's models."""
         rows = []
         labels = dict.fromkeys(label for label, _, _ in self.models if not _is_yardstick(label))
-        known = {label: [self.outputs(label, k) for name, k, _ in self.models if name == label] for label in labels}
+        known = {label: [self.kept[label, k] for name, k, _ in self.models if name == label] for label in labels}
         forgotten = {
             label: np.concatenate(
                 [np.zeros(0), *(margins(sets["forget"]).numpy() for sets in several if "forget" in sets)]

@@ -242,6 +242,7 @@ def measure(
     trigger, confusion  success of the planted trigger; mistakes between the two classes that were swapped
     clients             accuracy on the retained clients' own holdouts, and its distance from the references'
     .../disagreement    churn, Jensen-Shannon divergence, activation distance and CKA to the references
+    layer               CKA to the references of what comes out of each layer, on forgotten examples
     near, far           churn to the references on points around forgotten examples, and around test images
     ==================  =============================================================================================
 
@@ -371,7 +372,19 @@ def _likeness(sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Out
         if model.features is not None and len(model) > 3:
             similar = [representation.cka(model.features.double(), o.features.double()) for o in others]  # type: ignore[union-attr]
             values[f"{name}/cka"] = float(np.mean(similar))
+    if references and "forget_layers" in sets:
+        similar = [list(layer_likeness(sets["forget_layers"], other["forget_layers"]).values()) for other in references]
+        values |= {f"layer/{i}/cka": float(mean) for i, mean in enumerate(np.mean(similar, 0), start=1)}
     return values
+
+
+def layer_likeness(model: Outputs, other: Outputs) -> dict[int, float]:
+    """CKA of two models' outputs of each layer, from 1, on the examples both were asked; nothing for under 4."""
+    model, other = align([model, other])
+    if len(model) < 4:
+        return {}
+    layers = zip(model.features.unbind(1), other.features.unbind(1), strict=True)  # type: ignore[union-attr]
+    return {i: representation.cka(mine, theirs) for i, (mine, theirs) in enumerate(layers, start=1)}
 
 
 def audit(results: Sequence[ModelResult]) -> list[dict]:

@@ -54,7 +54,8 @@ from fedforget.strategy import UnlearningStrategy, find
 
 AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
 REGION_SETS = ("near", "far")  # points around examples
-FIRST_SETS = (*AUDIT_SETS, *REGION_SETS)
+LAYER_SETS = ("forget_layers", "holdout_layers")  # a few examples in every layer
+FIRST_SETS = (*AUDIT_SETS, *REGION_SETS, *LAYER_SETS)
 LATER_SETS = ("forget", "holdout", "test")  # when the audit is made again, after further rounds
 
 

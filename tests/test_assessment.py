@@ -11,10 +11,10 @@ import torch
 from fedforget import assessment, client_app, engine, report
 from fedforget.assessment import assess
 from fedforget.config import compose
-from fedforget.evaluation import ANOTHER, ORACLE
+from fedforget.evaluation import ANOTHER, ORACLE, layer_likeness
 from fedforget.experiment import Experiment
 from fedforget.grid import InProcessGrid
-from fedforget.metrics import Outputs, leakage
+from fedforget.metrics import Outputs, leakage, representation
 from fedforget.store import DamagedFile, load_tensors, save_tensors
 
 SMALL = "model=linear learning.rounds=3 partition.clients=5 evaluation=smoke engine.device=cpu"
@@ -55,6 +55,32 @@ def test_a_picture_by_hand() -> None:
         "classes": [1, 1, 1, 1, 0, 1, 1, 1, -1],
         "points": [[0, 0, "forgotten, class 1"], [2, 0, "class 0"], [0, 2, "class 1"]],
     }
+
+
+def test_likeness_layer_by_layer() -> None:
+    """Two layers: the first is turned and doubled, which CKA does not see; the second is another one altogether. Only
+    the rows that both models were asked count, in whatever order."""
+    generator = torch.Generator().manual_seed(0)
+    one, two, other = (torch.randn(30, 4, generator=generator) for _ in range(3))
+    turned = 2 * one @ torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+    zeros, rows = torch.zeros(30, dtype=torch.long), torch.arange(30)
+    mine = Outputs(torch.zeros(30, 2), zeros, zeros, torch.stack([one, two], 1), rows)
+    theirs = Outputs(torch.zeros(30, 2), zeros, zeros, torch.stack([turned, other], 1), rows).take(rows.flip(0)[:25])
+    similar = layer_likeness(mine, theirs)
+    assert similar[1] == pytest.approx(1, abs=1e-5)
+    assert similar[2] == representation.cka(two[5:], other[5:]) < 0.5
+    assert layer_likeness(mine, theirs.take(rows[:3])) == {}
+
+
+def test_layers_of_a_run(run_small) -> None:
+    """A linear model has one layer, whose outputs are the logits; doing nothing is the original."""
+    experiment, _ = run_small("strategies=[finetune] evaluation.seeds=2")
+    _, rows = report.load(experiment.folder)
+    values = {(row["label"], row["seed"]): row["values"] for row in rows["result"]}
+    assert values["none", 0]["layer/1/original_cka"] == pytest.approx(1)
+    assert values["retrain", 0]["layer/1/cka"] == pytest.approx(values["retrain", 1]["layer/1/cka"])
+    assert 0.5 < values["finetune", 0]["layer/1/cka"] < 1
+    assert "layer/2/cka" not in values["finetune", 0]
 
 
 def test_change_against_the_original_by_hand() -> None:
@@ -189,8 +215,9 @@ def test_a_stage_that_a_broken_model_never_reached_counts_as_nan(canary_run) -> 
 def test_the_primary_metric_is_the_configured_one_or_fits_the_corruption(canary_run) -> None:
     store, header, _ = canary_run
     assert assess(store, header | {"primary": "forget/accuracy"}).gates[0]["primary"] == "forget/accuracy"
-    clean = header | {"corruption_config": {**header["corruption_config"], "kind": "none"}}
-    assert assess(store, clean).gates[0]["primary"] == "forget/margin"
+    for kind, primary in (("none", "forget/loss"), ("label_random", "matched/margin")):
+        other = header | {"corruption_config": {**header["corruption_config"], "kind": kind}}
+        assert assess(store, other).gates[0]["primary"] == primary
 
 
 def test_a_damaged_file_of_answers_is_named(canary_run) -> None:
