@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -121,7 +122,7 @@ def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
         figures += [
             {"request": request, **row} for row in _frontier(models, gate_rows[-1]["attacks"], header["classes"])
         ]
-        figures += [{"request": request, **row} for row in reader.figures()]
+        figures += [{"request": request, **row} for row in [*_examples(models), *reader.figures()]]
     shown = [result for result in results if not _is_yardstick(result.label)]
     return Assessment(results, audit(shown), bill(shown), verdict_rows, gate_rows, figures)
 
@@ -138,6 +139,23 @@ def _frontier(models: Mapping[str, verdicts.Evidence], attacks: Sequence[str], c
     points = sorted((examples, quality) for examples, quality in known if quality is not None)
     x, y = [examples for examples, _ in points], [quality for _, quality in points]
     return [{"kind": "frontier", "label": "", "x": x, "y": y}] if points else []
+
+
+def _examples(models: Mapping[str, verdicts.Evidence]) -> list[dict]:
+    """Quantiles over forgotten examples of the margin minus that of the seed's oracle, mean over seeds."""
+    shares, rows, oracle = np.linspace(0, 1, 51), [], models[ORACLE].margins
+    for label, mine in models.items():
+        if (
+            label == ORACLE
+            or label.startswith(CHECKPOINT)
+            or not all("forget" in sets for sets in mine.margins.values())
+        ):
+            continue
+        apart = torch.stack([sets["forget"] - oracle[seed]["forget"] for seed, sets in mine.margins.items()]).mean(0)
+        if len(apart) and apart.isfinite().all():
+            quantiles = np.quantile(apart.numpy(), shares)
+            rows.append({"kind": "examples", "label": label, "x": quantiles.tolist(), "y": shares.tolist()})
+    return rows
 
 
 def _primary(header: Mapping[str, Any], models: Mapping[str, verdicts.Evidence]) -> str:
