@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -641,6 +641,8 @@ class Experiment:
             "requests": [str(request) for request in self.requests],
             "failed": dict(sorted(self._failed.items())),
             "config": digest(configuration.to_dict(config)),
+            "trajectory": digest([self._trajectory_key(k) for k in range(config.evaluation.seeds)]),
+            "options": {spec.label: _options(spec) for spec in self._specs()},
             "data": self.federation.about["data"],
             "corruption": self.federation.about["corruption"],
             "versions": versions(),
@@ -734,6 +736,19 @@ class Count:
     def _say(self, what: str) -> None:
         self._last = time.monotonic()
         self.say(f"[{self.done}/{self.total}] {what}")
+
+
+def _options(spec: StrategySpec) -> list[dict]:
+    """What a strategy was set to: of each option its name, the paper's symbol, its value and its meaning."""
+    return [
+        {
+            "name": option.name,
+            "symbol": option.metadata.get("symbol", ""),
+            "value": getattr(spec.options, option.name),
+            "help": option.metadata["help"],
+        }
+        for option in fields(spec.options)
+    ]
 
 
 def _seed(k: int) -> str:

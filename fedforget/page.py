@@ -146,6 +146,11 @@ Primary metric: <code>{{ section.view.gate.primary }}</code>.</p>
 {% for table in about %}
 {{ show(table, stamp) }}
 {% endfor %}
+{% if settings %}
+<details><summary>{{ settings.title }} ({{ settings.rows|length }})</summary>
+{{ show(settings, stamp) }}
+</details>
+{% endif %}
 </section>
 <section id="run"><h2>The run</h2>
 <div class="facts"><dl>
@@ -182,6 +187,8 @@ GLOSSARY = (
      "positive rate at 1 % and 0.1 % false positives"),
     ("efficacy/", "share of the forget set that an attack calls non-member"),
     ("probe/, head/, weights/", "what the layers below the last still know, and the last layer's share of the change"),
+    ("layer/n/", "likeness (CKA) of what comes out of layer n, on 64 forgotten examples, to the oracles' and to the "
+     "original's"),
     (".../disagreement, js_divergence, activation_distance, cka", "how answers and features differ from the oracles'"),
     ("near/, far/, regions/", "share of points around forgotten examples, or test images, whose class differs from the "
      "oracles' (near, far) or the original's (regions); locality = near / (near + far)"),
@@ -222,6 +229,7 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]]) -> str
         sections=sections,
         style=Markup(STYLE),
         about=_known([tables.card_table(header), tables.tuning_table(header)]),
+        settings=tables.settings_table(header),
         stamp=tables.overall(header, views),
         facts=_facts(header, views),
         glossary=GLOSSARY,
@@ -256,6 +264,7 @@ def _facts(header: Row, views: list[View]) -> list[tuple[str, str]]:
     facts += [
         ("configuration", header["config"]),
         ("data", header["data"]),
+        ("trajectories of the originals", header["trajectory"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in header["versions"].items())),
     ]
     facts += [(f"{label} failed", why) for label, why in header["failed"].items()]

@@ -21,7 +21,7 @@ from fedforget.tables import Row, Rows, Table, View
 WIDTH = 118
 HEADER = (
     *("experiment", "level", "code", "seeds", "claim", "requests", "failed", "trainings", "durability"),
-    *("tuning", "config", "data", "corruption", "versions", "strategies", "models"),
+    *("tuning", "config", "trajectory", "data", "corruption", "versions", "strategies", "options", "models"),
 )
 KINDS = ("result", "audit", "cost", "verdict", "gate", "figure")  # see `fedforget.assessment.Assessment`
 

@@ -53,7 +53,9 @@ def contents(results: list, level: str = "leaderboard") -> tuple[dict, dict]:
         "data": "da7a",
         "corruption": {"kind": "none"},
         "versions": {"fedforget": "1"},
+        "trajectory": "7ra11",
         "strategies": {},
+        "options": {},
         "models": [],
     }
     rows: dict = {"figure": [], "gate": [], "verdict": [], "result": [asdict(result) for result in results]}
@@ -173,7 +175,9 @@ def test_files_are_written_and_made_again(tmp_path: Path, seeds: int, requests: 
     header, rows = contents(run(labels, seeds, requests))
     folder = tmp_path / "run"
     paths = report.write(folder, header, rows)
-    figures = [f"figures/{name}-{i + 1}.svg" for i in range(requests) for name in ("distance_cost", "quality_cost")]
+    figures = [
+        f"figures/{name}-{i + 1}.svg" for i in range(requests) for name in ("distance_cost", "forest", "quality_cost")
+    ]
     files = ["audit.csv", "quality_cost.png", "report.html", "results.jsonl", "table.md", "verdicts.csv"]
     assert sorted(paths) == sorted([*files, *figures])
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(paths.values())
