@@ -7,8 +7,8 @@ answers  One exchange that asks one model for everything that an audit asks firs
 metrics  Everything that is made of the stored answers, for each model: metrics, tests, gates, figures' data.
 report   Tables, figures and the page, for each model.
 
-All in one process on one thread, without any transport, in seconds of processor time, so that what else the machine does
-counts for nobody; medians over repeats. What an audit asks later (further rounds, relearning) is training.
+All in one process on one thread, without any transport, in seconds of processor time, so that what else the machine
+does counts for nobody; medians over repeats. What an audit asks later (further rounds, relearning) is training.
 """
 
 from __future__ import annotations

@@ -373,8 +373,9 @@ def _likeness(sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Out
             similar = [representation.cka(model.features.double(), o.features.double()) for o in others]  # type: ignore[union-attr]
             values[f"{name}/cka"] = float(np.mean(similar))
     if references and "forget_layers" in sets:
-        similar = [list(layer_likeness(sets["forget_layers"], other["forget_layers"]).values()) for other in references]
-        values |= {f"layer/{i}/cka": float(mean) for i, mean in enumerate(np.mean(similar, 0), start=1)}
+        model, *others = align([sets["forget_layers"], *(other["forget_layers"] for other in references)])
+        several = [layer_likeness(model, other) for other in others]
+        values |= {f"layer/{i}/cka": float(np.mean([one[i] for one in several])) for i in several[0]}
     return values
 
 
@@ -411,10 +412,12 @@ def audit(results: Sequence[ModelResult]) -> list[dict]:
     for request, models in _by_request(results).items():
         for label, by_seed in models.items():
             for metric in by_seed[min(by_seed)].values:
-                scores = [_scores(group, metric) for group in (by_seed, models[ORIGINAL], models[ORACLE])]
+                mine, original, oracle = (
+                    _scores(group, metric) for group in (by_seed, models[ORIGINAL], models[ORACLE])
+                )
                 others = [result.others[metric] for result in models[ORACLE].values() if metric in result.others]
                 names = {"request": request, "label": label, "metric": metric, "seeds": len(by_seed)}
-                rows.append(names | _row(label, *scores, others))
+                rows.append(names | _row(label, mine, original, oracle, others))
     return rows
 
 

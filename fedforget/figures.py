@@ -22,7 +22,6 @@ NOTHING: dict[str, Any] = {"color": "#808080", "linestyle": "--", "linewidth": 1
 BAND: dict[str, Any] = {"color": "#808080", "alpha": 0.25, "linewidth": 0}  # of the oracles
 WIDTH = 4.4  # inches
 MOST = 12  # strategies drawn by name; of more, those of highest quality
-REMAINING = ("remaining", "remaining_low", "remaining_high")
 MARKS = "oX^"  # of the three images that span a plane of decision regions
 
 
@@ -152,10 +151,10 @@ def _shown(view: View) -> list[str]:
     labels = [label for label in view.strategies if label != NOOP]
 
     def order(label: str) -> tuple[float, float]:
-        row, gap = view.verdicts.get(label, {}), view.audits[label].get(SHOWN, {}).get("gap", math.inf)
-        quality = row.get("quality_privacy")
-        known = quality is not None and math.isfinite(quality)
-        return -quality if known else 1.0, abs(gap) if math.isfinite(gap) else math.inf
+        quality = view.verdicts.get(label, {}).get("quality_privacy")
+        gap = view.audits[label].get(SHOWN, {}).get("gap", math.inf)
+        worse = 1.0 if quality is None or not math.isfinite(quality) else -quality
+        return worse, abs(gap) if math.isfinite(gap) else math.inf
 
     best = sorted(labels, key=order)[:MOST]
     return [label for label in labels if label in best]
@@ -210,9 +209,9 @@ def _plot_quality(panel, header: Row, view: View) -> bool:
         if stops["kind"] == "frontier":
             shares = [_share(view, examples) for examples in stops["x"]]
             panel.plot(shares, stops["y"], ".-", color="#808080", linewidth=1, label="retrain stopped early")
-    for row in _others(view, known):
-        share = _share(view, view.costs[row["label"]]["client_examples"])
-        panel.plot(share, row["quality_privacy"], ".", color="#808080", alpha=0.6)
+    for other in _others(view, known):
+        share = _share(view, view.costs[other["label"]]["client_examples"])
+        panel.plot(share, other["quality_privacy"], ".", color="#808080", alpha=0.6)
     for label, style in _styles(view).items():
         row = known.get(label)
         if row is not None:
@@ -317,8 +316,8 @@ def _distance(header: Row, view: View):
 
 
 def _forest(header: Row, view: View):
-    rows = {NAMES.get(label, label): view.verdicts.get(label) for label in (ANOTHER, *view.strategies)}
-    rows = {label: row for label, row in rows.items() if row and row["remaining"] is not None and label != NOOP}
+    judged = {label: view.verdicts[label] for label in (ANOTHER, *view.strategies) if label in view.verdicts}
+    rows = {label: row for label, row in judged.items() if row["remaining"] is not None and label != NOOP}
     if view.void or not rows:
         return None
     figure, ((panel,),) = _figure(0.9 + 0.17 * len(rows))
@@ -326,11 +325,12 @@ def _forest(header: Row, view: View):
     panel.axvline(0, color=INK, linewidth=0.8, label=NAMES[ORACLE])
     panel.axvline(100, **NOTHING, label="doing nothing")
     for y, row in enumerate(rows.values()):
-        value, low, high = (None if row[key] is None else 100 * row[key] for key in REMAINING)
+        value = 100 * row["remaining"]
         if not math.isfinite(value):
             panel.text(0.01, y, "diverged", transform=panel.get_yaxis_transform(), fontsize=8, va="center")
             continue
-        bars = None if low is None else [[value - low], [high - value]]
+        ends = row["remaining_low"], row["remaining_high"]
+        bars = None if None in ends else [[value - 100 * ends[0]], [100 * ends[1] - value]]
         panel.errorbar(value, y, xerr=bars, color=INK, marker="o", markersize=3.5, linewidth=1, capsize=2)
     panel.set_xscale("symlog", linthresh=100, linscale=1.5)
     panel.xaxis.set_major_formatter("{x:g}")
