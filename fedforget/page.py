@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup  # a part of jinja2
 
 from fedforget import tables
-from fedforget.figures import Drawing, inline
+from fedforget.figures import MOST, Drawing, inline
 from fedforget.tables import Row, Table, View
 
 STYLE = """
@@ -110,16 +110,19 @@ Primary metric: <code>{{ section.view.gate.primary }}</code>.</p>
 <h2 id="title-{{ view.number }}">Request {{ view.number }} of {{ sections|length }}: {{ view.name }}</h2>
 {% if view.void %}
 <p><span class="void">VOID</span>: {{ view.gate.why }}. {{ void }}</p>
-{% else %}
+{% endif %}
+{% for table in section.first %}
+{{ show(table, section.stamp) }}
+{% endfor %}
+{% if section.sentences %}
+<details{% if section.sentences|length <= few %} open=""{% endif +%}><summary>In words ({{ section.sentences|length }})</summary>
 <ul>
 {% for sentence in section.sentences %}
 <li>{{ sentence }}</li>
 {% endfor %}
 </ul>
+</details>
 {% endif %}
-{% for table in section.first %}
-{{ show(table, section.stamp) }}
-{% endfor %}
 <h3>Figures</h3>
 <div class="drawings">
 {% for drawing, svg in section.drawings %}
@@ -226,6 +229,7 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]]) -> str
     return environment.from_string(PAGE).render(
         header=header,
         void=tables.VOID,
+        few=MOST,  # more sentences than these are folded away
         sections=sections,
         style=Markup(STYLE),
         about=_known([tables.card_table(header), tables.tuning_table(header)]),
