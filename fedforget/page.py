@@ -115,7 +115,8 @@ Primary metric: <code>{{ section.view.gate.primary }}</code>.</p>
 {{ show(table, section.stamp) }}
 {% endfor %}
 {% if section.sentences %}
-<details{% if section.sentences|length <= few %} open=""{% endif +%}><summary>In words ({{ section.sentences|length }})</summary>
+<details{% if section.sentences|length <= few %} open=""{% endif +%}>
+<summary>In words ({{ section.sentences|length }})</summary>
 <ul>
 {% for sentence in section.sentences %}
 <li>{{ sentence }}</li>
