@@ -19,16 +19,30 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fedforget import verdicts
-from fedforget.evaluation import CHECKPOINT, LATER, ORACLE, ORIGINAL, ModelResult, audit, bill, measure
+from fedforget.evaluation import (
+    ANOTHER,
+    CHECKPOINT,
+    LATER,
+    ORACLE,
+    ORIGINAL,
+    ModelResult,
+    audit,
+    bill,
+    canary_scores,
+    layer_likeness,
+    measure,
+)
 from fedforget.ledger import Cost
 from fedforget.metrics import Outputs, fidelity, leakage, regions, representation
 from fedforget.metrics.outputs import accuracy, align, margins
@@ -36,11 +50,16 @@ from fedforget.params import Layout, Params
 from fedforget.store import load_tensors
 
 PARTS = ("logits", "labels", "clients", "features", "rows", "included")
+KEPT = frozenset({*verdicts.COMPARED, "canary", "plane"})  # sets that margins and figures are made of
 PRIMARIES = (
     ("canary", "canary/calibrated"),
     ("trigger", "trigger/success"),
     ("label_swap", "confusion/forget_confused"),
+    ("label_random", "matched/margin"),
 )
+# Where nothing was planted: the only plain metric under which the models of tests/test_meta_evaluation.py that saw the
+# data can be told from those that did not, and which passes the gate there. Attacks find nothing to attack.
+PLAIN = "forget/loss"
 Sets = dict[str, Outputs]
 
 
@@ -75,6 +94,8 @@ class Assessment(NamedTuple):
         }
 
 
+# Problems are small, and threads that wait for each other make a fit of a classifier ten times slower.
+@threadpool_limits.wrap(limits=1)
 def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
     """Measure, compare and judge every model of a run.
 
@@ -101,9 +122,14 @@ def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
         figures += [
             {"request": request, **row} for row in _frontier(models, gate_rows[-1]["attacks"], header["classes"])
         ]
-        figures += [{"request": request, **row} for row in reader.figures()]
-    shown = [result for result in results if not result.label.startswith(CHECKPOINT)]
+        figures += [{"request": request, **row} for row in [*_examples(models), *reader.figures()]]
+    shown = [result for result in results if not _is_yardstick(result.label)]
     return Assessment(results, audit(shown), bill(shown), verdict_rows, gate_rows, figures)
+
+
+def _is_yardstick(label: str) -> bool:
+    """Whether models of this label only show what others are worth: retrains stopped early, and other oracles."""
+    return label == ANOTHER or label.startswith(CHECKPOINT)
 
 
 def _frontier(models: Mapping[str, verdicts.Evidence], attacks: Sequence[str], classes: int) -> list[dict]:
@@ -115,13 +141,30 @@ def _frontier(models: Mapping[str, verdicts.Evidence], attacks: Sequence[str], c
     return [{"kind": "frontier", "label": "", "x": x, "y": y}] if points else []
 
 
+def _examples(models: Mapping[str, verdicts.Evidence]) -> list[dict]:
+    """Quantiles over forgotten examples of the margin minus that of the seed's oracle, mean over seeds."""
+    shares, rows, oracle = np.linspace(0, 1, 51), [], models[ORACLE].margins
+    for label, mine in models.items():
+        if (
+            label == ORACLE
+            or label.startswith(CHECKPOINT)
+            or not all("forget" in sets for sets in mine.margins.values())
+        ):
+            continue
+        apart = torch.stack([sets["forget"] - oracle[seed]["forget"] for seed, sets in mine.margins.items()]).mean(0)
+        if len(apart) and apart.isfinite().all():
+            quantiles = np.quantile(apart.numpy(), shares)
+            rows.append({"kind": "examples", "label": label, "x": quantiles.tolist(), "y": shares.tolist()})
+    return rows
+
+
 def _primary(header: Mapping[str, Any], models: Mapping[str, verdicts.Evidence]) -> str:
     """The primary metric: the configured one, or the one that fits the corruption."""
     if header["primary"] != "auto":
         return header["primary"]
     known = next(iter(models[ORIGINAL].values.values()))
     fitting = [metric for kind, metric in PRIMARIES if kind == header["corruption_config"]["kind"] and metric in known]
-    return fitting[0] if fitting else "forget/margin"
+    return fitting[0] if fitting else PLAIN
 
 
 class _Reader:
@@ -134,6 +177,9 @@ class _Reader:
         self.seeds = sorted({seed for label, seed, _ in self.models if label == ORACLE})
         self.layout = Layout(tuple(header["layout"][0]), tuple(map(tuple, header["layout"][1])))
         self._oracle = lru_cache(maxsize=None)(lambda seed, stage: self.outputs(ORACLE, seed, stage))
+        self.kept: dict[tuple[str, int], Sets] = {}  # of every model, what its margins and figures need
+        self._original = lru_cache(maxsize=None)(lambda seed: self.outputs(ORIGINAL, seed))
+        self._scores = lru_cache(maxsize=None)(self._candidates)
 
     def outputs(self, label: str, seed: int, stage: str = "") -> Sets:
         """A model's answers by audit set."""
@@ -141,9 +187,11 @@ class _Reader:
         names = dict.fromkeys(name.partition("/")[0] for name in tensors)
         return {name: Outputs(*(tensors.get(f"{name}/{part}") for part in PARTS)) for name in names}  # type: ignore[arg-type]
 
-    def references(self, seed: int, stage: str) -> list[Sets]:
-        """The oracles of the other seeds at a stage."""
-        return [self._oracle(k, stage) for k in self.seeds if k != seed and (ORACLE, k, stage) in self.entries]
+    def references(self, label: str, seed: int, stage: str) -> list[Sets]:
+        """The oracles of the other seeds at a stage, without one that is the model itself."""
+        mine = self.entries[label, seed, stage]["model"]
+        known = {k: self.entries.get((ORACLE, k, stage)) for k in self.seeds if k != seed}
+        return [self._oracle(k, stage) for k, entry in known.items() if entry and entry["model"] != mine]
 
     def weights(self, label: str, seed: int) -> Params:
         """A model's parameters."""
@@ -151,7 +199,7 @@ class _Reader:
         return Params(load_tensors(self.store / path)[0][name], self.layout)
 
     def results(self, request: int) -> list[ModelResult]:
-        """The metrics of every model, those of later stages among them.
+        """The metrics of every model, those of later stages among them; to be asked first, because it reads the files.
 
         A stage that a broken model did not reach (its clients sent NaN) counts as NaN.
         """
@@ -159,23 +207,48 @@ class _Reader:
         expected = dict.fromkeys(name for metrics in values.values() for name in metrics)
         results = []
         for (label, seed), metrics in values.items():
-            if not label.startswith(CHECKPOINT):
+            if not _is_yardstick(label):
                 metrics = {name: metrics.get(name, float("nan")) for name in expected}
-            results.append(ModelResult(request, label, seed, metrics, Cost(**self.entries[label, seed, ""]["cost"])))
+            others = self._others(seed) if label == ORACLE else {}
+            cost = Cost(**self.entries[label, seed, ""]["cost"])
+            results.append(ModelResult(request, label, seed, metrics, cost, others))
         return results
+
+    def _others(self, seed: int) -> dict[str, list[float]]:
+        """What the oracles of other seeds score under the coins of this one, now and after ordinary rounds."""
+        found: dict[str, list[float]] = {}
+        for stage in [stage for label, k, stage in self.entries if (label, k) == (ORACLE, seed)]:
+            if stage and stage[0] != "+":
+                continue
+            candidates = self._oracle(seed, stage).get("canary")
+            if candidates is None or candidates.included is None:
+                continue
+            coins = candidates.included.bool()
+            for k in self.seeds:
+                if k != seed and 0 < coins.sum() < len(coins):
+                    for name, scores in self._scores(k, stage).items():
+                        name = f"{stage}/{name}" if stage else name
+                        found.setdefault(name, []).append(leakage.canary_auc(scores, coins))
+        return found
+
+    def _candidates(self, seed: int, stage: str) -> dict[str, Tensor]:
+        """An oracle's scores of all candidate canaries, which know no coins."""
+        others = [reference["canary"] for reference in self.references(ORACLE, seed, stage)]
+        return canary_scores(self._oracle(seed, stage)["canary"], others)
 
     def _values(self, label: str, seed: int) -> dict[str, float]:
         corruption = self.header["corruption_config"]
         first = self._oracle(seed, "") if label == ORACLE else self.outputs(label, seed)
+        self.kept[label, seed] = {name: replace(sets, features=None) for name, sets in first.items() if name in KEPT}
         brief = label.startswith(CHECKPOINT)
-        values = measure(first, self.references(seed, ""), corruption, brief)
+        values = measure(first, self.references(label, seed, ""), corruption, brief)
         if brief:
             return values
         stages = [stage for name, k, stage in self.entries if (name, k) == (label, seed) and stage]
         for stage in stages:
             sets = self._oracle(seed, stage) if label == ORACLE else self.outputs(label, seed, stage)
             if stage[:1] == "+":
-                later = measure(sets, self.references(seed, stage), corruption, brief=True)
+                later = measure(sets, self.references(label, seed, stage), corruption, brief=True)
                 values |= {f"{stage}/{name}": value for name, value in later.items() if name.startswith(LATER)}
             elif stage == "head":
                 values["head/forget_accuracy"] = accuracy(sets["forget"]) if len(sets["forget"]) else float("nan")
@@ -191,7 +264,10 @@ class _Reader:
         if (ORIGINAL, seed, "") in self.entries:
             shares = representation.layer_shares(self.weights(label, seed), self.weights(ORIGINAL, seed))
             values["weights/head_share"] = list(shares.values())[-1]
-            values |= _regions(first, self.outputs(ORIGINAL, seed))
+            values |= _regions(first, self._original(seed))
+            if "forget_layers" in first:
+                likeness = layer_likeness(first["forget_layers"], self._original(seed)["forget_layers"])
+                values |= {f"layer/{i}/original_cka": similar for i, similar in likeness.items()}
         return values
 
     def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:
@@ -199,7 +275,7 @@ class _Reader:
         found: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
         models = [key for key in self.models if not key[0].startswith(CHECKPOINT)]
         for name in verdicts.COMPARED:
-            several = [self.outputs(*key).get(name) for key in models]
+            several = [self.kept[label, seed].get(name) for label, seed, _ in models]
             if all(several):
                 for (label, seed, _), outputs in zip(models, align(several), strict=True):  # type: ignore[arg-type]
                     found[label, seed][name] = margins(outputs)
@@ -208,8 +284,8 @@ class _Reader:
     def figures(self) -> list[dict]:
         """Histograms of margins, ROC curves of the canary audit, and decision regions of the first seed's models."""
         rows = []
-        labels = dict.fromkeys(label for label, _, _ in self.models if not label.startswith(CHECKPOINT))
-        known = {label: [self.outputs(label, k) for name, k, _ in self.models if name == label] for label in labels}
+        labels = dict.fromkeys(label for label, _, _ in self.models if not _is_yardstick(label))
+        known = {label: [self.kept[label, k] for name, k, _ in self.models if name == label] for label in labels}
         forgotten = {
             label: np.concatenate(
                 [np.zeros(0), *(margins(sets["forget"]).numpy() for sets in several if "forget" in sets)]

@@ -39,12 +39,14 @@ TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
 
 
 # Audit sets, by who holds them.
-TARGET_SETS = ("forget", "holdout", "canary", "few", "rest", "near", "plane")
+TARGET_SETS = ("forget", "holdout", "canary", "few", "rest", "near", "plane", "forget_layers", "holdout_layers")
 RETAINED_SETS = ("retain", "clients")  # ``clients``: the retained clients' own holdout splits
 TEST_SETS = ("test", "trigger", "far")  # ``trigger``: the test images with a backdoor's trigger
 # ``near``, ``far``: points around forgotten examples, and around test images; ``plane``: a grid of points on the plane
 # through three examples of the first target. Points are made where the examples are, and stay there.
 ANCHORS = 20  # examples with points around them, at most
+# ``forget_layers``, ``holdout_layers``: the first examples of these sets, in every layer of the network.
+DEEP = 64  # of these, at most
 
 
 class Answers(NamedTuple):
@@ -57,7 +59,8 @@ class Answers(NamedTuple):
         rows: ``[n]``, where each stands in its holder's data, or the number of a point: the same example has the same
             row for every model.
         included: ``[n]``, 1, or 0 for a candidate canary that the trajectory was not trained on.
-        features: ``[n, p]`` float16, what the last layer was given; ``None`` but for ``forget`` and ``holdout``.
+        features: float16, ``[n, p]`` for ``forget`` and ``holdout``, what the last layer was given; ``[n, L, p]`` for
+            ``forget_layers`` and ``holdout_layers``, what comes out of each of L layers; ``None`` for other sets.
     """
 
     logits: NDArray
@@ -443,7 +446,7 @@ class Cohort(Grid):
             model: the model.
             sets: most examples wanted, by audit set: `TARGET_SETS` (of the request's targets), `RETAINED_SETS` (of the
                 retained clients, spread evenly) and `TEST_SETS` (the global test set). There are at most `ANCHORS`
-                spheres of points, and a plane is always whole.
+                spheres of points and `DEEP` examples inside the layers, and a plane is always whole.
 
         Raises:
             TooFewClients: if a node cannot evaluate.
@@ -468,6 +471,9 @@ class Cohort(Grid):
             total = min(most, int(self.federation.about["num_test"]))
             return [(TEST, name, i, min(i + TEST_CHUNK, total)) for i in range(0, total, TEST_CHUNK)]
         clients = self.retained if name in RETAINED_SETS else self.targets
+        if name.endswith("_layers"):
+            most = min(most, DEEP)
+            clients = clients[:most]
         share = -(-most // max(1, len(clients)))
         split = "holdout" if name == "clients" else name
         return [(client, split, 0, share) for client in clients]
@@ -663,16 +669,18 @@ class Cohort(Grid):
                 for node, share in shares.items()
             ]
             problem = f"a node did not evaluate the model within {self.timeout:g} s"
-            for share, arrays, _, wrong in self._answers(sent, seconds):
+            for share, arrays, report, wrong in self._answers(sent, seconds):
                 if wrong:
                     problem = f"a node could not evaluate the model: {wrong}"
                     continue
-                for place, number in enumerate(share):
-                    logits, labels, rows, included = (
-                        np.array(arrays[f"{place}/{name}"]) for name in ("logits", "labels", "rows", "included")
-                    )
+                sizes = [report[str(place)]["examples"] for place in range(len(share))]
+                pieces = [
+                    np.split(np.array(arrays[name]), np.cumsum(sizes)[:-1])
+                    for name in ("logits", "labels", "rows", "included")
+                ]
+                for place, (number, logits, labels, rows, included) in enumerate(zip(share, *pieces, strict=True)):
+                    owner = np.full(sizes[place], parts[number][0])
                     features = arrays.get(f"{place}/features")
-                    owner = np.full(len(labels), parts[number][0])
                     kept = None if features is None else np.array(features)
                     answers[number] = Answers(logits, labels, owner, rows, included, kept)
             if len(answers) == len(parts):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -25,6 +26,8 @@ from fedforget.params import Layout, Params, add_exactly, can_add_exactly
 
 EVALUATION_BATCH = 500
 PROBED = ("forget", "holdout")  # splits whose features are kept
+DEEP = {"forget_layers": "forget", "holdout_layers": "holdout"}  # few examples in every layer, and where they come from
+LAYER_WIDTH = 256  # numbers kept of a layer's output for one example
 AROUND = {"near": "forget", "far": "test"}  # spheres of points, and the audit set that their anchors come from
 RADIUS = 0.5  # of these spheres, in typical distances between test images, which every node holds
 NEIGHBOURS = 500  # test images among which that distance is taken
@@ -216,16 +219,18 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
     regions, see `_spheres` and `_plane`, are made here, from the examples that this node holds.
 
     Returns:
-        Arrays by ``"part/name"``: ``logits [n, classes]``, ``labels [n]``, ``rows [n]`` (where the examples stand in
-        the data, or the numbers of points), ``included [n]`` (whether the trajectory trained on a candidate canary;
-        else 1), and ``features [n, p]`` (float16: what the last linear layer was given) for the splits in `PROBED`; and
-        a report by part.
+        Arrays over the ``n`` examples of all parts, one part after another: ``logits [n, classes]``, ``labels [n]``,
+        ``rows [n]`` (where the examples stand in the data, or the numbers of points) and ``included [n]`` (whether the
+        trajectory trained on a candidate canary; else 1). As ``"part/features"``, float16, of a split in `PROBED` what
+        the last linear layer was given, ``[m, p]``, and of one in `DEEP` what `_layers` says. And a report by part,
+        with its number of ``examples``.
     """
     bench = _bench(work)
     _multiply_in("float32")
     Params(torch.tensor(model), bench.layout).copy_to(bench.model)
-    given: list[Tensor] = []
     last = [module for module in bench.model.modules() if isinstance(module, nn.Linear)][-1]
+    nothing = torch.zeros(0, bench.data.num_classes)
+    answers: dict[str, list[Tensor]] = {"logits": [nothing], "labels": [], "rows": [], "included": []}
     arrays: dict[str, NDArray] = {}
     reports: dict[str, dict] = {}
     for number, (client, split, start, stop) in enumerate(work.parts):
@@ -236,21 +241,52 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
             rows, labels, images = (whole[start:stop] for whole in points)
             included, batches = torch.ones_like(rows), images.split(EVALUATION_BATCH)
         else:
-            rows, included = (whole[start:stop] for whole in _audited(bench, work, client, split))
+            rows, included = (whole[start:stop] for whole in _audited(bench, work, client, DEEP.get(split, split)))
             labels = (bench.data.test_labels if client == TEST else bench.data.labels)[rows]
             batches = _batches(bench, client, split, rows)
-        given.clear()
-        # A hook that outlived a failed evaluation would go on keeping features: the network serves the whole process.
-        with last.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].half().cpu())):
-            logits = [bench.model(batch).float().cpu() for batch in batches]
-        arrays[f"{number}/logits"] = torch.cat([torch.zeros(0, bench.data.num_classes), *logits]).numpy()
-        arrays[f"{number}/labels"] = labels.numpy()
-        arrays[f"{number}/rows"], arrays[f"{number}/included"] = rows.numpy(), included.numpy()
-        if split in PROBED:
-            features = torch.cat([torch.zeros(0, last.in_features, dtype=torch.half), *given])
-            arrays[f"{number}/features"] = features.numpy()
+        if split in DEEP:
+            logits, features = _layers(bench.model, batches if len(rows) else ())
+        elif split in PROBED:
+            features = [torch.zeros(0, last.in_features, dtype=torch.half)]
+            # A hook that outlived a failed evaluation would go on keeping features: the network serves the process.
+            with last.register_forward_pre_hook(lambda _, inputs, kept=features: kept.append(inputs[0].half().cpu())):
+                logits = [bench.model(batch).float().cpu() for batch in batches]
+        else:
+            features, logits = [], [bench.model(batch).float().cpu() for batch in batches]
+        answers["logits"] += logits
+        for name, found in (("labels", labels), ("rows", rows), ("included", included)):
+            answers[name].append(found)
+        if features:
+            arrays[f"{number}/features"] = torch.cat(features).numpy()
         reports[str(number)] = {"examples": len(rows), "seconds": time.perf_counter() - began}
-    return arrays, reports
+    return arrays | {name: torch.cat(several).numpy() for name, several in answers.items()}, reports
+
+
+def _layers(model: nn.Module, batches: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The logits of each batch, and what its examples are inside the network, ``[n, L, LAYER_WIDTH]`` float16.
+
+    These are the outputs of all L linear and convolutional layers before any activation, in the network's order. A
+    wider one (a map of a convolution) is averaged over neighbouring entries to `LAYER_WIDTH` numbers, which the
+    likeness of two models survives; a narrower one is filled up with zeros, which change no inner product. So n
+    examples take ``512 n L`` bytes, whatever the network.
+    """
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    kept: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        flat = output.flatten(1).float()
+        if flat.shape[1] > LAYER_WIDTH:
+            flat = nn.functional.adaptive_avg_pool1d(flat, LAYER_WIDTH)
+        kept[module] = nn.functional.pad(flat, (0, LAYER_WIDTH - flat.shape[1])).half().cpu()
+
+    logits, outputs = [], [torch.zeros(0, len(layers), LAYER_WIDTH, dtype=torch.half)]
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(layer.register_forward_hook(keep))
+        for batch in batches:
+            logits.append(model(batch).float().cpu())
+            outputs.append(torch.stack([kept[layer] for layer in layers], 1))
+    return logits, outputs
 
 
 def _audited(bench: Workbench, work: Work, client: int, split: str) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
+from torch import Tensor
 
 from fedforget.ledger import Cost
 from fedforget.metrics import METRICS, Outputs, clients, fidelity, leakage, representation
@@ -19,6 +20,7 @@ from fedforget.metrics.outputs import align, margins
 
 ORIGINAL, ORACLE = "original", "retrain"
 CHECKPOINT = "retrain@"  # a retrain stopped after so many rounds: free, for the oracle passed there
+ANOTHER = "another oracle"  # of another seed, in the place of an unlearned model: what a perfect method would show
 
 
 ONE_BY_ONE = 50  # clients up to which each has a metric of its own
@@ -210,6 +212,8 @@ class ModelResult:
         seed: index k of the seed; models of equal seed are paired.
         values: what `measure` returned for the audit sets of this request.
         cost: what making this model cost.
+        others: of an oracle, for each metric that depends on the seed's coins: what the oracles of the other seeds
+            score under this seed's.
     """
 
     request: int
@@ -217,6 +221,7 @@ class ModelResult:
     seed: int
     values: dict[str, float]
     cost: Cost
+    others: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def measure(
@@ -237,6 +242,7 @@ def measure(
     trigger, confusion  success of the planted trigger; mistakes between the two classes that were swapped
     clients             accuracy on the retained clients' own holdouts, and its distance from the references'
     .../disagreement    churn, Jensen-Shannon divergence, activation distance and CKA to the references
+    layer               CKA to the references of what comes out of each layer, on forgotten examples
     near, far           churn to the references on points around forgotten examples, and around test images
     ==================  =============================================================================================
 
@@ -312,14 +318,11 @@ def _marks(
     if "canary" in sets:
         candidates = sets["canary"]
         included = candidates.included.bool()  # type: ignore[union-attr]
-        scores = margins(candidates)
+        scores = canary_scores(candidates, [other["canary"] for other in references])
         if 0 < included.sum() < len(included):
-            values["canary/auc"] = leakage.canary_auc(scores, included)
-            values["canary/p"] = leakage.canary_p(scores, included, np.random.default_rng(0))
-            values["canary/epsilon"] = leakage.epsilon_bound(scores, included)
-            if references:
-                calibrated = leakage.calibrated(candidates, [other["canary"] for other in references])
-                values["canary/calibrated"] = leakage.canary_auc(calibrated, included)
+            values |= {name: leakage.canary_auc(mine, included) for name, mine in scores.items()}
+            values["canary/p"] = leakage.canary_p(scores["canary/auc"], included, np.random.default_rng(0))
+            values["canary/epsilon"] = leakage.epsilon_bound(scores["canary/auc"], included)
     if "trigger" in sets:
         values["trigger/success"] = leakage.attack_success(sets["trigger"], corruption["target_class"])
     if corruption.get("kind") == "label_swap":
@@ -328,6 +331,12 @@ def _marks(
                 confused = leakage.confusion_between(sets[name], *corruption["classes"])
                 values |= {f"confusion/{name}_{key}": value for key, value in confused.items()}
     return values
+
+
+def canary_scores(candidates: Outputs, references: Sequence[Outputs]) -> dict[str, Tensor]:
+    """Attack scores ``[m]`` of all candidate canaries, by the name of the metric that judges them by the coins."""
+    scores = {"canary/auc": margins(candidates)}
+    return scores | ({"canary/calibrated": leakage.calibrated(candidates, references)} if references else {})
 
 
 def _side_effects(sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]]) -> dict[str, float]:
@@ -363,7 +372,20 @@ def _likeness(sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Out
         if model.features is not None and len(model) > 3:
             similar = [representation.cka(model.features.double(), o.features.double()) for o in others]  # type: ignore[union-attr]
             values[f"{name}/cka"] = float(np.mean(similar))
+    if references and "forget_layers" in sets:
+        model, *others = align([sets["forget_layers"], *(other["forget_layers"] for other in references)])
+        several = [layer_likeness(model, other) for other in others]
+        values |= {f"layer/{i}/cka": float(np.mean([one[i] for one in several])) for i in several[0]}
     return values
+
+
+def layer_likeness(model: Outputs, other: Outputs) -> dict[int, float]:
+    """CKA of two models' outputs of each layer, from 1, on the examples both were asked; nothing for under 4."""
+    model, other = align([model, other])
+    if len(model) < 4:
+        return {}
+    layers = zip(model.features.unbind(1), other.features.unbind(1), strict=True)  # type: ignore[union-attr]
+    return {i: representation.cka(mine, theirs) for i, (mine, theirs) in enumerate(layers, start=1)}
 
 
 def audit(results: Sequence[ModelResult]) -> list[dict]:
@@ -374,7 +396,8 @@ def audit(results: Sequence[ModelResult]) -> list[dict]:
     - ``value``: mean of m(U_k); ``gap``: mean of m(U_k) - m(O_k); ``noop_gap``: mean of m(M_k) - m(O_k), the signal.
       Each has a ``..._half_width``, that of its 95 % t-interval over seeds; None for one seed.
     - ``floor``: mean over i of |m(O_i) - mean over j != i of m(O_j)|, what a perfect method would get; ``floor_sd``:
-      standard deviation of these differences with their sign. Both None for one oracle.
+      standard deviation of these differences with their sign. Both None for one oracle. Where m depends on the coins of
+      a seed, m(O_j) is taken under the coins of seed i (`ModelResult.others`).
     - ``gap_in_floors``: |gap| / floor; None without a floor, or where the floor is 0.
     - ``gap_closed``: 1 - |gap| / |noop_gap|; None where there is nothing to forget under this metric, that is unless
       |noop_gap| > 3 floor_sd, which one seed cannot show.
@@ -389,9 +412,12 @@ def audit(results: Sequence[ModelResult]) -> list[dict]:
     for request, models in _by_request(results).items():
         for label, by_seed in models.items():
             for metric in by_seed[min(by_seed)].values:
-                scores = [_scores(group, metric) for group in (by_seed, models[ORIGINAL], models[ORACLE])]
+                mine, original, oracle = (
+                    _scores(group, metric) for group in (by_seed, models[ORIGINAL], models[ORACLE])
+                )
+                others = [result.others[metric] for result in models[ORACLE].values() if metric in result.others]
                 names = {"request": request, "label": label, "metric": metric, "seeds": len(by_seed)}
-                rows.append(names | _row(label, *scores))
+                rows.append(names | _row(label, mine, original, oracle, others))
     return rows
 
 
@@ -447,13 +473,19 @@ def _scores(by_seed: Mapping[int, ModelResult], metric: str) -> dict[int, float]
     return {seed: result.values[metric] for seed, result in by_seed.items()}
 
 
-def _row(label: str, scores: dict[int, float], original: dict[int, float], oracle: dict[int, float]) -> dict:
-    """The columns of `audit` that are numbers; each argument is ``seed -> m``."""
+def _row(
+    label: str,
+    scores: dict[int, float],
+    original: dict[int, float],
+    oracle: dict[int, float],
+    others: Sequence[Sequence[float]],
+) -> dict:
+    """The columns of `audit` that are numbers; scores are ``seed -> m``, ``others`` as for `floor`."""
     with np.errstate(invalid="ignore"):  # a model that diverged scores inf or NaN, and its row must say so
         value, value_half_width = _interval(list(scores.values()))
         gap, gap_half_width = _interval([score - oracle[seed] for seed, score in scores.items()])
         noop_gap, noop_gap_half_width = _interval([score - oracle[seed] for seed, score in original.items()])
-        apart, floor_sd = floor(list(oracle.values()))
+        apart, floor_sd = floor(list(oracle.values()), others)
     something_to_forget = floor_sd is not None and abs(noop_gap) > 3 * floor_sd
     row = {
         "value": value,
@@ -480,11 +512,19 @@ def _interval(sample: list[float]) -> tuple[float, float | None]:
     return float(np.mean(sample)), half_width
 
 
-def floor(oracle: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean absolute leave-one-out difference between oracles, and the standard deviation of the signed ones."""
+def floor(oracle: Sequence[float], others: Sequence[Sequence[float]] = ()) -> tuple[float | None, float | None]:
+    """Mean absolute leave-one-out difference between oracles, and the standard deviation of the signed ones.
+
+    Args:
+        oracle: K scores, each of the oracle of a seed.
+        others: K rows, each of the scores of the K - 1 other oracles under that seed's coins; none: as in ``oracle``,
+            for the metric knows no coins. Coins are noise that a gap to the oracle of the same seed does not have, and
+            so must the floor not have it.
+    """
     if len(oracle) < 2:
         return None, None
     scores = np.asarray(oracle)
-    pairs = scores[:, None] - scores  # differences first: equal oracles then have a floor of exactly 0
+    # Differences first: equal oracles then have a floor of exactly 0.
+    pairs = scores[:, None] - (np.asarray(others) if len(others) else scores)
     apart = pairs.sum(1) / (len(oracle) - 1)
     return float(np.abs(apart).mean()), float(np.std(apart, ddof=1))

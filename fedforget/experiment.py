@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from fedforget.assessment import PARTS, assess
 from fedforget.cohort import Cohort, TooFewClients, describe
 from fedforget.config import RequestStep, RunConfig, StrategySpec
 from fedforget.data import DataConfig
-from fedforget.evaluation import CHECKPOINT, LEVELS, ORACLE, ORIGINAL
+from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL
 from fedforget.exchange import RECORDS
 from fedforget.grid import choose
 from fedforget.history import FileJournal, History, HistoryConfig, Recording, find_recording
@@ -55,6 +55,8 @@ from fedforget.strategy import UnlearningStrategy, find
 
 AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
 REGION_SETS = ("near", "far")  # points around examples
+LAYER_SETS = ("forget_layers", "holdout_layers")  # a few examples in every layer
+FIRST_SETS = (*AUDIT_SETS, *REGION_SETS, *LAYER_SETS)
 LATER_SETS = ("forget", "holdout", "test")  # when the audit is made again, after further rounds
 
 
@@ -233,7 +235,11 @@ class Experiment:
             chains = [pool.submit(self._chain, k, spec, history_config, originals[k]) for k in seeds for spec in specs]
             before = [pool.submit(self._before, k, originals[k]) for k in seeds]
             self._wait([*originals.values(), *chains, *before])
-        index = [entry for work in (*before, *chains) for entry in work.result() if entry["label"] not in self._failed]
+            oracles = [chain.result() for chain in chains[:: len(specs)]]
+            others = [pool.submit(self._another, k, oracles, originals[k].result().model) for k in seeds]
+            self._wait(others)
+        works = (*before, *chains, *others)
+        index = [entry for work in works for entry in work.result() if entry["label"] not in self._failed]
         order = [ORIGINAL, *(spec.label for spec in specs)]
         order += sorted({entry["label"] for entry in index} - set(order), key=lambda label: (len(label), label))
         index.sort(key=lambda entry: (entry["request"], order.index(entry["label"]), entry["seed"]))
@@ -243,6 +249,23 @@ class Experiment:
         """Index entries of the original of seed ``k``, audited for each request."""
         model = original.result().model
         return [entry for i in range(len(self.requests)) for entry in self._audits(k, ORIGINAL, i, model, model)]
+
+    def _another(self, k: int, oracles: Sequence[list[dict]], original: Model) -> list[dict]:
+        """Index entries of an oracle in the place of a strategy's models of seed ``k``; none if there is no other.
+
+        Whose oracle it is, is drawn for each seed by itself: if each served once, their differences would cancel.
+        """
+        number, entries = len(oracles), []
+        if number > 1:
+            j = (k + 1 + int(Seeds(self.config.seed).numpy("another", k).integers(number - 1))) % number
+            for entry in oracles[j]:
+                if (entry["label"], entry["stage"]) == (ORACLE, ""):
+                    path, tensor = entry["weights"]
+                    params = Params(load_tensors(self.store.root / path)[0][tensor], self.layout)
+                    cost = Cost(**entry["cost"])
+                    model = Model(entry["model"], params, cost, str(self.store.root / path), tensor, entry["residues"])
+                    entries += self._audits(k, ANOTHER, entry["request"], model, original, learned_as=j)
+        return entries
 
     def _to_make(self) -> int:
         """How many models the run makes or loads, those that are learned among them."""
@@ -523,19 +546,30 @@ class Experiment:
 
     # ------------------------------------------------------------------ the audit
 
-    def _audits(self, k: int, label: str, i: int, model: Model, original: Model) -> list[dict]:
-        """Index entries of a model after request ``i``: as it is, after ordinary rounds, and after relearning."""
-        evaluation = self.config.evaluation
-        sets = (*AUDIT_SETS, *REGION_SETS, *(("plane",) if k == 0 else ()))  # one seed's regions are drawn
+    def _audits(
+        self, k: int, label: str, i: int, model: Model, original: Model, learned_as: int | None = None
+    ) -> list[dict]:
+        """Index entries of a model after request ``i``: as it is, after ordinary rounds, and after relearning.
+
+        Args:
+            k: the seed under whose coins, and beside whose original and oracle, the model is audited.
+            label: whose model it is.
+            i: the request.
+            model: the model.
+            original: the original of seed ``k``.
+            learned_as: the seed whose streams its further rounds follow; None: ``k``.
+        """
+        evaluation, own = self.config.evaluation, k if learned_as is None else learned_as
+        sets = (*FIRST_SETS, *(("plane",) if k == 0 else ()))  # one seed's regions are drawn
         entries = [self._entry(k, label, i, "", model, sets)]
         if label != ORIGINAL:
             swapped = replace(model, params=swap_head(model.params, original.params))
             entries.append(self._entry(k, label, i, "head", swapped, ("forget",), marks=False))
         try:
-            for rounds, later in self._later(k, i, model, evaluation.durability, "+"):
+            for rounds, later in self._later(own, i, model, evaluation.durability, "+"):
                 entries.append(self._entry(k, label, i, f"+{rounds}", later, LATER_SETS))
             for kind in ("rejoin", "few"):
-                for rounds, later in self._later(k, i, model, range(1, evaluation.relearn + 1), kind):
+                for rounds, later in self._later(own, i, model, range(1, evaluation.relearn + 1), kind):
                     entries.append(self._entry(k, label, i, f"{kind} {rounds}", later, ("rest",), marks=False))
         except TooFewClients as error:
             self.say(f"  note: {label}, seed {k}: no further rounds are possible from this model ({error})")
@@ -612,7 +646,9 @@ class Experiment:
                     for part, array in mine._asdict().items()
                     if array is not None
                 }
-                save_tensors(path, tensors, {})  # no model's name: another with the same parameters has the same answers
+                save_tensors(
+                    path, tensors, {}
+                )  # no model's name: another with the same parameters has the same answers
         relative = Path(model.path).relative_to(self.store.root) if model.path else None
         return {
             "request": i,
@@ -647,6 +683,8 @@ class Experiment:
             "failed": dict(sorted(self._failed.items())),
             "left_out": _left_out(index),
             "config": digest(configuration.to_dict(config)),
+            "trajectory": digest([self._trajectory_key(k) for k in range(config.evaluation.seeds)]),
+            "options": {spec.label: _options(spec) for spec in self._specs()},
             "data": self.federation.about["data"],
             "corruption": self.federation.about["corruption"],
             "versions": versions(),
@@ -741,6 +779,19 @@ class Count:
     def _say(self, what: str) -> None:
         self._last = time.monotonic()
         self.say(f"[{self.done}/{self.total}] {what}")
+
+
+def _options(spec: StrategySpec) -> list[dict]:
+    """What a strategy was set to: of each option its name, the paper's symbol, its value and its meaning."""
+    return [
+        {
+            "name": option.name,
+            "symbol": option.metadata.get("symbol", ""),
+            "value": getattr(spec.options, option.name),
+            "help": option.metadata["help"],
+        }
+        for option in fields(spec.options)
+    ]
 
 
 def _seed(k: int) -> str:

@@ -21,6 +21,7 @@ INK, PAPER = "#010203", "#fdfefd"  # occur nowhere else, so that a page can put 
 NOTHING: dict[str, Any] = {"color": "#808080", "linestyle": "--", "linewidth": 1.3}  # of doing nothing
 BAND: dict[str, Any] = {"color": "#808080", "alpha": 0.25, "linewidth": 0}  # of the oracles
 WIDTH = 4.4  # inches
+MOST = 12  # strategies drawn by name; of more, those of highest quality
 MARKS = "oX^"  # of the three images that span a plane of decision regions
 
 
@@ -45,12 +46,15 @@ def draw(header: Row, view: View) -> list[Drawing]:
     makers: tuple[Callable[[Row, View], tuple | None], ...] = (
         _quality,
         _distance,
+        _forest,
         _margins,
+        _examples,
         _roc,
         _durability,
         lambda header, view: _relearning(view, "rejoin"),
         lambda header, view: _relearning(view, "few"),
         _features,
+        _layers,
         _clients,
         _regions,
     )
@@ -60,6 +64,8 @@ def draw(header: Row, view: View) -> list[Drawing]:
             made = make(header, view)
             if made:
                 name, title, caption, figure = made
+                if make is not _forest:
+                    caption += _left_out(view, "grey" if make in (_quality, _distance) else "not drawn")
                 name = f"{name}-{view.number}"
                 drawings.append(Drawing(name, title, caption, _svg(figure, name)))
     return drawings
@@ -140,9 +146,32 @@ def _legend(figure, handles: list, labels: list[str], columns: int = 3) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def _styles(view: View) -> dict[str, dict[str, Any]]:
-    """``label -> colour and marker`` of strategies but doing nothing; pairs repeat after 70."""
+def _shown(view: View) -> list[str]:
+    """The strategies that figures draw by name, in their given order: all but doing nothing, or the `MOST` best."""
     labels = [label for label in view.strategies if label != NOOP]
+
+    def order(label: str) -> tuple[float, float]:
+        quality = view.verdicts.get(label, {}).get("quality_privacy")
+        gap = view.audits[label].get(SHOWN, {}).get("gap", math.inf)
+        worse = 1.0 if quality is None or not math.isfinite(quality) else -quality
+        return worse, abs(gap) if math.isfinite(gap) else math.inf
+
+    best = sorted(labels, key=order)[:MOST]
+    return [label for label in labels if label in best]
+
+
+def _left_out(view: View, how: str) -> str:
+    """A sentence that names the strategies that are not drawn by name; empty if all are."""
+    rest = [label for label in view.strategies if label not in (NOOP, *_shown(view))]
+    if not rest:
+        return ""
+    by = "of highest quality or, without one, nearest to the oracle"
+    return f" Drawn by name: the {MOST} {by}; {how}: {', '.join(rest)}."
+
+
+def _styles(view: View) -> dict[str, dict[str, Any]]:
+    """``label -> colour and marker`` of the strategies that are drawn by name."""
+    labels = _shown(view)
     return {label: {"color": f"C{i % 10}", "marker": "osD^vPX"[i % 7]} for i, label in enumerate(labels)}
 
 
@@ -180,6 +209,9 @@ def _plot_quality(panel, header: Row, view: View) -> bool:
         if stops["kind"] == "frontier":
             shares = [_share(view, examples) for examples in stops["x"]]
             panel.plot(shares, stops["y"], ".-", color="#808080", linewidth=1, label="retrain stopped early")
+    for other in _others(view, known):
+        share = _share(view, view.costs[other["label"]]["client_examples"])
+        panel.plot(share, other["quality_privacy"], ".", color="#808080", alpha=0.6)
     for label, style in _styles(view).items():
         row = known.get(label)
         if row is not None:
@@ -193,6 +225,12 @@ def _plot_quality(panel, header: Row, view: View) -> bool:
     panel.set_ylim(-0.04, 1.04)
     panel.set_ylabel("quality, 1 = the oracle")
     return True
+
+
+def _others(view: View, known: dict[str, Row]) -> list[Row]:
+    """Rows of the strategies that are not drawn by name."""
+    named = (NOOP, *_shown(view))
+    return [known[label] | {"label": label} for label in view.strategies if label in known and label not in named]
 
 
 def _point(panel, x: float, row: Row, label: str, style: dict) -> None:
@@ -234,6 +272,9 @@ def _plot_distance(panel, header: Row, view: View) -> bool:
         shares = [_share(view, sum(costs[n]) / len(costs[n])) for n in order]
         sizes = [abs(sum(stops[n]) / len(stops[n])) / scale for n in order]
         panel.plot(shares, _finite(sizes), ".-", color="#808080", linewidth=1, label="retrain stopped early")
+    for row in _others(view, {label: audits[SHOWN] for label, audits in view.audits.items()}):
+        share = _share(view, view.costs[row["label"]]["client_examples"])
+        panel.plot(share, _finite([abs(row["gap"]) / scale]), ".", color="#808080", alpha=0.6)
     for label, style in _styles(view).items():
         row = view.audits[label][SHOWN]
         if not math.isfinite(row["gap"]):
@@ -274,15 +315,47 @@ def _distance(header: Row, view: View):
     return "distance_cost", "Distance to the oracle and price", caption, figure
 
 
+def _forest(header: Row, view: View):
+    judged = {label: view.verdicts[label] for label in (ANOTHER, *view.strategies) if label in view.verdicts}
+    rows = {label: row for label, row in judged.items() if row["remaining"] is not None and label != NOOP}
+    if view.void or not rows:
+        return None
+    figure, ((panel,),) = _figure(0.9 + 0.17 * len(rows))
+    panel.axvspan(-20, 20, color="C2", alpha=0.15, linewidth=0, label="margin of equivalence")
+    panel.axvline(0, color=INK, linewidth=0.8, label=NAMES[ORACLE])
+    panel.axvline(100, **NOTHING, label="doing nothing")
+    for y, row in enumerate(rows.values()):
+        value = 100 * row["remaining"]
+        if not math.isfinite(value):
+            panel.text(0.01, y, "diverged", transform=panel.get_yaxis_transform(), fontsize=8, va="center")
+            continue
+        ends = row["remaining_low"], row["remaining_high"]
+        bars = None if None in ends else [[value - 100 * ends[0]], [100 * ends[1] - value]]
+        panel.errorbar(value, y, xerr=bars, color=INK, marker="o", markersize=3.5, linewidth=1, capsize=2)
+    panel.set_xscale("symlog", linthresh=100, linscale=1.5)
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    panel.grid(False, axis="y")
+    panel.set_xlabel(f"what remains of the gap in {view.gate['primary']}, %")
+    _legend(figure, *panel.get_legend_handles_labels())
+    caption = (
+        f"Gap to the oracle under the primary metric, {view.gate['primary']}, in % of the original's (linear to 100 %, "
+        "logarithmic beyond), with 95 % intervals over seeds: 0 is the oracle, 100 doing nothing, below 0 lies beyond "
+        "the oracle. A method is equivalent to retraining if its 90 % interval lies in the green margin."
+    )
+    return "forest", "How far from the oracle?", caption, figure
+
+
 # ---------------------------------------------------------------------- distributions
 
 
 def _margins(header: Row, view: View):
-    rows = {row["label"]: row for row in view.figures if row["kind"] == "margins" and row["label"] != NOOP}
+    styles = {ORIGINAL: {"color": "#808080"}, ORACLE: {"color": INK}} | _styles(view)
+    rows = {row["label"]: row for row in view.figures if row["kind"] == "margins" and row["label"] in styles}
     if not rows:
         return None
     figure, ((panel,),) = _figure(1.0 + 0.42 * len(rows))
-    styles = {ORIGINAL: {"color": "#808080"}, ORACLE: {"color": INK}} | _styles(view)
     highest = max(max(row["y"]) for row in rows.values()) or 1.0
     for i, (label, row) in enumerate(reversed(rows.items())):
         edges, oracle = row["x"], rows[ORACLE]["y"]
@@ -306,8 +379,36 @@ def _lifted(shares: list[float], base: int, highest: float) -> list[float]:
     return [base + 0.9 * share / highest for share in shares]
 
 
+def _examples(header: Row, view: View):
+    lines: dict[str, dict[str, Any]] = {
+        ORIGINAL: {**NOTHING, "label": "doing nothing"},
+        ANOTHER: {"color": INK, "label": ANOTHER},
+    }
+    lines |= {label: {"color": style["color"], "label": label} for label, style in _styles(view).items()}
+    curves = {row["label"]: row for row in view.figures if row["kind"] == "examples" and row["label"] in lines}
+    if not curves:
+        return None
+    figure, ((panel,),) = _figure(3.2)
+    panel.axhspan(0.9, 1, **BAND, label="worst tenth")
+    for label, row in curves.items():
+        panel.plot(row["x"], row["y"], **({"linewidth": 1.3} | lines[label]))
+    usual = [x for label in (ORIGINAL, ANOTHER) if label in curves for x in curves[label]["x"]]
+    if usual:  # a destroyed model's curve may leave the picture
+        wider = max(1.0, max(usual) - min(usual))
+        panel.set_xlim(min(usual) - wider, max(usual) + wider)
+    panel.set(ylim=(0, 1), xlabel="margin minus the oracle's, nats", ylabel="share of forgotten examples")
+    _legend(figure, *panel.get_legend_handles_labels())
+    caption = (
+        "Each forgotten example's margin minus that of its seed's oracle, mean over seeds, in nats: the share of "
+        "examples below x. A curve to the right of that of another oracle still knows the examples, one to its left "
+        "knows them less than a retrain does; the mean may be right where the worst tenth is not."
+    )
+    return "examples", "Example by example", caption, figure
+
+
 def _roc(header: Row, view: View):
-    curves = {row["label"]: row for row in view.figures if row["kind"] == "canary_roc" and row["label"] != NOOP}
+    drawn = (ORIGINAL, ORACLE, *_shown(view))
+    curves = {row["label"]: row for row in view.figures if row["kind"] == "canary_roc" and row["label"] in drawn}
     if not curves:
         return None
     figure, ((panel,),) = _figure(3.5)
@@ -451,6 +552,34 @@ def _features(header: Row, view: View):
     return "features", "Features of the last layer", caption, figure
 
 
+def _layers(header: Row, view: View):
+    sides = {"oracles": "cka", "original": "original_cka"}
+    layers = [name.split("/")[1] for name in view.audits[ORACLE] if re.fullmatch(r"layer/\d+/cka", name)]
+    if len(layers) < 2:
+        return None
+    figure, panels = _figure(5.2, len(sides))
+    for (panel,), (side, key) in zip(panels, sides.items(), strict=True):
+        names = [f"layer/{layer}/{key}" for layer in layers]
+        oracles = [_by_seed(view, ORACLE, name) for name in names]
+        if all(oracles):
+            low, high = [[end(values) for values in oracles] for end in (min, max)]
+            panel.fill_between(layers, low, high, **BAND, label=f"range of {len(oracles[0])} oracles")
+        lines: dict[str, dict[str, Any]] = {ORIGINAL: {**NOTHING, "marker": ".", "label": "doing nothing"}}
+        for label, style in _styles(view).items():
+            lines[label] = {**style, "label": label, "markersize": 5, "linewidth": 1.3}
+        for label, line in lines.items():
+            panel.plot(layers, _finite([view.audits[label][name]["value"] for name in names]), **line)
+        panel.set_ylabel(f"CKA to the {side}'" + ("" if side == "oracles" else "s"))
+    panels[-1][0].set_xlabel("layer, from the input")
+    _legend(figure, *panels[0][0].get_legend_handles_labels())
+    caption = (
+        "Similarity (linear CKA, 0 to 1, mean over seeds) of what comes out of each layer for 64 forgotten examples: "
+        "above to the oracles of other seeds, below to the original of the same seed. What is wanted is the band: "
+        "there oracles lie. A method outside it in the last layer alone has changed what is said, not what is known."
+    )
+    return "layers", "Layer by layer", caption, figure
+
+
 def _spread(count: int) -> list[float]:
     """Offsets that keep ``count`` dots of one group apart."""
     return [0.6 * ((i + 0.5) / count - 0.5) for i in range(count)]
@@ -490,7 +619,8 @@ def _clients(header: Row, view: View):
 
 
 def _regions(header: Row, view: View):
-    rows = [row for row in view.figures if row["kind"] == "regions" and row["label"] != NOOP]
+    drawn = (ORIGINAL, ORACLE, *_shown(view))
+    rows = [row for row in view.figures if row["kind"] == "regions" and row["label"] in drawn]
     if not rows:
         return None
     import matplotlib as mpl

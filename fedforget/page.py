@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup  # a part of jinja2
 
 from fedforget import tables
-from fedforget.figures import Drawing, inline
+from fedforget.figures import MOST, Drawing, inline
 from fedforget.tables import Row, Table, View
 
 STYLE = """
@@ -110,16 +110,20 @@ Primary metric: <code>{{ section.view.gate.primary }}</code>.</p>
 <h2 id="title-{{ view.number }}">Request {{ view.number }} of {{ sections|length }}: {{ view.name }}</h2>
 {% if view.void %}
 <p><span class="void">VOID</span>: {{ view.gate.why }}. {{ void }}</p>
-{% else %}
+{% endif %}
+{% for table in section.first %}
+{{ show(table, section.stamp) }}
+{% endfor %}
+{% if section.sentences %}
+<details{% if section.sentences|length <= few %} open=""{% endif +%}>
+<summary>In words ({{ section.sentences|length }})</summary>
 <ul>
 {% for sentence in section.sentences %}
 <li>{{ sentence }}</li>
 {% endfor %}
 </ul>
+</details>
 {% endif %}
-{% for table in section.first %}
-{{ show(table, section.stamp) }}
-{% endfor %}
 <h3>Figures</h3>
 <div class="drawings">
 {% for drawing, svg in section.drawings %}
@@ -146,6 +150,11 @@ Primary metric: <code>{{ section.view.gate.primary }}</code>.</p>
 {% for table in about %}
 {{ show(table, stamp) }}
 {% endfor %}
+{% if settings %}
+<details><summary>{{ settings.title }} ({{ settings.rows|length }})</summary>
+{{ show(settings, stamp) }}
+</details>
+{% endif %}
 </section>
 <section id="run"><h2>The run</h2>
 <div class="facts"><dl>
@@ -182,6 +191,8 @@ GLOSSARY = (
      "positive rate at 1 % and 0.1 % false positives"),
     ("efficacy/", "share of the forget set that an attack calls non-member"),
     ("probe/, head/, weights/", "what the layers below the last still know, and the last layer's share of the change"),
+    ("layer/n/", "likeness (CKA) of what comes out of layer n, on 64 forgotten examples, to the oracles' and to the "
+     "original's"),
     (".../disagreement, js_divergence, activation_distance, cka", "how answers and features differ from the oracles'"),
     ("near/, far/, regions/", "share of points around forgotten examples, or test images, whose class differs from the "
      "oracles' (near, far) or the original's (regions); locality = near / (near + far)"),
@@ -219,9 +230,11 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]]) -> str
     return environment.from_string(PAGE).render(
         header=header,
         void=tables.VOID,
+        few=MOST,  # more sentences than these are folded away
         sections=sections,
         style=Markup(STYLE),
         about=_known([tables.card_table(header), tables.tuning_table(header)]),
+        settings=tables.settings_table(header),
         stamp=tables.overall(header, views),
         facts=_facts(header, views),
         glossary=GLOSSARY,
@@ -256,6 +269,7 @@ def _facts(header: Row, views: list[View]) -> list[tuple[str, str]]:
     facts += [
         ("configuration", header["config"]),
         ("data", header["data"]),
+        ("trajectories of the originals", header["trajectory"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in header["versions"].items())),
     ]
     facts += [(f"{label} failed", why) for label, why in header["failed"].items()]

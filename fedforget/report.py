@@ -21,7 +21,7 @@ WIDTH = 118
 RECORD = "results.jsonl"
 HEADER = (
     *("experiment", "level", "code", "seeds", "claim", "requests", "failed", "left_out", "trainings", "durability"),
-    *("tuning", "config", "data", "corruption", "versions", "strategies", "models"),
+    *("tuning", "config", "trajectory", "data", "corruption", "versions", "strategies", "options", "models"),
 )
 KINDS = ("result", "audit", "cost", "verdict", "gate", "figure")  # see `fedforget.assessment.Assessment`
 

@@ -438,6 +438,21 @@ def card_table(header: Row) -> Table:
     return Table("What each method assumes", columns, rows, note)
 
 
+def settings_table(header: Row) -> Table | None:
+    """The options that each method ran with; None if no method has any."""
+    rows = [
+        [NAMES.get(label, label), option["name"], option["symbol"] or BLANK, _setting(option["value"]), option["help"]]
+        for label, options in header["options"].items()
+        for option in options
+    ]
+    note = "Values that the run used, after tuning where there was any; symbol: the paper's."
+    return (
+        Table("Settings of each method", ["method", "option", "symbol", "value", "meaning"], rows, note)
+        if rows
+        else None
+    )
+
+
 def tuning_table(header: Row) -> Table | None:
     """What tuning tried and chose; None if nothing was tuned."""
     tuning = header["tuning"]

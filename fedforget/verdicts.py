@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedforget.evaluation import CHECKPOINT, ORACLE, ORIGINAL, ModelResult, floor
+from fedforget.evaluation import ANOTHER, CHECKPOINT, ORACLE, ORIGINAL, ModelResult, floor
 from fedforget.ledger import Cost
 from fedforget.metrics import clients, fidelity, klom, score, statistics
 
@@ -46,9 +46,6 @@ UTILITIES = ("test/accuracy", "clients/accuracy", "clients/worst")
 COMPARED = ("forget", "retain", "test")  # sets on whose margins distributions are compared
 MARGIN = 0.2  # of the signal: the largest gap that does not matter, fixed before any run
 MEMORISED = 0.7  # canary AUC that an original must reach
-# The oracle of the next seed in the place of the unlearned model. Its differences cancel around the circle of seeds, so
-# that its forgetting is 1 by construction; its pessimistic ends show what a perfect method can prove with these seeds.
-ANOTHER = "another oracle"
 
 Values = Mapping[int, Mapping[str, float]]  # seed -> metric -> value
 
@@ -61,11 +58,13 @@ class Evidence:
         values: metrics by seed.
         margins: margins on the examples that all models share, by seed and set: ``[n]``.
         cost: mean bill over seeds.
+        others: of oracles: by seed and metric, scores of the other seeds' oracles under its coins.
     """
 
     values: Values
     margins: Mapping[int, Mapping[str, Tensor]]
     cost: Cost
+    others: Mapping[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
 
 def evidence(
@@ -82,6 +81,7 @@ def evidence(
             {result.seed: result.values for result in mine},
             {result.seed: margins.get((label, result.seed), {}) for result in mine},
             mean,
+            {result.seed: result.others for result in mine},
         )
     return found
 
@@ -94,7 +94,7 @@ def gates(models: Mapping[str, Evidence], primary: str) -> dict:
         knows the forget set better than the oracle under the primary metric (and, where there are canaries, tells
         included from excluded ones with an AUC of at least `MEMORISED`); ``why``: a sentence if it does not.
     """
-    original, oracle = models[ORIGINAL].values, models[ORACLE].values
+    original, oracle = models[ORIGINAL].values, models[ORACLE]
     available = [name for name in _names(models[ORIGINAL]) if _attack(name)]
     passed = [name for name in available if _has_signal(original, oracle, name)]
     why = ""
@@ -107,7 +107,7 @@ def gates(models: Mapping[str, Evidence], primary: str) -> dict:
 
 
 def judge(models: Mapping[str, Evidence], primary: str, classes: int, seed: int = 0) -> list[dict]:
-    """A row for each strategy (and for the original, and `ANOTHER`, an oracle in a strategy's place).
+    """A row for each strategy (and for the original, and for `ANOTHER`, an oracle in a strategy's place).
 
     Columns; each ``x_low`` is the pessimistic end of a one-sided 95 % interval, None where there is none:
 
@@ -133,8 +133,6 @@ def judge(models: Mapping[str, Evidence], primary: str, classes: int, seed: int 
     oracle, original = models[ORACLE], models[ORIGINAL]
     labels = [label for label in models if label != ORACLE and not label.startswith(CHECKPOINT)]
     shown = {label: models[label] for label in labels}
-    if len(oracle.values) > 1:
-        shown[ANOTHER] = _rotated(oracle)
     frontier = stopped(models, gate["attacks"], classes)
     rows = []
     per_seed = {}
@@ -186,22 +184,15 @@ def _mean(values: Values, name: str) -> float:
     return float(np.mean(_column(values, name)))
 
 
-def _has_signal(original: Values, oracle: Values, name: str) -> bool:
-    if any(name not in metrics for metrics in (*original.values(), *oracle.values())):
+def _has_signal(original: Values, oracle: Evidence, name: str) -> bool:
+    if any(name not in metrics for metrics in (*original.values(), *oracle.values.values())):
         return False
     seeds = list(original)
-    _, spread = floor(_column(oracle, name))
+    others = [scores[name] for scores in oracle.others.values() if name in scores]
+    _, spread = floor(_column(oracle.values, name), others)
     if spread is None:  # one oracle has no spread: any difference counts, and the level says what that is worth
         spread = 0.0
-    return statistics.memorised(_column(original, name), _column(oracle, name, seeds), spread)
-
-
-def _rotated(oracle: Evidence) -> Evidence:
-    """The oracle of the next seed in each seed's place."""
-    seeds = list(oracle.values)
-    following = dict(zip(seeds, [*seeds[1:], seeds[0]], strict=True))
-    values = {k: oracle.values[following[k]] for k in seeds}
-    return Evidence(values, {k: oracle.margins[following[k]] for k in seeds}, oracle.cost)
+    return statistics.memorised(_column(original, name), _column(oracle.values, name, seeds), spread)
 
 
 def _axes(mine: Evidence, oracle: Evidence, original: Evidence, attacks: Sequence[str], classes: int) -> dict:

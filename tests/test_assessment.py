@@ -11,9 +11,10 @@ import torch
 from fedforget import assessment, client_app, engine, report
 from fedforget.assessment import assess
 from fedforget.config import compose
+from fedforget.evaluation import ANOTHER, ORACLE, layer_likeness
 from fedforget.experiment import Experiment
 from fedforget.grid import InProcessGrid
-from fedforget.metrics import Outputs
+from fedforget.metrics import Outputs, leakage, representation
 from fedforget.store import DamagedFile, load_tensors, save_tensors
 
 SMALL = "model=linear learning.rounds=3 partition.clients=5 evaluation=smoke engine.device=cpu"
@@ -54,6 +55,32 @@ def test_a_picture_by_hand() -> None:
         "classes": [1, 1, 1, 1, 0, 1, 1, 1, -1],
         "points": [[0, 0, "forgotten, class 1"], [2, 0, "class 0"], [0, 2, "class 1"]],
     }
+
+
+def test_likeness_layer_by_layer() -> None:
+    """Two layers: the first is turned and doubled, which CKA does not see; the second is another one altogether. Only
+    the rows that both models were asked count, in whatever order."""
+    generator = torch.Generator().manual_seed(0)
+    one, two, other = (torch.randn(30, 4, generator=generator) for _ in range(3))
+    turned = 2 * one @ torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+    zeros, rows = torch.zeros(30, dtype=torch.long), torch.arange(30)
+    mine = Outputs(torch.zeros(30, 2), zeros, zeros, torch.stack([one, two], 1), rows)
+    theirs = Outputs(torch.zeros(30, 2), zeros, zeros, torch.stack([turned, other], 1), rows).take(rows.flip(0)[:25])
+    similar = layer_likeness(mine, theirs)
+    assert similar[1] == pytest.approx(1, abs=1e-5)
+    assert similar[2] == representation.cka(two[5:], other[5:]) < 0.5
+    assert layer_likeness(mine, theirs.take(rows[:3])) == {}
+
+
+def test_layers_of_a_run(run_small) -> None:
+    """A linear model has one layer, whose outputs are the logits; doing nothing is the original."""
+    experiment, _ = run_small("strategies=[finetune] evaluation.seeds=2")
+    _, rows = report.load(experiment.folder)
+    values = {(row["label"], row["seed"]): row["values"] for row in rows["result"]}
+    assert values["none", 0]["layer/1/original_cka"] == pytest.approx(1)
+    assert values["retrain", 0]["layer/1/cka"] == pytest.approx(values["retrain", 1]["layer/1/cka"])
+    assert 0.5 < values["finetune", 0]["layer/1/cka"] < 1
+    assert "layer/2/cka" not in values["finetune", 0]
 
 
 def test_change_against_the_original_by_hand() -> None:
@@ -122,6 +149,61 @@ def test_an_oracle_passed_on_the_way_is_a_point_of_the_frontier_and_no_row(canar
         assert not passed & {row["label"] for row in rows[kind]}
 
 
+def test_another_oracle_is_a_stored_model_under_this_seeds_coins(canary_run) -> None:
+    """With two seeds each seed's other oracle is that of the other one; its answers are to this seed's questions."""
+    store, header, rows = canary_run
+    entries = {(e["label"], e["seed"], e["stage"]): e for e in header["models"]}
+    assert len(list((store / "models").iterdir())) == 2 * 3  # an oracle, doing nothing and finetune: no more was made
+    for k in (0, 1):
+        mine, oracle, source = (entries[name, s, ""] for name, s in ((ANOTHER, k), (ORACLE, k), (ORACLE, 1 - k)))
+        assert mine["model"] == source["model"] != oracle["model"] and mine["cost"] == source["cost"]
+        answers, own, elsewhere = (load_tensors(store / entry["outputs"])[0] for entry in (mine, oracle, source))
+        for name in ("forget/rows", "canary/included"):  # the coins decide what was there to forget
+            assert torch.equal(answers[name], own[name]) and not torch.equal(answers[name], elsewhere[name])
+        assert torch.equal(answers["canary/logits"], elsewhere["canary/logits"])
+        assert {stage for name, s, stage in entries if (name, s) == (ANOTHER, k)} == {
+            *("", "+1", "rejoin 1", "few 1", "head")
+        }
+    (judged,) = [row for row in rows["verdict"] if row["label"] == ANOTHER]
+    assert judged["seeds"] == 2
+    for kind in ("audit", "cost"):
+        assert ANOTHER not in {row["label"] for row in rows[kind]}
+
+
+def test_a_model_is_no_reference_for_itself(canary_run) -> None:
+    """Another oracle of one of two seeds has no oracle left to be compared with: nothing is calibrated by itself."""
+    _, _, rows = canary_run
+    values = {(row["label"], row["seed"]): row["values"] for row in rows["result"]}
+    assert "canary/calibrated" in values[ORACLE, 0] and "canary/calibrated" not in values[ANOTHER, 0]
+
+
+def test_one_oracle_is_no_other(run_small) -> None:
+    experiment, _ = run_small("strategies=[finetune]")
+    header, _ = report.load(experiment.folder)
+    assert ANOTHER not in {entry["label"] for entry in header["models"]}
+
+
+def test_the_floor_of_the_canary_audit_knows_one_seeds_coins(canary_run) -> None:
+    """Oracle 1's margins under the coins of seed 0, and the other way round, at each stage; the floor is what is left
+    of the differences when both sides have the same coins."""
+    store, header, rows = canary_run
+    entries = {(e["label"], e["seed"], e["stage"]): e for e in header["models"]}
+    results = {row["seed"]: row for row in rows["result"] if row["label"] == ORACLE}
+    for stage, metric in (("", "canary/auc"), ("+1", "+1/canary/auc")):
+        apart = []
+        for k in (0, 1):
+            own, other = (load_tensors(store / entries[ORACLE, s, stage]["outputs"])[0] for s in (k, 1 - k))
+            logits, labels = other["canary/logits"].double(), other["canary/labels"]
+            margin = leakage.margins(Outputs(logits, labels, labels))
+            (expected,) = results[k]["others"][metric]
+            assert expected == leakage.canary_auc(margin, own["canary/included"].bool())
+            apart.append(results[k]["values"][metric] - expected)
+        (row,) = [r for r in rows["audit"] if (r["label"], r["metric"]) == (ORACLE, metric)]
+        assert row["floor"] == pytest.approx((abs(apart[0]) + abs(apart[1])) / 2)
+        assert row["floor_sd"] == pytest.approx(abs(apart[0] - apart[1]) / 2**0.5)
+    assert set(results[0]["others"]) == {f"{s}canary/{m}" for s in ("", "+1/") for m in ("auc", "calibrated")}
+
+
 def test_a_stage_that_a_broken_model_never_reached_counts_as_nan(canary_run) -> None:
     store, header, _ = canary_run
     gone = [e for e in header["models"] if (e["label"], e["seed"], e["stage"]) != ("finetune", 1, "+1")]
@@ -133,8 +215,9 @@ def test_a_stage_that_a_broken_model_never_reached_counts_as_nan(canary_run) -> 
 def test_the_primary_metric_is_the_configured_one_or_fits_the_corruption(canary_run) -> None:
     store, header, _ = canary_run
     assert assess(store, header | {"primary": "forget/accuracy"}).gates[0]["primary"] == "forget/accuracy"
-    clean = header | {"corruption_config": {**header["corruption_config"], "kind": "none"}}
-    assert assess(store, clean).gates[0]["primary"] == "forget/margin"
+    for kind, primary in (("none", "forget/loss"), ("label_random", "matched/margin")):
+        other = header | {"corruption_config": {**header["corruption_config"], "kind": kind}}
+        assert assess(store, other).gates[0]["primary"] == primary
 
 
 def test_a_damaged_file_of_answers_is_named(canary_run) -> None:

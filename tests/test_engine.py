@@ -124,3 +124,35 @@ def test_two_examples_have_spheres_and_no_plane(tmp_path: Path) -> None:
     answers = cohort.evaluate(toy.start, {"near": 2000, "plane": 2000})
     assert len(answers["near"].rows) == 2 * POINTS
     assert answers["plane"].logits.shape == (0, 10)
+
+
+def test_examples_inside_every_layer(tmp_path: Path) -> None:
+    """Softmax regression has one layer, whose outputs are the logits."""
+    toy = Toy(tmp_path)
+    cohort = toy.cohort(REQUESTS["client"])
+    found = cohort.evaluate(toy.start, {"forget": 2000, "forget_layers": 2000, "holdout_layers": 3})
+    inside = found["forget_layers"]
+    number, layers, width = inside.features.shape
+    assert (number, width) == (min(64, len(found["forget"].labels)), engine.LAYER_WIDTH)
+    assert inside.features.nbytes == 512 * number * layers  # the bound that the documentation states
+    # The last layer's outputs are filled up with zeros; the examples are the first of the audit set.
+    assert torch.equal(torch.tensor(inside.features[:, -1, :10]), torch.tensor(inside.logits).half())
+    assert not inside.features[:, -1, 10:].any()
+    assert (inside.rows == found["forget"].rows[:number]).all()
+    assert (inside.logits == found["forget"].logits[:number]).all()
+    assert len(found["holdout_layers"].labels) == 3
+
+
+def test_a_wide_layer_is_averaged_over_neighbours() -> None:
+    """One image of 32 x 32 of ones and a convolution that copies it to the first of two maps: 2048 entries, of which
+    each of the 256 numbers kept is the mean of eight; half of them are 1."""
+    convolution = torch.nn.Conv2d(1, 2, 1, bias=False)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1))
+    network = torch.nn.Sequential(convolution, torch.nn.Flatten(), torch.nn.Linear(2048, 3))
+    with torch.no_grad():
+        logits, features = engine._layers(network, [torch.ones(2, 1, 32, 32)])
+    kept = torch.cat(features)
+    assert kept.shape == (2, 2, 256) and kept.dtype == torch.half
+    assert kept[:, 0].tolist() == [[1.0] * 128 + [0.0] * 128] * 2
+    assert torch.equal(kept[:, 1, :3], logits[0].half()) and not any(m._forward_hooks for m in network.modules())

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedforget.evaluation import LEVELS, EvaluationConfig, ModelResult, audit, bill, measure
+from fedforget.evaluation import LEVELS, EvaluationConfig, ModelResult, audit, bill, floor, measure
 from fedforget.ledger import Cost
 from fedforget.metrics import Outputs
 
@@ -68,6 +68,17 @@ def test_equal_oracles_have_a_floor_of_exactly_zero() -> None:
     found = row([*scored("retrain", [0.1] * 3), *scored("original", [0.1] * 3)], "original")
     assert (found["floor"], found["floor_sd"]) == (0.0, 0.0)
     assert found["gap_in_floors"] is found["gap_closed"] is None
+
+
+def test_the_floor_is_between_oracles_under_the_same_coins() -> None:
+    """0.5, 0.6 and 0.8, each under its own coins. Under these the others score 0.4 and 0.5, 0.6 and 0.6, 0.5 and 0.7:
+    differences of 0.05, 0 and 0.2, with the mean 1/12 and the standard deviation sqrt(0.065/6) = 0.1041."""
+    apart, spread = floor([0.5, 0.6, 0.8], [[0.4, 0.5], [0.6, 0.6], [0.5, 0.7]])
+    assert apart == pytest.approx(0.25 / 3)
+    assert spread == pytest.approx(math.sqrt(0.065 / 6))
+    assert floor([0.5, 0.6, 0.8], [[0.5] * 2, [0.6] * 2, [0.8] * 2]) == (0, 0)  # equal oracles under unequal coins
+    with_coins = [replace(r, others={"forget/margin": [r.values["forget/margin"]] * 2}) for r in RUN]
+    assert row(with_coins, "finetune")["floor"] == 0 < row(RUN, "finetune")["floor"]
 
 
 def test_one_seed_has_no_interval_and_no_floor() -> None:

@@ -30,7 +30,13 @@ def view(metrics: dict[str, dict[str, dict]], shown: list[dict] = (), results: l
     costs = {"original": 0, "retrain": 1000, "none": 0, "half": 500}
     labels = {label: {name: by_label[label] for name, by_label in metrics.items()} for label in costs}
     quality = {"original": (0.0, 0.0), "none": (0.0, 0.0), "half": (0.6, 0.4), "another oracle": (1.0, 0.9)}
-    verdicts = {k: {"quality_privacy": value, "quality_privacy_low": low} for k, (value, low) in quality.items()}
+    verdicts = {
+        k: {
+            **{"quality_privacy": value, "quality_privacy_low": low},
+            **{"remaining": 1 - value, "remaining_low": 0.9 - value, "remaining_high": 1.2 - value},
+        }
+        for k, (value, low) in quality.items()
+    }
     gate = {"memorised": not why, "why": why, "primary": "canary/auc"}
     bills = {label: {"client_examples": examples} for label, examples in costs.items()}
     return View(1, "client 3", labels, bills, verdicts, gate, list(shown), list(results), {})
@@ -127,6 +133,7 @@ def shown_rows() -> list[dict]:
     for label in ("original", "retrain", "none", "half"):
         rows.append({"kind": "margins", "label": label, "x": [0.0, 1.0, 2.0], "y": [0.25, 0.75]})
         rows.append({"kind": "canary_roc", "label": label, "x": [0.0, 0.01, 1.0], "y": [0.0, 0.1, 1.0]})
+        rows.append({"kind": "examples", "label": label, "x": [-1.0, 0.0, 3.0], "y": [0.0, 0.5, 1.0]})
         points = [[0, 0, "forgotten, class 3"], [2, 0, "class 1"], [0, 2, "class 2"]]
         classes = [3, 3, 1, 3, -1, 1, 2, 2, 1]
         rows.append({"kind": "regions", "label": label, "width": 3, "classes": classes, "points": points})
@@ -143,6 +150,7 @@ def everything() -> View:
         "relearn/rejoin_1",
         "forget/cka",
         "client/0",
+        *(f"layer/{i}/{name}" for i in (1, 2) for name in ("cka", "original_cka")),
     ]
     results = [
         {"label": "retrain", "seed": k, "values": dict.fromkeys(names, 0.5 + k), "cost": {"rounds": 3}} for k in (0, 1)
@@ -155,8 +163,8 @@ def test_every_figure_is_a_drawing_with_words() -> None:
     assert [drawing.name for drawing in drawings] == [
         f"{name}-1"
         for name in (
-            *("quality_cost", "distance_cost", "margins", "canary_roc", "durability", "relearn_rejoin", "relearn_few"),
-            *("features", "clients", "regions"),
+            *("quality_cost", "distance_cost", "forest", "margins", "examples", "canary_roc", "durability"),
+            *("relearn_rejoin", "relearn_few", "features", "layers", "clients", "regions"),
         )
     ]
     for drawing in drawings:
@@ -166,6 +174,53 @@ def test_every_figure_is_a_drawing_with_words() -> None:
         # ridges and regions name their models; the others say so in their legends
         assert "half" in words and "mathdefault" not in words
         assert "none" not in words.split()
+
+
+def many(number: int) -> View:
+    """A view with so many strategies, of which the last is best."""
+    given = everything()
+    names = [f"method {i:02}" for i in range(number)]
+    half = given.verdicts["half"] | {"quality_privacy_low": 0.0}
+    qualities = {n: half | {"quality_privacy": i / number} for i, n in enumerate(names)}
+    return given._replace(
+        audits=given.audits | {name: given.audits["half"] for name in names},
+        costs={k: v for k, v in given.costs.items() if k != "half"} | {name: given.costs["half"] for name in names},
+        verdicts=given.verdicts | qualities,
+        figures=[
+            row | {"label": n} for row in given.figures for n in (names if row["label"] == "half" else [row["label"]])
+        ],
+    )
+
+
+def test_of_many_strategies_the_best_are_drawn_and_the_others_named() -> None:
+    """Of 15 strategies three are left out of every figure but the forest, which has a line for each."""
+    for drawing in figures.draw(HEADER, many(15)):
+        words = "".join(ElementTree.fromstring(drawing.svg).itertext())
+        assert "method 14" in words and "method 03" in words
+        left_out = [f"method {i:02}" for i in range(3)]
+        assert all((name in words) == (drawing.name == "forest-1") for name in left_out), drawing.name
+        assert drawing.caption.endswith(": method 00, method 01, method 02.") == (drawing.name != "forest-1")
+    assert not any("method 00" in drawing.caption for drawing in figures.draw(HEADER, many(12)))
+
+
+def test_the_forest_shows_what_remains_with_its_interval() -> None:
+    """Quality 0.6 in the test's verdicts: 40 % remain, between 30 and 60; it stands below another oracle's 0 %."""
+    _, _, _, figure = figures._forest(HEADER, everything())
+    (panel,) = figure.axes
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["another oracle", "half"]
+    points = [tuple(bar.lines[0].get_xydata()[0].round(6)) for bar in panel.containers]
+    assert points == [(0, 0), (40, 1)]
+    ends = [bar.lines[2][0].get_segments()[0][:, 0].round(6).tolist() for bar in panel.containers]
+    assert ends == [[-10, 20], [30, 60]]
+
+
+def test_layers_side_by_side_with_the_band_of_oracles() -> None:
+    _, _, _, figure = figures._layers(HEADER, everything())
+    for panel in figure.axes:
+        lines = {line.get_label(): line.get_ydata() for line in panel.lines}
+        assert list(lines["half"]) == [1.5, 1.5] and list(lines["doing nothing"]) == [5, 5]
+        corners = panel.collections[0].get_paths()[0].vertices[:, 1]  # oracles score 0.5 and 1.5
+        assert (corners.min(), corners.max()) == (0.5, 1.5)
 
 
 def test_without_data_there_are_no_figures() -> None:

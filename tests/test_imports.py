@@ -39,10 +39,10 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "solvers": ("params", "torch"),
     "grid": ("client_app", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
     "strategy": ("history cohort exchange messages request params", "flwr"),
-    "metrics": ("params", "numpy torch sklearn scipy statsmodels torchmetrics"),
+    "metrics": ("params", "numpy torch sklearn scipy statsmodels"),
     "evaluation": ("metrics data ledger", "numpy torch scipy"),
     "verdicts": ("evaluation metrics ledger", "numpy torch"),
-    "assessment": ("evaluation verdicts metrics ledger params store", "numpy torch"),
+    "assessment": ("evaluation verdicts metrics ledger params store", "numpy torch threadpoolctl"),
     "tuning": ("metrics ledger request seeds", "torch optuna"),
     "config": ("data evaluation exchange grid history models request routines strategy tuning", "omegaconf yaml"),
     "tables": ("", ""),

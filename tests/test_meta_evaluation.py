@@ -20,7 +20,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from fedforget import models
-from fedforget.assessment import LATER
+from fedforget.assessment import LATER, PLAIN
 from fedforget.client_app import app
 from fedforget.cohort import Answers, Cohort, describe
 from fedforget.config import RunConfig, compose
@@ -38,16 +38,14 @@ from fedforget.seeds import Seeds
 from fedforget.strategy import find
 from fedforget.verdicts import ATTACKS, COMPARED, DIAGNOSTIC, Evidence, evidence, gates, judge
 
-# Client 3 of five holds 70 candidate canaries, and training is long enough for a small network to memorise them.
-SCENARIO = (
-    "corruption=canary corruption.canaries=70 model.width=0.14 partition.clients=5 "
-    "local.epochs=5 local.lr=0.3 learning.rounds=40"
-)
+# Training is long enough for a small network to memorise the 70 candidate canaries that client 3 of five holds.
+SCENARIO = "model.width=0.14 partition.clients=5 local.epochs=5 local.lr=0.3 learning.rounds=40"
+CANARIES = "corruption=canary corruption.canaries=70"
 K = 5
 LATER_ROUNDS = 5
 PRIMARY = "canary/calibrated"
-SETS = ("forget", "retain", "holdout", "test", "clients", "canary")
-LATER_SETS = ("forget", "holdout", "test", "canary")
+SETS = ("forget", "retain", "holdout", "test", "clients")
+LATER_SETS = ("forget", "holdout", "test")
 
 EXACT = ("another oracle's seed", "retrain stopped early")
 LEAKY = (
@@ -68,8 +66,8 @@ Sets = dict[str, Outputs]
 class Lab:
     """The federation: it learns, unlearns and answers, with the streams of trajectory ``k``."""
 
-    def __init__(self) -> None:
-        self.config: RunConfig = compose("quickstart", SCENARIO)
+    def __init__(self, scenario: str) -> None:
+        self.config: RunConfig = compose("quickstart", scenario)
         c = self.config
         data = DataConfig(c.task, c.partition, c.corruption, c.seed)
         self.task = Task(data, c.model, c.local, "cpu", c.engine.mode)
@@ -139,12 +137,12 @@ def tempered(sets: Sets) -> Sets:
 
 def filtered(sets: Sets) -> Sets:
     """Every class is as likely as another on what was to be forgotten: a filter behind an unchanged model."""
+    forget = replace(sets["forget"], logits=torch.zeros_like(sets["forget"].logits))
+    if "canary" not in sets:
+        return sets | {"forget": forget}
     known = sets["canary"].included.bool()  # type: ignore[union-attr]
     canaries = replace(sets["canary"], logits=sets["canary"].logits.masked_fill(known[:, None], 0.0))
-    return sets | {
-        "forget": replace(sets["forget"], logits=torch.zeros_like(sets["forget"].logits)),
-        "canary": canaries,
-    }
+    return sets | {"forget": forget, "canary": canaries}
 
 
 class Judged(NamedTuple):
@@ -154,10 +152,21 @@ class Judged(NamedTuple):
 
 @pytest.fixture(scope="module")
 def judged() -> Judged:
+    """The models of the scenario with canaries."""
+    return _judged(f"{CANARIES} {SCENARIO}", PRIMARY)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Judged:
+    """The models of the same scenario without anything planted."""
+    return _judged(SCENARIO, PLAIN)
+
+
+def _judged(scenario: str, primary: str) -> Judged:
     """All models, their metrics as they are and after five further rounds, and their verdicts."""
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.WARNING)  # two lines a round
-    lab = Lab()
+    lab = Lab(scenario)
     rounds = lab.config.learning.rounds
     with ThreadPoolExecutor(2) as pool:  # oracles of seeds 100 to 104 take no part but as models to be judged
         originals = list(pool.map(lambda k: lab.learn(k, lab.initial(k), rounds, forget=False)[-1], range(K)))
@@ -182,9 +191,10 @@ def judged() -> Judged:
     known["head reset, then tuned"] = made(lambda k, model: lab.tune(k, model, 3), known["head reset"])
     for name in ("mild ascent", "ascent"):
         known[f"{name}, then tuned"] = made(lambda k, model: lab.tune(k, model, 5), known[name])
-    answers = {name: [lab.answers(k, model, SETS) for k, model in enumerate(of)] for name, of in known.items()}
+    planted = ("canary",) if lab.config.corruption.kind == "canary" else ()
+    answers = {n: [lab.answers(k, model, (*SETS, *planted)) for k, model in enumerate(of)] for n, of in known.items()}
     later = {
-        name: [lab.answers(k, lab.tune(k, model, LATER_ROUNDS), LATER_SETS) for k, model in enumerate(of)]
+        name: [lab.answers(k, lab.tune(k, model, LATER_ROUNDS), (*LATER_SETS, *planted)) for k, model in enumerate(of)]
         for name, of in known.items()
     }
     outside: dict[str, Callable[[Sets, int], Sets]] = {  # what is done to answers, not to weights
@@ -198,7 +208,7 @@ def judged() -> Judged:
             stage[name] = [change(sets, k) for k, sets in enumerate(stage[ORIGINAL])]
     results = [ModelResult(0, name, k, _values(answers, later, name, k), Cost()) for name in answers for k in range(K)]
     found = evidence(results, _margins(answers))
-    return Judged(found, {row["label"]: row for row in judge(found, PRIMARY, classes=10)})
+    return Judged(found, {row["label"]: row for row in judge(found, primary, classes=10)})
 
 
 def _values(answers: Mapping[str, list[Sets]], later: Mapping[str, list[Sets]], name: str, k: int) -> dict[str, float]:
@@ -298,3 +308,14 @@ def test_what_is_only_diagnostic_does_not_separate(judged: Judged) -> None:
         for metric in DIAGNOSTIC
     }
     assert max(found.values()) < 0.95, found
+
+
+def test_without_anything_planted_the_primary_metric_separates_and_attacks_have_nothing_to_find(plain: Judged) -> None:
+    found = gates(plain.models, PLAIN)
+    assert found["memorised"] and not {"matched/margin", "rmia/auc"} & set(found["attacks"])
+
+    def separates(metric: str) -> float:
+        gaps = {name: gap(plain, name, metric) for name in EXACT + LEAKY}
+        return separation([-gaps[name] for name in EXACT], [-gaps[name] for name in LEAKY])
+
+    assert separates(PLAIN) >= 0.95 > separates("forget/margin")

@@ -108,8 +108,12 @@ def test_what_the_run_found_is_on_the_page(finished) -> None:
     (view,) = tables.views(header, rows)
     assert not view.void  # a planted trigger is learned within three rounds
     text = " ".join(Reader(render(header, rows)).text)
-    for cell in (header["config"], header["data"], header["claim"], "finetune", "amnesiac", "trigger/success"):
+    identity = (header["config"], header["data"], header["trajectory"], header["code"])
+    for cell in (*identity, header["claim"], "finetune", "amnesiac", "trigger/success"):
         assert cell in text
+    (option,) = header["options"]["finetune"]
+    assert (option["name"], option["symbol"], option["value"]) == ("rounds", "R", 5) and option["help"] in text
+    assert "Settings of each method" in text
     for metric in view.audits["finetune"]:
         assert metric in text
     for sentence in tables.sentences(header, view):

@@ -54,7 +54,9 @@ def contents(results: list, level: str = "leaderboard") -> tuple[dict, dict]:
         "data": "da7a",
         "corruption": {"kind": "none"},
         "versions": {"fedforget": "1"},
+        "trajectory": "7ra11",
         "strategies": {},
+        "options": {},
         "models": [],
     }
     rows: dict = {"figure": [], "gate": [], "verdict": [], "result": [asdict(result) for result in results]}
@@ -62,7 +64,8 @@ def contents(results: list, level: str = "leaderboard") -> tuple[dict, dict]:
         models = verdicts.evidence([result for result in results if result.request == request], {})
         rows["gate"].append({"request": request, "primary": ATTACK, **verdicts.gates(models, ATTACK)})
         rows["verdict"] += [{"request": request, **row} for row in verdicts.judge(models, ATTACK, classes=10)]
-    return header, rows | {"audit": evaluation.audit(results), "cost": evaluation.bill(results)}
+    shown = [result for result in results if result.label != evaluation.ANOTHER]
+    return header, rows | {"audit": evaluation.audit(shown), "cost": evaluation.bill(shown)}
 
 
 def table(results: list, level: str = "leaderboard") -> str:
@@ -99,7 +102,7 @@ def test_scores_and_the_sentence() -> None:
     All seeds agree, so the interval is a point and the limit the value; test accuracy is the oracle's, so utility is 1.
     The TOST margin is 0.2 x 0.15 = 0.03 < 0.05: different. No retrain was stopped early, so no speed-up is known.
     """
-    text = table(run({"none": (0.15, Cost()), "finetune": (0.05, QUARTER)}))
+    text = table(run({"none": (0.15, Cost()), "finetune": (0.05, QUARTER), evaluation.ANOTHER: (0.0, FULL)}))
     scores = text[: text.index("- finetune")]
     assert line(scores, "finetune") == ["finetune", "0.67", "1.00", "-", "0.67", "0.67", "1", "-", "different"]
     assert line(scores, "none")[:6] == ["none (original)", "0.00", "1.00", "-", "0.00", "0.00"]
@@ -173,7 +176,9 @@ def test_files_are_written_and_made_again(tmp_path: Path, seeds: int, requests: 
     header, rows = contents(run(labels, seeds, requests))
     folder = tmp_path / "run"
     paths = report.write(folder, header, rows)
-    figures = [f"figures/{name}-{i + 1}.svg" for i in range(requests) for name in ("distance_cost", "quality_cost")]
+    figures = [
+        f"figures/{name}-{i + 1}.svg" for i in range(requests) for name in ("distance_cost", "forest", "quality_cost")
+    ]
     files = ["audit.csv", "quality_cost.png", "report.html", "results.jsonl", "table.md", "verdicts.csv"]
     assert sorted(paths) == sorted([*files, *figures])
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(paths.values())

@@ -51,7 +51,7 @@ FOUND = NOTHING | {
 
 
 def header(code: str) -> dict:
-    return {"code": code, "level": "some", "seeds": 5, "requests": ["client 3"], "strategies": {}}
+    return {"code": code, "level": "some", "seeds": 5, "requests": ["client 3"], "strategies": {}, "options": {}}
 
 
 def view(verdicts: dict[str, dict], why: str = "", primary: str = "canary/calibrated", speedup: float = 6.0) -> View:
@@ -220,3 +220,10 @@ def test_numbers() -> None:
     assert tables.number(0.00012, 3) == "0.0001" and tables.number(0.0, 3) == "0.000" and tables.number(0.04) == "0.0"
     assert [tables.short(x, "B") for x in (0, 999, 1000, 12_345, 2.5e12)] == ["0B", "999B", "1kB", "12.3kB", "2.5TB"]
     assert [tables.times(x) for x in (4.0, 0.25, math.inf, math.nan, None)] == ["4.0x", "0.25x", "free", "-", "-"]
+
+
+def test_settings_are_those_of_the_run() -> None:
+    options = [{"name": "lr", "symbol": "", "value": 0.123456, "help": "step"}]
+    found = tables.settings_table(header("EL0") | {"options": {"none": [], "pga": options}})
+    assert found and found.rows == [["pga", "lr", "-", "0.1235", "step"]]
+    assert tables.settings_table(header("EL0")) is None

@@ -133,7 +133,7 @@ def test_one_seed_has_values_and_no_ends() -> None:
     }
     found = row(one, "x")
     assert found["forgetting"] == pytest.approx(0.75) and found["forgetting_low"] is None
-    assert found["verdict"] == "unresolved" and ANOTHER not in {row["label"] for row in judge(one, PRIMARY, CLASSES)}
+    assert found["verdict"] == "unresolved"
 
 
 # The speed-up
@@ -170,7 +170,7 @@ def test_energy_p_values_are_corrected_for_the_number_of_strategies() -> None:
     """Two sides of five models that do not overlap: 2 of the 252 splits are as far apart, and only for strategies."""
     models = {ORIGINAL: made(scores(up(0.4)), margins=shifted(9)), ORACLE: made(scores(SPREAD), margins=shifted(0))}
     models |= {label: made(scores(SPREAD), margins=shifted(by)) for label, by in (("far", 5), ("further", 7))}
-    models["same"] = made(scores(SPREAD), margins=shifted(0.0))
+    models |= {label: made(scores(SPREAD), margins=shifted(0.0)) for label in ("same", ANOTHER)}
     rows = {row["label"]: row for row in judge(models, PRIMARY, CLASSES)}
     smallest = 2 / 252
     assert rows["far"]["energy_p"] == rows["further"]["energy_p"] == pytest.approx(smallest)
@@ -207,15 +207,27 @@ def test_equivalence_needs_the_interval_inside_a_fifth_of_the_signal() -> None:
     assert rows["open"]["remaining_low"] < 0.15 < rows["open"]["remaining_high"]
 
 
-def test_the_next_seeds_oracle_stands_in_for_a_perfect_method() -> None:
-    """Gaps of SPREAD moved on by one seed: 0.01 four times and -0.04; mean 0, se 0.01. One-sided t of 4: 2.1318."""
-    found = row(OUR, ANOTHER)
-    assert found["forgetting"] == pytest.approx(1) and found["utility"] == 1
-    assert found["forgetting_low"] == pytest.approx(1 - 2.1318 * 0.01 / 0.4, abs=1e-5)
+def test_coins_are_no_difference_between_oracles() -> None:
+    """Five oracles that answer alike score 0.48 ... 0.52, for each has other coins. An original that scores 0.05 more
+    under the coins of its seed does know something: between oracles under one seed's coins there is no difference."""
+    oracle = made(scores(SPREAD))
+    alike = {k: {PRIMARY: [SPREAD[k]] * 4, "canary/auc": [SPREAD[k]] * 4} for k in SEEDS}
+    models = {ORIGINAL: made(scores(up(0.05)) | {"canary/auc": up(0.3)}), ORACLE: oracle}
+    assert not gates(models, PRIMARY)["memorised"]  # 0.05 is below the 0.0593 of the test above
+    models[ORACLE] = Evidence(oracle.values, oracle.margins, oracle.cost, alike)
+    assert gates(models, PRIMARY) == {"attacks": ["canary/auc", PRIMARY], "memorised": True, "why": ""}
+
+
+def test_another_oracle_is_judged_as_a_strategy_is() -> None:
+    """Oracles of seeds 1, 0, 4, 4 and 3: gaps 0.01, -0.01, 0.02, 0.01 and -0.01 have mean 0.004 and standard error
+    sqrt(0.00072 / 4 / 5) = 0.006. One-sided t of 4: 2.1318."""
+    found = row(OUR | {ANOTHER: made(scores([SPREAD[j] for j in (1, 0, 4, 4, 3)]))}, ANOTHER)
+    assert found["forgetting"] == pytest.approx(1 - 0.004 / 0.4) and found["utility"] == 1
+    assert found["forgetting_low"] == pytest.approx(1 - (0.004 + 2.1318 * 0.006) / 0.4, abs=1e-5)
 
 
 def test_ranks_count_strategies_only() -> None:
-    labels = {"best": 0.0, "middle": 0.1, "worst": 0.3}
+    labels = {"best": 0.0, "middle": 0.1, "worst": 0.3, ANOTHER: 0.0}
     rows = judge(OUR | {label: made(scores(up(by))) for label, by in labels.items()}, PRIMARY, CLASSES)
     ranks = {row["label"]: (row["rank_first"], row["rank_last"]) for row in rows}
     assert ranks == {"best": (1, 1), "middle": (2, 2), "worst": (3, 3), ORIGINAL: (None, None), ANOTHER: (None, None)}

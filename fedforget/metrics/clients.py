@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from scipy import stats
 
-from fedforget.metrics.outputs import Outputs, accuracy
+from fedforget.metrics.outputs import Outputs, right
 
 
 def client_accuracies(outputs: Outputs) -> dict[int, float]:
@@ -19,12 +20,11 @@ def client_accuracies(outputs: Outputs) -> dict[int, float]:
 
     Higher = the model serves the client better; [0, 1]. Source: accuracy, taken by owner.
     """
-    clients = [int(client) for client in outputs.clients.unique() if client >= 0]  # `unique` sorts
-    masks = {client: outputs.clients == client for client in clients}
-    return {
-        client: accuracy(Outputs(outputs.logits[mask], outputs.labels[mask], outputs.clients[mask]))
-        for client, mask in masks.items()
-    }
+    clients, place = outputs.clients.unique(return_inverse=True)  # sorted
+    shares = torch.zeros(len(clients), dtype=torch.float64).scatter_reduce(
+        0, place, right(outputs).double(), "mean", include_self=False
+    )
+    return {client: share for client, share in zip(clients.tolist(), shares.tolist(), strict=True) if client >= 0}
 
 
 def side_effects(model: Mapping[int, float], oracle: Mapping[int, float]) -> dict[str, float]:

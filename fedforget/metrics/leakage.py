@@ -19,7 +19,7 @@ import torch
 from scipy.special import logit
 from scipy.stats import binomtest, rankdata
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -90,8 +90,10 @@ def auc(members: Tensor, non_members: Tensor) -> float:
     Raises:
         ValueError: if either is empty.
     """
-    truth, places = _labelled(members, non_members)
-    return float(roc_auc_score(truth, places)) if np.isfinite(places).all() else float("nan")
+    scores = _together(members, non_members)
+    # By rank sums: scikit-learn's area of the curve is the same number, twenty times slower on a few hundred scores.
+    below = rankdata(scores)[: len(members)].sum() - len(members) * (len(members) + 1) / 2
+    return float(below / (len(members) * len(non_members)))
 
 
 def tpr_at_fpr(members: Tensor, non_members: Tensor, fpr: float) -> Interval:
@@ -177,7 +179,7 @@ def population(retain: Outputs, test: Outputs, forget: Outputs) -> dict[str, flo
     for name, score in SCORES.items():
         scores = torch.cat([score(outputs) for outputs in (retain, test, forget)])
         columns.append(scores.numpy())
-        places = _places(scores)
+        places = _places(scores.numpy())
         shares[name] = float("nan")
         if np.isfinite(places).all():
             false, true, thresholds = roc_curve(truth, places[: len(truth)])
@@ -185,7 +187,7 @@ def population(retain: Outputs, test: Outputs, forget: Outputs) -> dict[str, flo
     table = np.stack(columns, 1)
     shares["logistic"] = float("nan")
     if np.isfinite(table).all():
-        attack = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+        attack = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", solver="newton-cholesky"))
         attack.fit(table[: len(truth)], truth)
         shares["logistic"] = float((~attack.predict(table[len(truth) :])).mean())
     return shares
@@ -441,17 +443,21 @@ def _predictions(outputs: Outputs) -> Tensor:
 
 def _labelled(members: Tensor, non_members: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Who is a member, and each score's place among all."""
-    if not len(members) or not len(non_members):
-        raise ValueError(f"there are {len(members)} members and {len(non_members)} non-members; an attack needs both")
-    scores = torch.cat([members.double(), non_members.double()])
+    scores = _together(members, non_members)
     return np.arange(len(scores)) < len(members), _places(scores)
 
 
-def _places(scores: Tensor) -> np.ndarray:
+def _together(members: Tensor, non_members: Tensor) -> np.ndarray:
+    if not len(members) or not len(non_members):
+        raise ValueError(f"there are {len(members)} members and {len(non_members)} non-members; an attack needs both")
+    return torch.cat([members.double(), non_members.double()]).numpy()
+
+
+def _places(scores: np.ndarray) -> np.ndarray:
     """Dense ranks, because scikit-learn refuses infinite scores; all NaN if a score is."""
-    if scores.isnan().any():
+    if np.isnan(scores).any():
         return np.full(len(scores), np.nan)
-    return rankdata(scores.numpy(), method="dense").astype(np.float64)
+    return np.unique(scores, return_inverse=True)[1].astype(np.float64)
 
 
 def _checked(model: Outputs, references: Sequence[Outputs], least: int) -> Sequence[Outputs]:

@@ -84,8 +84,12 @@ def accuracy(outputs: Outputs) -> float:
 
     Source: unlearning accuracy is its complement on the forget set (Jia et al. 2023, arXiv 2304.04934).
     """
-    right = (outputs.logits.argmax(1) == outputs.labels) & ~outputs.logits.isnan().any(1)
-    return right.double().mean().item()
+    return right(outputs).double().mean().item()
+
+
+def right(outputs: Outputs) -> Tensor:
+    """Whether the largest logit of each example is that of its label, bool ``[n]``; not if a logit is NaN."""
+    return (outputs.logits.argmax(1) == outputs.labels) & ~outputs.logits.isnan().any(1)
 
 
 def loss(outputs: Outputs) -> float:

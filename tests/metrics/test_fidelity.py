@@ -135,6 +135,15 @@ def test_calibration_error_weighs_bins() -> None:
     assert calibration_error(model, bins=1) == pytest.approx(0.0375, rel=1e-5)
 
 
+def test_calibration_error_is_that_of_torchmetrics() -> None:
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    generator = torch.Generator().manual_seed(0)
+    model = outputs((4 * torch.randn(300, 7, generator=generator)).tolist(), torch.arange(300).remainder(7).tolist())
+    theirs = multiclass_calibration_error(model.logits.double().softmax(1), model.labels, num_classes=7, n_bins=15)
+    assert calibration_error(model) == pytest.approx(theirs.item(), abs=1e-6)  # theirs are in single precision
+
+
 def test_logits_that_look_like_probabilities_are_logits() -> None:
     # Logits (1, 0): confidence e / (1 + e), not 1.
     assert calibration_error(outputs([[1.0, 0.0]])) == pytest.approx(1 - math.e / (1 + math.e), rel=1e-5)
