@@ -374,9 +374,18 @@ def epsilon_bound(scores: Tensor, included: Tensor, confidence: float = 0.95, gu
         raise ValueError(f"confidence={confidence} must lie between 0 and 1, exclusive")
     if scores.isnan().any():
         return float("nan")
+    return epsilon_of_guesses(correct_guesses(scores, included, guesses), guesses, confidence)
+
+
+def correct_guesses(scores: Tensor, included: Tensor, guesses: int) -> int:
+    """How many of the guesses of `epsilon_bound` are right: the highest half are called included, the lowest not."""
     falling = included[scores.sort(descending=True, stable=True).indices]
     high, low = (guesses + 1) // 2, guesses // 2
-    correct = int(falling[:high].sum()) + int((~falling[len(falling) - low :]).sum())
+    return int(falling[:high].sum()) + int((~falling[len(falling) - low :]).sum())
+
+
+def epsilon_of_guesses(correct: int, guesses: int, confidence: float) -> float:
+    """The bound of `epsilon_bound` from the number of right guesses; of independent runs together, from their sums."""
     test = binomtest(correct, guesses, alternative="greater")
     return max(0.0, float(logit(test.proportion_ci(confidence, method="exact").low)))
 
