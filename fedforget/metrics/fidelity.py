@@ -289,21 +289,18 @@ def relative_test(u: Tensor, o: Tensor, m: Tensor, alpha: float = 0.05) -> Relat
         return Relative("unresolved", math.nan, math.nan)
     sides = [side.double().numpy() for side in (u, o, m)]
     seeds = len(u)
-    distances = [[cdist(a, b, "cityblock") / u.shape[1] for b in sides] for a in sides]
+    distances = np.array([[cdist(a, b, "cityblock") for b in sides] for a in sides]) / u.shape[1]  # [3, 3, K, K]
 
-    def difference(kept: np.ndarray) -> float:
-        """T of some seeds; what two unlearned models differ by cancels."""
-        (_, to_oracle, to_original), (_, oracles, _), (_, _, originals) = (
-            [table[np.ix_(kept, kept)] for table in row] for row in distances
-        )
-        pairs = len(kept) * (len(kept) - 1)
-        return 2 * (to_original.mean() - to_oracle.mean()) + (oracles.sum() - originals.sum()) / pairs
+    def difference(kept: int, lost: np.ndarray) -> np.ndarray:
+        """T of ``kept`` seeds, ``lost`` the sums that the others are part of; E|u - u'| cancels."""
+        (_, to_oracle, to_original), (_, oracles, _), (_, _, originals) = distances.sum((2, 3))[..., None] - lost
+        return 2 * (to_original - to_oracle) / kept**2 + (oracles - originals) / (kept * (kept - 1))
 
-    everyone = np.arange(seeds)
-    found = float(difference(everyone))
-    left_out = np.array([difference(everyone[everyone != k]) for k in everyone])
+    found = float(difference(seeds, np.zeros((3, 3, 1)))[0])
+    of_seed = distances.sum(2) + distances.sum(3) - distances.diagonal(axis1=2, axis2=3)  # [3, 3, K]
+    left_out = difference(seeds - 1, of_seed)
     error = math.sqrt((seeds - 1) / seeds * ((left_out - left_out.mean()) ** 2).sum())
-    if error <= 1e-12 * max(table.max() for row in distances for table in row):
+    if error <= 1e-12 * distances.max():
         p = 0.0 if found else 1.0
     else:
         p = 2 * float(stats.t.sf(abs(found) / error, seeds - 1))
