@@ -12,6 +12,7 @@ import json
 import math
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,30 @@ def write(folder: Path, header: dict, rows: Rows) -> dict[str, Path]:
         unfinished = folder / f"{name}.tmp"
         unfinished.write_bytes(content)
         os.replace(unfinished, folder / name)
+    return {name: folder / name for name in contents}
+
+
+def write_together(folder: Path, runs: Sequence[tuple[dict, Rows]]) -> dict[str, Path]:
+    """Writes what several runs that differ in their request say together: ``requests.md`` and ``requests.svg``.
+
+    Args:
+        folder: where to write; created if absent.
+        runs: header and rows of each.
+
+    Returns:
+        file name -> path.
+    """
+    several = [(header, view) for header, rows in runs for view in tables.views(header, rows)]
+    table = tables.requests_table(several)
+    title = f"**{runs[0][0]['experiment']}**, {tables.overall(runs[0][0], [view for _, view in several])}"
+    void = [
+        _item(f"{view.name} is void and counts for nothing: {view.gate['why']}") for _, view in several if view.void
+    ]
+    blocks = [_wrap(title), _grid(table), *void, _wrap(table.note)]
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"requests.md": "\n\n".join(blocks) + "\n", "requests.svg": figures.requests(several).svg}
+    for name, text in contents.items():
+        (folder / name).write_text(text)
     return {name: folder / name for name in contents}
 
 

@@ -8,7 +8,7 @@ the evidence level allows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 ORIGINAL, ORACLE = "original", "retrain"  # the two labels that are no strategy's
@@ -545,6 +545,65 @@ def metric_table(view: View, label: str) -> Table:
         "±: 95 % t-interval over seeds."
     )
     return Table(f"All metrics of {label}", columns, rows, note)
+
+
+# ---------------------------------------------------------------------- several requests
+
+
+def requests_table(runs: Sequence[tuple[Row, View]]) -> Table:
+    """Strategies over several requests, each with its header and view; a void request counts for none of them."""
+    header = runs[0][0]
+    columns = ["method", "requests", "forgetting", "utility", "fidelity", "quality", "worst half", "at least"]
+    columns += ["remaining %", "verdicts"]
+    known = [(header, _judged(header, view)) for header, view in runs if not view.void]
+    names = list(dict.fromkeys(name for _, judged in known for name in judged))
+    found = {name: [(header, judged[name]) for header, judged in known if name in judged] for name in names}
+    if level(header) >= RANKED_FROM:
+        reference = [name for name in names if name in (ANOTHER, f"{NOOP} (original)")]
+        ranked = sorted(set(names) - set(reference), key=lambda name: (-_mean_quality(found[name]), names.index(name)))
+        names = [*reference, *ranked]
+    rows = []
+    for name in names:
+        mine = [row for _, row in found[name]]
+        cells = [name, f"{len(mine)} of {len(runs)}"]
+        axes = ("forgetting", "utility", "fidelity", "quality_privacy")
+        cells += [_spread([row[axis] for row in mine]) for axis in axes]
+        known_qualities = sorted(_known_numbers([row["quality_privacy"] for row in mine]))
+        worst = known_qualities[: -(-len(known_qualities) // 2)]
+        limits = _known_numbers([row["quality_privacy_low"] for row in mine])
+        cells.append(score(sum(worst) / len(worst) if worst else None))
+        cells.append(score(min(limits) if len(limits) == len(mine) else None))
+        cells.append(_spread([row["remaining"] for row in mine], 0, 100))
+        said = [
+            BLANK if name == ANOTHER and level(header) == 0 else verdict(header, row) for header, row in found[name]
+        ]
+        cells.append(", ".join(f"{said.count(what)} {what}" for what in dict.fromkeys(said)))
+        rows.append(cells)
+    note = (
+        f"{len(runs)} requests, each judged by itself over K = {header['seeds']} seeds: means over the requests, and "
+        "[lowest, highest] of them. Requests are chosen, not drawn, so nothing is said about others. requests: of how "
+        "many the gate passed; quality: the least of forgetting and utility (privacy track); worst half: its mean over "
+        "the worse half of the requests; at least: the lowest one-sided 95 % limit of any request; remaining: gap "
+        "under each request's primary metric in % of the original's; verdicts: equivalence to retraining."
+    )
+    return Table("Requests together", columns, rows, note)
+
+
+def _known_numbers(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _mean_quality(several: Sequence[tuple[Row, Row]]) -> float:
+    return sum(_sortable(row["quality_privacy"]) for _, row in several) / len(several)
+
+
+def _spread(values: Sequence[float | None], decimals: int = 2, scale: float = 1) -> str:
+    """Mean, lowest and highest; blank if one is not known."""
+    known = _known_numbers(values)
+    if not known or len(known) < len(values):
+        return BLANK
+    mean, *ends = (number(scale * value, decimals) for value in (sum(known) / len(known), min(known), max(known)))
+    return f"{mean} [{ends[0]}, {ends[1]}]"
 
 
 # ---------------------------------------------------------------------- numbers

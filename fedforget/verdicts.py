@@ -322,9 +322,10 @@ def shadowed(label: str, mine: Evidence, oracle: Evidence, seed: int = 0) -> dic
     seeds, rng = list(mine.values), np.random.default_rng(seed)
     if len(seeds) < LEVELS["attack"].seeds:
         return row
-    # The next seed's oracle against this one's, in disjoint pairs: an oracle on both sides would help to fit itself.
-    paired = seeds[: 2 * (len(seeds) // 2) : 2] if label == ANOTHER else seeds
-    u, o = _stack(mine, "forget", paired), _stack(oracle, "forget", paired)
+    u, o = _stack(mine, "forget", seeds), _stack(oracle, "forget", seeds)
+    if label == ANOTHER:  # in disjoint pairs, for an oracle on both sides would help to fit itself
+        half = len(seeds) // 2
+        u, o = (_stack(oracle, "forget", seeds[start : 2 * half : 2]) for start in (1, 0))
     candidates, coins = (_stack(mine, name, seeds) for name in (CANDIDATES, COINS))
     found = {}
     if u is not None and o is not None:
