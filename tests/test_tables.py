@@ -253,3 +253,26 @@ def test_numbers() -> None:
     assert tables.number(0.00012, 3) == "0.0001" and tables.number(0.0, 3) == "0.000" and tables.number(0.04) == "0.0"
     assert [tables.short(x, "B") for x in (0, 999, 1000, 12_345, 2.5e12)] == ["0B", "999B", "1kB", "12.3kB", "2.5TB"]
     assert [tables.times(x) for x in (4.0, 0.25, math.inf, math.nan, None)] == ["4.0x", "0.25x", "free", "-", "-"]
+
+
+def test_requests_together_by_hand() -> None:
+    """Qualities 0.6, 0.2 and 0.4: mean 0.4, the worse two of three 0.3; the lowest limit is 0.1. The void one is left
+    out. The limit of `once`, which one request has no number for, is blank."""
+    here = header("EL2")
+
+    def of(quality: float, low: float | None, said: str) -> dict:
+        return FOUND | {"quality_privacy": quality, "quality_privacy_low": low, "verdict": said, "forgetting": None}
+
+    runs = [
+        (here, view({"b": of(0.6, 0.5, "equivalent"), "a": of(0.5, 0.4, "different")})),
+        (here, view({"b": of(0.2, 0.1, "different"), "a": of(0.7, None, "different")})),
+        (here, view({"b": of(0.4, 0.3, "equivalent")})),
+        (here, view({"b": of(0.0, 0.0, "different")}, why="nothing was memorised")),
+    ]
+    table = tables.requests_table(runs)
+    assert [row[0] for row in table.rows] == ["none (original)", "another oracle", "a", "b"]  # best first
+    a, b = table.rows[2:]
+    assert b[1:4] == ["3 of 4", "-", "1.00 [1.00, 1.00]"]
+    assert b[5:] == ["0.40 [0.20, 0.60]", "0.30", "0.10", "41 [41, 41]", "2 equivalent, 1 different"]
+    assert a[1] == "2 of 4" and a[5:8] == ["0.60 [0.50, 0.70]", "0.50", "-"]
+    assert "chosen, not drawn" in table.note

@@ -374,14 +374,10 @@ def epsilon_bound(scores: Tensor, included: Tensor, confidence: float = 0.95, gu
         raise ValueError(f"confidence={confidence} must lie between 0 and 1, exclusive")
     if scores.isnan().any():
         return float("nan")
-    return epsilon_of_guesses(correct_guesses(scores, included, guesses), guesses, confidence)
-
-
-def correct_guesses(scores: Tensor, included: Tensor, guesses: int) -> int:
-    """How many of the guesses of `epsilon_bound` are right: the highest half are called included, the lowest not."""
     falling = included[scores.sort(descending=True, stable=True).indices]
     high, low = (guesses + 1) // 2, guesses // 2
-    return int(falling[:high].sum()) + int((~falling[len(falling) - low :]).sum())
+    correct = int(falling[:high].sum()) + int((~falling[len(falling) - low :]).sum())
+    return epsilon_of_guesses(correct, guesses, confidence)
 
 
 def epsilon_of_guesses(correct: int, guesses: int, confidence: float) -> float:

@@ -24,7 +24,7 @@ from scipy import stats
 from scipy.stats import rankdata
 from torch import Tensor
 
-from fedforget.metrics.leakage import correct_guesses, epsilon_of_guesses
+from fedforget.metrics.leakage import epsilon_of_guesses
 from fedforget.metrics.statistics import Interval, hierarchical_bootstrap
 
 FEWEST = 16  # seeds below which Gaussians fitted to each example are noise
@@ -216,9 +216,9 @@ def epsilon_by_coin(margins: Tensor, included: Tensor, confidence: float = 0.95)
     """Lower bound, at this confidence, on the epsilon of the whole pipeline (learning, then unlearning) towards one
     candidate, delta = 0. Higher = more leakage; [0, inf) or NaN; 0 = nothing shown, which is no certificate.
 
-    Gaussians for each candidate and coin come from the first half of the seeds. In every model of the second half the
-    better half of the candidates, by likelihood ratio, is called included and the other excluded; under epsilon the
-    number of right calls of one model is stochastically at most Binomial(m, e^eps / (1 + e^eps)) (Steinke, Nasr and
+    Gaussians for each candidate and coin come from the first half of the seeds. In every model of the second half a
+    candidate is called included where the likelihood ratio is above 0, else excluded. Whatever is called, under epsilon
+    the number of right calls of one model is stochastically at most Binomial(m, e^eps / (1 + e^eps)) (Steinke, Nasr and
     Jagielski, NeurIPS 2023, arXiv 2305.08846), models are independent given the first half, and so the calls of all
     add up. One test, hence nothing to correct.
 
@@ -242,9 +242,8 @@ def epsilon_by_coin(margins: Tensor, included: Tensor, confidence: float = 0.95)
     if not phi.shape[1]:
         return 0.0
     ratios = _ratio(phi[:half], coins[:half], phi[half:])
-    guesses = phi.shape[1]
-    right = sum(correct_guesses(row, mine, guesses) for row, mine in zip(ratios, coins[half:], strict=True))
-    return epsilon_of_guesses(right, guesses * len(ratios), confidence)
+    right = (ratios > 0) == coins[half:]
+    return epsilon_of_guesses(int(right.sum()), right.numel(), confidence)
 
 
 # ---------------------------------------------------------------------- parts
