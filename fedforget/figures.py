@@ -93,7 +93,7 @@ def requests(runs: Sequence[tuple[Row, View]]) -> Drawing:
     with _style():
         figure, ((upper,), (lower,)) = _figure(5.0, rows=2)
         names = [view.name for _, view in runs]
-        styles = {ORIGINAL: NOTHING | {"label": "doing nothing"}}
+        styles = {ORIGINAL: NOTHING | {"marker": ".", "label": "doing nothing"}}
         for _, view in runs:
             styles |= {
                 label: {**style, "label": label} for label, style in _styles(view).items() if label not in styles

@@ -83,7 +83,8 @@ def write_together(folder: Path, runs: Sequence[tuple[dict, Rows]]) -> dict[str,
     void = [
         _item(f"{view.name} is void and counts for nothing: {view.gate['why']}") for _, view in several if view.void
     ]
-    blocks = [_wrap(title), _grid(table), *void, _wrap(table.note)]
+    scores = [_grid(table), *void, _wrap(table.note)] if table.rows else [_wrap(tables.VOID), *void]
+    blocks = [_wrap(title), *scores]
     folder.mkdir(parents=True, exist_ok=True)
     contents = {"requests.md": "\n\n".join(blocks) + "\n", "requests.svg": figures.requests(several).svg}
     for name, text in contents.items():
