@@ -271,14 +271,19 @@ class _Reader:
         return values
 
     def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:
-        """Margins of every model on the examples that all models of the request have, by label and seed, then set."""
+        """Margins of every model on the examples that all models of the request have, by label and seed, then set.
+
+        Those of candidate canaries come with the coins of the model's seed, see `fedforget.verdicts.Evidence`.
+        """
         found: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
         models = [key for key in self.models if not key[0].startswith(CHECKPOINT)]
-        for name in verdicts.COMPARED:
+        for name in (*verdicts.COMPARED, verdicts.CANDIDATES):
             several = [self.kept[label, seed].get(name) for label, seed, _ in models]
             if all(several):
                 for (label, seed, _), outputs in zip(models, align(several), strict=True):  # type: ignore[arg-type]
                     found[label, seed][name] = margins(outputs)
+                    if name == verdicts.CANDIDATES:
+                        found[label, seed][verdicts.COINS] = outputs.included.bool()  # type: ignore[union-attr]
         return found
 
     def figures(self) -> list[dict]:

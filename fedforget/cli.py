@@ -13,11 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fedforget
+
+if TYPE_CHECKING:
+    from fedforget.tables import Rows
 
 PROGRESS = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
 RESULTS = "results: "
@@ -58,8 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--verbose", action="store_true", help="show everything that Flower and Ray print")
 
     commands.add_parser("list", help="experiments, strategies and config groups")
-    report = commands.add_parser("report", help="make tables and figure of a run again, and print the table")
-    report.add_argument("run", type=Path, help="the folder that `fedforget run` printed, or its name")
+    report = commands.add_parser(
+        "report", help="make tables and figures of a run again, or put several requests together"
+    )
+    about = "the folder that `fedforget run` printed, or its name; several: runs that differ in their request only"
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=about)
     report.add_argument("--output-dir", type=Path, help=where)
     split = commands.add_parser("split", help="write what each client of an experiment holds into a folder of its own")
     split.add_argument("experiment", help="a name from `fedforget list`, or a YAML file")
@@ -279,26 +286,86 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from fedforget.assessment import assess
-    from fedforget.report import load, write
-    from fedforget.store import default_output
+    from fedforget.report import write, write_together
+    from fedforget.store import digest
 
-    folder = options.run.expanduser()
-    if not folder.exists():
-        folder = (options.output_dir or default_output()).expanduser() / "runs" / options.run
-    if not (folder / "results.jsonl").exists():
-        raise ValueError(f"{options.run} is not a run: there is no results.jsonl in {folder}")
-    header, rows = load(folder)
-    store = folder.resolve().parents[1] / "store"
-    if store.is_dir():
-        rows = assess(store, header).rows()  # whatever metrics there are today, from the stored answers
+    folders = [_run_folder(run, options) for run in options.runs]
+    if len(folders) > 1:
+        _check_comparable(folders)
+    measured = [_measured(folder) for folder in folders]
+    if len(folders) == 1:
+        written = write(folders[0], *measured[0])
+        print((folders[0] / "table.md").read_text())
     else:
-        print(f"{store} is not there, so the numbers are those of the run itself", file=sys.stderr)
-    written = write(folder, header, rows)
-    print((folder / "table.md").read_text())
+        name = f"{measured[0][0]['experiment']}-requests-{digest(sorted(f.name for f in folders))[:8]}"
+        written = write_together(folders[0].parent / name, measured)
+        print(written["requests.md"].read_text())
     for path in written.values():
         print(path)
     return 0
+
+
+def _run_folder(run: Path, options: argparse.Namespace) -> Path:
+    from fedforget.store import default_output
+
+    folder = run.expanduser()
+    if not folder.exists():
+        folder = (options.output_dir or default_output()).expanduser() / "runs" / run
+    if not (folder / "results.jsonl").exists():
+        raise ValueError(f"{run} is not a run: there is no results.jsonl in {folder}")
+    return folder.resolve()
+
+
+def _measured(folder: Path) -> tuple[dict, Rows]:
+    """Header and rows of a run, with whatever metrics there are today, from the stored answers."""
+    from fedforget.assessment import assess
+    from fedforget.report import load
+
+    header, rows = load(folder)
+    store = folder.parents[1] / "store"
+    if store.is_dir():
+        return header, assess(store, header).rows()
+    print(f"{store} is not there, so the numbers are those of the run itself", file=sys.stderr)
+    return header, rows
+
+
+def _check_comparable(folders: Sequence[Path]) -> None:
+    """Refuse runs that differ in more than what is forgotten, and whose data carries the marks.
+
+    Raises:
+        ValueError: naming the runs and the settings.
+    """
+    from fedforget.config import compose, to_dict
+
+    settings = []
+    for folder in folders:
+        tree = to_dict(compose(str(folder / "config.yaml"), []))
+        settings.append(dict(_flat({**tree, "experiment": "", "request": tree.pop("request")})))
+    asked = [[(key, value) for key, value in mine.items() if _of_request(key)] for mine in settings]
+    for number, (folder, mine) in enumerate(zip(folders, settings, strict=True)):
+        if asked.index(asked[number]) < number:
+            raise ValueError(f"{folder.name} forgets the same as {folders[asked.index(asked[number])].name}")
+        for key in sorted(mine.keys() | settings[0].keys()):
+            if not _of_request(key) and mine.get(key) != settings[0].get(key):
+                raise ValueError(
+                    f"{folders[0].name} and {folder.name} differ in more than their request: "
+                    f"{key}={settings[0].get(key)} and {mine.get(key)}"
+                )
+
+
+def _of_request(key: str) -> bool:
+    return key.startswith(("request.", "corruption.clients"))
+
+
+def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """``("learning.rounds", 20)`` of nested settings; lists are values, but those of settings."""
+    if isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
+        tree = {str(number): item for number, item in enumerate(tree)}
+    if not isinstance(tree, dict):
+        yield prefix, tree
+        return
+    for key, value in tree.items():
+        yield from _flat(value, f"{prefix}.{key}" if prefix else key)
 
 
 def _split(options: argparse.Namespace) -> int:

@@ -70,15 +70,15 @@ LEVELS = {
         "EL4",
         64,
         ("durability", "canary"),
-        "As at level strong, with narrower intervals. The 64 models that held a candidate or not, by coin, could be "
-        "the shadows of an attack on single examples, but none is computed yet.",
+        "As at level strong, and how well an attacker with the models of the other seeds tells single examples apart "
+        "(U-LiRA), the worst tenth of them too.",
     ),
     "epsilon": Level(
         "EL5",
         256,
         ("durability", "canary"),
-        "As at level strong, with narrower intervals, and KLOM with a floor of about 0.1. A lower bound on epsilon "
-        "over models is not computed yet.",
+        "As at level attack, lower bounds on epsilon over models, which can refute a guarantee and never give one, and "
+        "KLOM with a floor of about 0.1.",
     ),
 }
 

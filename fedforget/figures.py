@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -92,6 +92,37 @@ def quality_cost(header: Row, views: list[View]) -> bytes:
         image = io.BytesIO()
         figure.savefig(image, format="png", metadata={"Software": None})
     return image.getvalue()
+
+
+def requests(runs: Sequence[tuple[Row, View]]) -> Drawing:
+    """Quality, and what remains under the primary metric, against the request; a void one has no points."""
+    with _style():
+        figure, ((upper,), (lower,)) = _figure(5.0, rows=2)
+        names = [view.name for _, view in runs]
+        styles = {ORIGINAL: NOTHING | {"marker": ".", "label": "doing nothing"}}
+        for _, view in runs:
+            styles |= {
+                label: {**style, "label": label} for label, style in _styles(view).items() if label not in styles
+            }
+        styles[ANOTHER] = {"color": INK, "marker": "*", "linestyle": ":", "label": ANOTHER}
+        for panel, key in ((upper, "quality_privacy"), (lower, "remaining")):
+            for label, style in styles.items():
+                rows = [{} if view.void else view.verdicts.get(label, {}) for _, view in runs]
+                values = [row.get(key) for row in rows]
+                panel.plot(range(len(runs)), _finite([math.nan if v is None else v for v in values]), **style)
+            panel.set_xticks(range(len(runs)), names)
+            panel.set_xlim(-0.3, len(runs) - 0.7)
+        upper.set_ylabel("quality, 1 = the oracle")
+        upper.set_ylim(-0.04, 1.04)
+        lower.set_ylabel("remaining, 0 = the oracle")
+        lower.set_yscale("symlog", linthresh=1.0)
+        lower.yaxis.set_major_formatter("{x:g}")
+        _legend(figure, *upper.get_legend_handles_labels())
+        caption = (
+            "Quality (privacy track), and the gap to the oracle under each request's primary metric as a share of the "
+            "original's. Lines join the values of a method; requests have no order. A void request has no points."
+        )
+        return Drawing("requests", "Requests compared", caption, _svg(figure, "requests"))
 
 
 def inline(drawing: Drawing) -> str:

@@ -215,7 +215,7 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]]) -> str
             "drawings": [(drawing, Markup(inline(drawing))) for drawing in mine],  # matplotlib escaped it
             "second": _known(
                 [
-                    *([] if view.void else [tables.limits_table(header, view)]),
+                    *([] if view.void else [tables.limits_table(header, view), tables.attack_table(header, view)]),
                     tables.client_table(view),
                     tables.ledger_table(view),
                     tables.residue_table(view),

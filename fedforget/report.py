@@ -10,6 +10,7 @@ import csv
 import io
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,31 @@ def write(folder: Path, header: dict, rows: Rows) -> dict[str, Path]:
         write_bytes(folder / name, content)
     save_lines(folder / RECORD, ({kind: _to_json(row)} for kind, mine in groups.items() for row in mine))
     return {name: folder / name for name in (*contents, RECORD)}
+
+
+def write_together(folder: Path, runs: Sequence[tuple[dict, Rows]]) -> dict[str, Path]:
+    """Writes what several runs that differ in their request say together: ``requests.md`` and ``requests.svg``.
+
+    Args:
+        folder: where to write; created if absent.
+        runs: header and rows of each.
+
+    Returns:
+        file name -> path.
+    """
+    several = [(header, view) for header, rows in runs for view in tables.views(header, rows)]
+    table = tables.requests_table(several)
+    title = f"**{runs[0][0]['experiment']}**, {tables.overall(runs[0][0], [view for _, view in several])}"
+    void = [
+        _item(f"{view.name} is void and counts for nothing: {view.gate['why']}") for _, view in several if view.void
+    ]
+    scores = [_grid(table), *void, _wrap(table.note)] if table.rows else [_wrap(tables.VOID), *void]
+    blocks = [_wrap(title), *scores]
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"requests.md": "\n\n".join(blocks) + "\n", "requests.svg": figures.requests(several).svg}
+    for name, text in contents.items():
+        (folder / name).write_text(text)
+    return {name: folder / name for name in contents}
 
 
 def load(folder: Path) -> tuple[dict, Rows]:

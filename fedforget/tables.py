@@ -8,7 +8,7 @@ the evidence level allows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 ORIGINAL, ORACLE = "original", "retrain"  # the two labels that are no strategy's
@@ -16,6 +16,8 @@ NOOP, ANOTHER = "none", "another oracle"
 SETS = ("forget", "retain", "holdout", "test")
 NAMES = {ORACLE: "oracle (retrain)"}
 BLANK = "-"
+ATTACKED_FROM = 4  # the first that may claim attacks on single examples; the next one bounds epsilon
+ATTACKED = ("accuracy", "AUC", "TPR", "worst")
 RANKED_FROM = 2  # the first evidence level that may claim verdicts, ranks and the speed-up at equal quality
 LEAKS = ("canary", "lira", "matched", "rmia")  # families of metrics whose distance from the oracle is a leak
 VOID = "This scenario cannot show forgetting, whatever a method does, so there are no scores and no verdicts."
@@ -195,6 +197,12 @@ def _sentence(header: Row, view: View, label: str) -> str:
         p = row["energy_holm"]
         if found != "different" and p is not None and p < 0.05:
             parts.append(f"its margins on the forget set are not distributed as the oracles' (p = {p:.2g})")
+        if level(header) >= ATTACKED_FROM and row["ulira_accuracy"] is not None:
+            parts.append(f"U-LiRA is right in {_within(row, 'ulira_accuracy')} % of its calls against the oracle")
+        if level(header) >= ATTACKED_FROM and row["coin_accuracy"] is not None:
+            parts.append(f"in {_within(row, 'coin_accuracy')} % by the coin")
+        if level(header) > ATTACKED_FROM and row["epsilon"] is not None:
+            parts.append(f"its epsilon is at least {score(row['epsilon'])}")
         if row["quality_privacy_low"] is not None:
             parts.append(f"quality {score(row['quality_privacy'])}, at least {score(row['quality_privacy_low'])}")
     cost = _compared(view.costs[label]["client_examples_speedup"], "a full retrain")
@@ -270,7 +278,17 @@ def _rank(header: Row, row: Row) -> str:
 
 def limits_table(header: Row, view: View) -> Table:
     """What stands behind the verdicts: intervals, p values, limits of each axis."""
-    columns = ["method", "remaining %", "TOST p", "energy", "energy p", "Holm p", "worst tenth", "harmed %"]
+    columns = [
+        "method",
+        "remaining %",
+        "TOST p",
+        "energy",
+        "energy p",
+        "Holm p",
+        "worst tenth",
+        "closer to",
+        "harmed %",
+    ]
     columns += [f"{axis} at least" for axis in ("forgetting", "utility", "fidelity", "indist. quality")]
     rows = []
     for name, row in _judged(header, view).items():
@@ -279,7 +297,7 @@ def limits_table(header: Row, view: View) -> Table:
             _remaining(row),
             *(score(row[key], 3) for key in ("verdict_p", "energy", "energy_p", "energy_holm")),
         ]
-        cells += [score(row["energy_worst"], 3), score(row["harmed"], 0, 100)]
+        cells += [score(row["energy_worst"], 3), row["closer"] or BLANK, score(row["harmed"], 0, 100)]
         axes = ("forgetting_low", "utility_low", "fidelity_low", "quality_indistinguishable_low")
         rows.append([*cells, *(score(row[axis]) for axis in axes)])
     note = (
@@ -287,11 +305,52 @@ def limits_table(header: Row, view: View) -> Table:
         "seeds; 0 is the oracle, below 0 lies beyond it. TOST p: of two one-sided tests that the gap is below 20 % of "
         "the original's. energy: distance between the margins of the method's and the oracles' models on the forget "
         "set, in nats, unbiased, so it can be negative; energy p: permutation test of equal margins; Holm p: the same, "
-        "corrected for the number of strategies; worst tenth: energy of the tenth of examples where it is largest. "
+        "corrected for the number of strategies; worst tenth: energy of the tenth of examples where it is largest; "
+        "closer to: the oracle's margins or the original's, tested at 5 %. "
         "harmed: share of retained clients with an accuracy below the oracle's by more than seeds explain. at least: "
         "one-sided 95 % limits; indist. quality: the least of forgetting, utility and fidelity."
     )
     return Table("Tests and limits", columns, rows, note)
+
+
+def attack_table(header: Row, view: View) -> Table | None:
+    """Attacks on single examples with other seeds' models as shadows; None below the level that asks for them."""
+    if level(header) < ATTACKED_FROM:
+        return None
+    columns = ["method", *(f"{side} {part}" for side in ("oracle:", "coin:") for part in ATTACKED)]
+    bounded = level(header) > ATTACKED_FROM
+    columns += ["epsilon at least", "of at most", "coin: epsilon at least"] if bounded else []
+    rows = []
+    for name, row in _judged(header, view).items():
+        cells = [name]
+        for attack in ("ulira", "coin"):
+            cells += [_within(row, f"{attack}_{part}") for part in ("accuracy", "auc", "tpr")]
+            cells.append(score(row[f"{attack}_worst"], 0, 100))
+        bounds = [score(row[key]) for key in ("epsilon", "epsilon_most", "coin_epsilon")]
+        rows.append([*cells, *(bounds if bounded else [])])
+    note = (
+        "U-LiRA: Gaussians of each example's margin, fitted to the other seeds' models, decide on every model whether "
+        "it was trained on the example and unlearned it. oracle: or is an oracle; whoever trains otherwise than a full "
+        "retrain is found, too. coin: or the candidate canary was not in its data; a method that leaves no trace of it "
+        "is not found, however it trains. In %, 50 is a coin's accuracy and AUC; TPR: at 1 % false positives, 1 is a "
+        f"coin's; worst: accuracy on the tenth told apart best, chosen on other seeds. {ANOTHER}: the zero. [95 % "
+        "intervals over seeds and examples]."
+    )
+    if bounded:
+        note += (
+            " epsilon at least: 95 % lower bound (delta 1e-5 against the oracle, 0 by the coin), from tests chosen on "
+            "half of the seeds and made on the other half; of at most: what no error would show. It refutes a "
+            "guarantee below it; 0 is no certificate."
+        )
+    return Table("Attacks on single examples", columns, rows, note)
+
+
+def _within(row: Row, key: str) -> str:
+    """A share and its interval in %."""
+    if row[key] is None or not math.isfinite(row[key]):
+        return BLANK
+    value, low, high = (100 * row[f"{key}{end}"] for end in ("", "_low", "_high"))
+    return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 
 
 def _remaining(row: Row) -> str:
@@ -502,6 +561,65 @@ def metric_table(view: View, label: str) -> Table:
         "±: 95 % t-interval over seeds."
     )
     return Table(f"All metrics of {label}", columns, rows, note)
+
+
+# ---------------------------------------------------------------------- several requests
+
+
+def requests_table(runs: Sequence[tuple[Row, View]]) -> Table:
+    """Strategies over several requests, each with its header and view; a void request counts for none of them."""
+    header = runs[0][0]
+    columns = ["method", "requests", "forgetting", "utility", "fidelity", "quality", "worst half", "at least"]
+    columns += ["remaining %", "verdicts"]
+    known = [(header, _judged(header, view)) for header, view in runs if not view.void]
+    names = list(dict.fromkeys(name for _, judged in known for name in judged))
+    found = {name: [(header, judged[name]) for header, judged in known if name in judged] for name in names}
+    if level(header) >= RANKED_FROM:
+        reference = [name for name in names if name in (ANOTHER, f"{NOOP} (original)")]
+        ranked = sorted(set(names) - set(reference), key=lambda name: (-_mean_quality(found[name]), names.index(name)))
+        names = [*reference, *ranked]
+    rows = []
+    for name in names:
+        mine = [row for _, row in found[name]]
+        cells = [name, f"{len(mine)} of {len(runs)}"]
+        axes = ("forgetting", "utility", "fidelity", "quality_privacy")
+        cells += [_spread([row[axis] for row in mine]) for axis in axes]
+        known_qualities = sorted(_known_numbers([row["quality_privacy"] for row in mine]))
+        worst = known_qualities[: -(-len(known_qualities) // 2)]
+        limits = _known_numbers([row["quality_privacy_low"] for row in mine])
+        cells.append(score(sum(worst) / len(worst) if worst else None))
+        cells.append(score(min(limits) if len(limits) == len(mine) else None))
+        cells.append(_spread([row["remaining"] for row in mine], 0, 100))
+        said = [
+            BLANK if name == ANOTHER and level(header) == 0 else verdict(header, row) for header, row in found[name]
+        ]
+        cells.append(", ".join(f"{said.count(what)} {what}" for what in dict.fromkeys(said)))
+        rows.append(cells)
+    note = (
+        f"{len(runs)} requests, each judged by itself over K = {header['seeds']} seeds: means over the requests, and "
+        "[lowest, highest] of them. Requests are chosen, not drawn, so nothing is said about others. requests: of how "
+        "many the gate passed; quality: the least of forgetting and utility (privacy track); worst half: its mean over "
+        "the worse half of the requests; at least: the lowest one-sided 95 % limit of any request; remaining: gap "
+        "under each request's primary metric in % of the original's; verdicts: equivalence to retraining."
+    )
+    return Table("Requests together", columns, rows, note)
+
+
+def _known_numbers(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _mean_quality(several: Sequence[tuple[Row, Row]]) -> float:
+    return sum(_sortable(row["quality_privacy"]) for _, row in several) / len(several)
+
+
+def _spread(values: Sequence[float | None], decimals: int = 2, scale: float = 1) -> str:
+    """Mean, lowest and highest; blank if one is not known."""
+    known = _known_numbers(values)
+    if not known or len(known) < len(values):
+        return BLANK
+    mean, *ends = (number(scale * value, decimals) for value in (sum(known) / len(known), min(known), max(known)))
+    return f"{mean} [{ends[0]}, {ends[1]}]"
 
 
 # ---------------------------------------------------------------------- numbers

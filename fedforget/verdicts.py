@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedforget.evaluation import ANOTHER, CHECKPOINT, ORACLE, ORIGINAL, ModelResult, floor
+from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL, ModelResult, floor
 from fedforget.ledger import Cost
-from fedforget.metrics import clients, fidelity, klom, score, statistics
+from fedforget.metrics import clients, fidelity, klom, score, shadows, statistics
 
 ATTACKS = (
     "canary/auc",
@@ -44,6 +44,7 @@ DIAGNOSTIC = frozenset(
 )
 UTILITIES = ("test/accuracy", "clients/accuracy", "clients/worst")
 COMPARED = ("forget", "retain", "test")  # sets on whose margins distributions are compared
+CANDIDATES, COINS = "canary", "coins"  # margins of candidate canaries, and whether the model's seed trained on each
 MARGIN = 0.2  # of the signal: the largest gap that does not matter, fixed before any run
 MEMORISED = 0.7  # canary AUC that an original must reach
 
@@ -56,7 +57,8 @@ class Evidence:
 
     Args:
         values: metrics by seed.
-        margins: margins on the examples that all models share, by seed and set: ``[n]``.
+        margins: margins on the examples that all models share, by seed and set: ``[n]``; of the candidate canaries too
+            (`CANDIDATES`), with their `COINS` (bool).
         cost: mean bill over seeds.
         others: of oracles: by seed and metric, scores of the other seeds' oracles under its coins.
     """
@@ -120,6 +122,12 @@ def judge(models: Mapping[str, Evidence], primary: str, classes: int, seed: int 
     - ``verdict``, ``verdict_p``: equivalent, different or unresolved under the primary metric (TOST, margin 20 % of
       the signal); ``void`` where the gate failed;
     - ``remaining``: mean gap over signal under the primary metric, ``remaining_low`` and ``_high`` its 95 % interval;
+    - ``closer``: ``oracle``, ``original`` or ``unresolved``, the relative test on the forget set, ``closer_p`` its p;
+    - ``ulira_accuracy``, ``ulira_auc``, ``ulira_tpr``, each with ``_low`` and ``_high``, and ``ulira_worst``: U-LiRA on
+      the forget set, against the oracle; ``coin_accuracy`` and so on: the same on candidate canaries, by the coin; None
+      below the seeds of level attack. `ANOTHER` is the zero of the first: oracles against the next seed's, in pairs;
+    - ``epsilon``, ``coin_epsilon``: lower bounds over models, against the oracle and by the coin; ``epsilon_most``: the
+      most that the first could show; None below the seeds of level epsilon;
     - ``harmed``: share of retained clients whose accuracy suffers;
     - for comparability only: ``tug_of_war``, ``average_gap``, ``klom``, ``forgetting_score``, each with its ``_floor``.
 
@@ -142,6 +150,7 @@ def judge(models: Mapping[str, Evidence], primary: str, classes: int, seed: int 
         row: dict = {"label": label, "seeds": len(seeds), **axes}
         row |= _speedups(axes["quality_privacy"], mine.cost, frontier, models, oracle.cost)
         row |= _energy(mine, oracle, seed) | _verdict(mine, original, oracle, primary, gate["memorised"], seeds)
+        row |= _relative(mine, oracle, original, seeds) | shadowed(label, mine, oracle, seed)
         row |= _comparable(mine, oracle) | {"harmed": _harmed(mine, oracle)}
         rows.append(row)
         if len(seeds) == len(oracle.values) > 1 and axes["quality_privacy"] is not None:
@@ -284,6 +293,50 @@ def _energy(mine: Evidence, oracle: Evidence, seed: int) -> dict:
         return dict.fromkeys(("energy", "energy_p", "energy_worst"))
     test = fidelity.energy_test(u, o, np.random.default_rng(seed))
     return {"energy": test.statistic, "energy_p": test.p, "energy_worst": test.worst_decile}
+
+
+def _relative(mine: Evidence, oracle: Evidence, original: Evidence, seeds: Sequence[int]) -> dict:
+    """Whether the margins on the forget set are closer to the oracle's or to the original's."""
+    u, o, m = (_stack(e, "forget", seeds) for e in (mine, oracle, original))
+    if u is None or o is None or m is None or len(seeds) < 3:
+        return {"closer": None, "closer_p": None}
+    found = fidelity.relative_test(u, o, m)
+    return {"closer": found.closer, "closer_p": None if math.isnan(found.p) else found.p}
+
+
+def shadowed(label: str, mine: Evidence, oracle: Evidence, seed: int = 0) -> dict:
+    """U-LiRA and bounds on epsilon over models: those columns of `judge`, None where there are too few seeds."""
+    parts = ("accuracy", "auc", "tpr")
+    names = [f"{part}{end}" for part in parts for end in ("", "_low", "_high")]
+    row: dict = dict.fromkeys(f"{attack}_{name}" for attack in ("ulira", "coin") for name in (*names, "worst"))
+    row |= dict.fromkeys(("epsilon", "coin_epsilon", "epsilon_most"))
+    seeds, rng = list(mine.values), np.random.default_rng(seed)
+    if len(seeds) < LEVELS["attack"].seeds:
+        return row
+    u, o = _stack(mine, "forget", seeds), _stack(oracle, "forget", seeds)
+    if label == ANOTHER:  # in disjoint pairs, for an oracle on both sides would help to fit itself
+        half = len(seeds) // 2
+        u, o = (_stack(oracle, "forget", seeds[start : 2 * half : 2]) for start in (1, 0))
+    candidates, coins = (_stack(mine, name, seeds) for name in (CANDIDATES, COINS))
+    found = {}
+    if u is not None and o is not None:
+        unlearned = (torch.arange(2 * len(u)) < len(u))[:, None].expand(-1, u.shape[1])
+        found["ulira"] = shadows.ulira_attack(torch.cat([u, o]), unlearned, torch.arange(len(u)).repeat(2), rng)
+    if candidates is not None and coins is not None:
+        found["coin"] = shadows.ulira_attack(candidates, coins, torch.arange(len(coins)), rng)
+    for attack, result in found.items():
+        for part in parts:
+            interval = getattr(result, part)
+            ends = {f"{attack}_{part}_low": interval.low, f"{attack}_{part}_high": interval.high}
+            row |= {f"{attack}_{part}": interval.mean, **ends}
+        row[f"{attack}_worst"] = result.worst
+    if len(seeds) >= LEVELS["epsilon"].seeds:
+        if u is not None and o is not None:
+            row["epsilon"] = shadows.epsilon_over_models(u, o)
+            row["epsilon_most"] = shadows.largest_epsilon(len(u))
+        if candidates is not None and coins is not None:
+            row["coin_epsilon"] = shadows.epsilon_by_coin(candidates, coins)
+    return row
 
 
 def _verdict(

@@ -1,6 +1,7 @@
 """Real launches: `fedforget run` on Ray, and `flwr run` on Flower's own transport, give the in-process numbers."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -115,6 +116,7 @@ def test_flwr_run_with_flowers_own_transport_and_three_nodes(in_process, stored_
         (["run", "rounds=3"], "experiment's name"),
         (["run", "quickstart", "--nodes", "0"], "--nodes 0"),
         (["report", "/nowhere"], "not a run"),
+        (["report", "/nowhere", "/either"], "not a run"),
     ],
 )
 def test_bad_input_is_one_sentence_and_a_non_zero_exit(arguments, complaint, capsys):
@@ -139,3 +141,27 @@ def test_report_makes_the_files_again(in_process, capsys):
     assert main(["report", folder.name, "--output-dir", str(in_process)]) == 0
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert "oracle (retrain)" in capsys.readouterr().out
+
+
+def test_several_requests_are_put_together(in_process, tmp_path, capsys):
+    from fedforget.client_app import app
+    from fedforget.config import compose
+    from fedforget.experiment import Experiment
+    from fedforget.grid import InProcessGrid
+
+    shutil.copytree(in_process, tmp_path / "out")
+    (first,) = (tmp_path / "out" / "runs").iterdir()
+    config = compose("quickstart", f"{SMALL} request.clients=[1]")
+    second = Experiment(config, InProcessGrid(app), tmp_path / "out", lambda line: None).run()
+    assert main(["report", str(first), str(second)]) == 0
+    said = capsys.readouterr().out
+    assert "K = 1; gates: " in said and "\nfinetune " in said and "\namnesiac " in said
+    (together,) = (tmp_path / "out" / "runs").glob("quickstart-requests-*")
+    assert sorted(path.name for path in together.iterdir()) == ["requests.md", "requests.svg"]
+    assert "client 1" in (together / "requests.svg").read_text()
+    assert main(["report", str(first), str(first)]) == 2
+    assert "forgets the same as" in capsys.readouterr().err
+    settings = (second / "config.yaml").read_text()
+    (second / "config.yaml").write_text(settings.replace("rounds: 3", "rounds: 4"))
+    assert main(["report", str(first), str(second)]) == 2
+    assert "differ in more than their request: learning.rounds=3 and 4" in capsys.readouterr().err

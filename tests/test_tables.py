@@ -35,7 +35,14 @@ NOTHING = {
     "remaining_low": 0.9,
     "remaining_high": 1.1,
     "harmed": 0.0,
-}
+    "closer": "original",
+    "epsilon": None,
+    "epsilon_most": None,
+    "coin_epsilon": None,
+    **{f"{attack}_{part}{end}": None for attack in ("ulira", "coin") for part in ("accuracy", "auc", "tpr")
+       for end in ("", "_low", "_high")},
+    **{f"{attack}_worst": None for attack in ("ulira", "coin")},
+}  # fmt: skip
 FOUND = NOTHING | {
     "forgetting": 0.59,
     "quality_privacy": 0.59,
@@ -187,6 +194,32 @@ def test_retained_clients_against_the_oracle() -> None:
     assert tables.client_table(view({})._replace(audits={"retrain": {}})) is None
 
 
+def attacked(attack: str, accuracy: float, worst: float) -> dict:
+    ends = {"": 0.0, "_low": -0.05, "_high": 0.05}
+    shares = {f"{attack}_{part}{end}": accuracy + by for part in ("accuracy", "auc", "tpr") for end, by in ends.items()}
+    return shares | {f"{attack}_worst": worst}
+
+
+def test_attacks_on_single_examples_are_shown_from_level_attack_on() -> None:
+    found = FOUND | attacked("ulira", 0.7, 0.9) | attacked("coin", math.nan, math.nan)
+    table = tables.attack_table(header("EL4"), view({"finetune": found}))
+    assert table is not None and tables.attack_table(header("EL3"), view({"finetune": found})) is None
+    assert table.rows[0] == ["none (original)", *["-"] * 8]
+    assert table.rows[-1] == ["finetune", *["70 [65, 75]"] * 3, "90", *["-"] * 4]
+    bounds = {"epsilon": 1.234, "epsilon_most": 3.36, "coin_epsilon": 0.0}
+    table = tables.attack_table(header("EL5"), view({"finetune": found | bounds}))
+    assert table is not None and table.rows[-1][-3:] == ["1.23", "3.36", "0.00"]
+    assert len(table.columns) == len(table.rows[0]) == 12 and "0 is no certificate" in table.note
+
+
+def test_the_sentence_says_what_attacks_found() -> None:
+    found = attacked("ulira", 0.7, 0.9) | attacked("coin", 0.5, 0.5) | {"epsilon": 1.234}
+    attacks = "U-LiRA is right in 70 [65, 75] % of its calls against the oracle; in 50 [45, 55] % by the coin; "
+    assert f"{attacks}quality" in sentence("EL4", found)
+    assert f"{attacks}its epsilon is at least 1.23; quality" in sentence("EL5", found)
+    assert "U-LiRA" not in sentence("EL3", found) and "epsilon" not in sentence("EL5", {})
+
+
 def test_tuning_shows_every_budget() -> None:
     trials = [
         {"options": {"rate": 0.1}, "objective": 0.4, "note": ""},
@@ -227,3 +260,26 @@ def test_settings_are_those_of_the_run() -> None:
     found = tables.settings_table(header("EL0") | {"options": {"none": [], "pga": options}})
     assert found and found.rows == [["pga", "lr", "-", "0.1235", "step"]]
     assert tables.settings_table(header("EL0")) is None
+
+
+def test_requests_together_by_hand() -> None:
+    """Qualities 0.6, 0.2 and 0.4: mean 0.4, the worse two of three 0.3; the lowest limit is 0.1. The void one is left
+    out. The limit of `once`, which one request has no number for, is blank."""
+    here = header("EL2")
+
+    def of(quality: float, low: float | None, said: str) -> dict:
+        return FOUND | {"quality_privacy": quality, "quality_privacy_low": low, "verdict": said, "forgetting": None}
+
+    runs = [
+        (here, view({"b": of(0.6, 0.5, "equivalent"), "a": of(0.5, 0.4, "different")})),
+        (here, view({"b": of(0.2, 0.1, "different"), "a": of(0.7, None, "different")})),
+        (here, view({"b": of(0.4, 0.3, "equivalent")})),
+        (here, view({"b": of(0.0, 0.0, "different")}, why="nothing was memorised")),
+    ]
+    table = tables.requests_table(runs)
+    assert [row[0] for row in table.rows] == ["none (original)", "another oracle", "a", "b"]  # best first
+    a, b = table.rows[2:]
+    assert b[1:4] == ["3 of 4", "-", "1.00 [1.00, 1.00]"]
+    assert b[5:] == ["0.40 [0.20, 0.60]", "0.30", "0.10", "41 [41, 41]", "2 equivalent, 1 different"]
+    assert a[1] == "2 of 4" and a[5:8] == ["0.60 [0.50, 0.70]", "0.50", "-"]
+    assert "chosen, not drawn" in table.note

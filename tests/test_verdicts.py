@@ -10,7 +10,7 @@ import torch
 
 from fedforget.evaluation import CHECKPOINT, ORACLE, ORIGINAL, ModelResult
 from fedforget.ledger import Cost
-from fedforget.verdicts import ANOTHER, ATTACKS, DIAGNOSTIC, Evidence, evidence, gates, judge
+from fedforget.verdicts import ANOTHER, ATTACKS, DIAGNOSTIC, Evidence, evidence, gates, judge, shadowed
 
 PRIMARY = "canary/calibrated"
 CLASSES = 10
@@ -252,6 +252,60 @@ def test_tug_of_war_by_hand() -> None:
 
     models = {ORIGINAL: made(accuracies(0.9, 0.9, 0.9)), ORACLE: made(accuracies(0.5, 0.9, 0.8))}
     assert row(models | {"x": made(accuracies(0.6, 0.9, 0.3))}, "x")["tug_of_war"] == pytest.approx(0.45)
+
+
+# Attacks with shadows
+
+
+def with_coins(at: float, trace: float, seed: int, seeds: int = 64, examples: int = 30) -> Evidence:
+    """Margins N(at, 1) on forgotten examples, and N(at, 1) plus the trace of the coin on 40 candidates."""
+    generator = torch.Generator().manual_seed(seed)
+    values = {k: {"canary/auc": 0.5} for k in range(seeds)}
+    sets = {}
+    for k in range(seeds):
+        coins = torch.rand(40, generator=torch.Generator().manual_seed(k)) < 0.5
+        forget, candidates = (at + torch.randn(n, generator=generator, dtype=torch.float64) for n in (examples, 40))
+        sets[k] = {"forget": forget, "canary": candidates + trace * coins, "coins": coins}
+    return Evidence(values, sets, Cost())
+
+
+def test_attacks_on_single_examples_need_the_seeds_of_their_level() -> None:
+    few = shadowed("x", with_coins(3, 3, 0, 63), with_coins(0, 0, 1, 63))
+    assert len(few) == 23 and set(few.values()) == {None}
+    enough = shadowed("x", with_coins(3, 3, 0), with_coins(0, 0, 1))
+    assert [key for key, value in enough.items() if value is None] == ["epsilon", "coin_epsilon", "epsilon_most"]
+    models = {ORIGINAL: with_coins(3, 3, 0, 5, 2), ORACLE: with_coins(0, 0, 1, 5, 2)}
+    (row,) = judge(models, "canary/auc", CLASSES)
+    assert few.items() <= row.items() and row["closer"] == "original" and row["closer_p"] < 0.05
+
+
+def test_a_shorter_retrain_is_found_against_the_oracle_and_not_by_the_coin() -> None:
+    """Phi(d / 2) of the calls are right at a shift of d: 0.69 at 1, 0.93 at 3."""
+    oracle = with_coins(0, 0, 1)
+    original, shorter = shadowed("x", with_coins(3, 3, 0), oracle), shadowed("x", with_coins(-1, 0, 2), oracle)
+    assert original["ulira_accuracy"] == pytest.approx(0.933, abs=0.02)
+    assert original["coin_accuracy"] == pytest.approx(0.933, abs=0.02)
+    assert shorter["ulira_accuracy"] == pytest.approx(0.691, abs=0.03)
+    assert shorter["coin_accuracy_low"] < 0.5 < shorter["coin_accuracy_high"]
+
+
+def test_the_zero_of_attacks_is_an_oracle_in_the_place_of_another() -> None:
+    """In disjoint pairs: an oracle on both sides would fit itself, and fewer than half of the calls would be right."""
+    oracle = with_coins(0, 0, 1)
+    found = shadowed(ANOTHER, oracle, oracle)
+    for attack in ("ulira", "coin"):
+        assert found[f"{attack}_accuracy_low"] < 0.5 < found[f"{attack}_accuracy_high"]
+        assert found[f"{attack}_auc"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_bounds_on_epsilon_need_the_seeds_of_their_level() -> None:
+    oracle = with_coins(0, 0, 1, 256, 5)
+    original = shadowed("x", with_coins(4, 3, 0, 256, 5), oracle)
+    # The sum of 5 shifts by 4 makes no error; by the coin Phi(1.5) = 0.933 of the calls are right, log-odds 2.64.
+    assert original["epsilon"] == original["epsilon_most"] == pytest.approx(3.36, abs=0.01)
+    assert original["coin_epsilon"] == pytest.approx(2.64, abs=0.25)
+    another = shadowed(ANOTHER, oracle, oracle)
+    assert another["epsilon"] == another["coin_epsilon"] == 0 and another["epsilon_most"] < 3.36
 
 
 # What goes in

@@ -379,6 +379,11 @@ def epsilon_bound(scores: Tensor, included: Tensor, confidence: float = 0.95, gu
     falling = included[scores.sort(descending=True, stable=True).indices]
     high, low = (guesses + 1) // 2, guesses // 2
     correct = int(falling[:high].sum()) + int((~falling[len(falling) - low :]).sum())
+    return epsilon_of_guesses(correct, guesses, confidence)
+
+
+def epsilon_of_guesses(correct: int, guesses: int, confidence: float) -> float:
+    """The bound of `epsilon_bound` from the number of right guesses; of independent runs together, from their sums."""
     test = binomtest(correct, guesses, alternative="greater")
     return max(0.0, float(logit(test.proportion_ci(confidence, method="exact").low)))
 

@@ -9,10 +9,12 @@ from math import comb, log, sqrt
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from fedforget.metrics.fidelity import (
     EnergyTest,
+    Relative,
     activation_distance,
     average_gap,
     brier,
@@ -22,6 +24,7 @@ from fedforget.metrics.fidelity import (
     energy_test,
     forgetting_score,
     js_divergence,
+    relative_test,
     tug_of_war,
     weight_distance,
 )
@@ -411,3 +414,59 @@ def test_broken_margins_have_no_score() -> None:
 def test_the_score_needs_equal_sides(shapes: tuple) -> None:
     with pytest.raises(ValueError, match="at least 3 models"):
         forgetting_score(*(torch.zeros(shape) for shape in shapes))
+
+
+# The relative test
+
+
+def test_relative_test_by_hand() -> None:
+    """One example. U lies 1 from O and 3 from M everywhere, and nothing varies: T = 2 x 3 - 2 x 1."""
+    found = relative_test(torch.ones(3, 1), torch.zeros(3, 1), torch.full((3, 1), 4.0))
+    assert found == Relative("oracle", 4.0, 0.0)
+    assert relative_test(torch.full((3, 1), 3.0), torch.zeros(3, 1), torch.full((3, 1), 4.0)).closer == "original"
+    assert relative_test(torch.full((3, 1), 2.0), torch.zeros(3, 1), torch.full((3, 1), 4.0)) == Relative(
+        "unresolved", 0.0, 1.0
+    )
+
+
+def test_relative_test_is_a_difference_of_energy_distances_and_its_jackknife() -> None:
+    u, o, m = (shift + torch.randn(5, 7, generator=torch.Generator().manual_seed(shift)) for shift in (0, 1, 3))
+
+    def difference(kept: list[int]) -> float:
+        to_original, to_oracle = (energy_distance(u[kept], other[kept]).mean() for other in (m, o))
+        return float(to_original - to_oracle)
+
+    left_out = np.array([difference([i for i in range(5) if i != k]) for k in range(5)])
+    error = sqrt(4 / 5 * ((left_out - left_out.mean()) ** 2).sum())
+    found = relative_test(u, o, m)
+    assert found.difference == pytest.approx(difference(list(range(5))))
+    assert found.p == pytest.approx(2 * stats.t.sf(found.difference / error, 4))
+
+
+def test_relative_test_exchanges_its_references() -> None:
+    u, o, m = (torch.randn(6, 7, generator=torch.Generator().manual_seed(k)) for k in range(3))
+    one, other = relative_test(u, o, m), relative_test(u, m, o)
+    assert one.difference == pytest.approx(-other.difference) and one.p == pytest.approx(other.p)
+
+
+def test_level_and_power_of_the_relative_test() -> None:
+    """Half-way between the two it is called closer to one in at most 5 % of the runs; like one, mostly to it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def called(at: float) -> list[str]:
+        sides = ([at + torch.randn(10, 20, generator=generator), torch.randn(10, 20, generator=generator),
+                  1 + torch.randn(10, 20, generator=generator)] for _ in range(300))  # fmt: skip
+        return [relative_test(*three).closer for three in sides]
+
+    middle = called(0.5)
+    assert len([c for c in middle if c != "unresolved"]) <= 0.05 * 300 + 2 * sqrt(300 * 0.05 * 0.95)
+    assert called(0.0).count("oracle") > 0.9 * 300 and called(1.0).count("original") > 0.9 * 300
+
+
+def test_relative_test_refuses_what_it_cannot_judge() -> None:
+    with pytest.raises(ValueError, match="with at least 3 seeds"):
+        relative_test(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"\(4, 3\), \(4, 2\) and \(4, 3\)"):
+        relative_test(torch.ones(4, 3), torch.ones(4, 2), torch.ones(4, 3))
+    broken = relative_test(torch.full((3, 2), math.nan), torch.ones(3, 2), torch.ones(3, 2))
+    assert broken.closer == "unresolved" and math.isnan(broken.p)

@@ -12,6 +12,7 @@ from fedforget.metrics.statistics import (
     Interval,
     Verdict,
     equivalence,
+    hierarchical_bootstrap,
     holm,
     interval,
     memorised,
@@ -206,3 +207,33 @@ def test_memorised_sees_nothing_where_nothing_differs() -> None:
         memorised([1, 1], [1], 0.1)
     with pytest.raises(ValueError, match="0 originals"):
         memorised([], [], 0.1)
+
+
+# Seeds and examples
+
+
+def test_the_bootstrap_of_seeds_and_examples_sees_both() -> None:
+    """Effects of 40 seeds alone, of deviation s: the mean's standard error is s / sqrt 40 however many examples there
+    are. Effects of 40 examples alone likewise. Together the variances add."""
+    effects = stats.norm.ppf((np.arange(40) + 0.5) / 40)
+    error = float(effects.std() / 40**0.5)  # of the bootstrap: the deviation without Bessel's correction
+    tables = (
+        (error, effects[:, None] + np.zeros((40, 500))),
+        (error, np.zeros((500, 40)) + effects),
+        (2**0.5 * error, effects[:, None] + effects),
+    )
+    for expected, table in tables:
+        found = hierarchical_bootstrap(table, rng(), resamples=4000)
+        assert found.mean == pytest.approx(0, abs=1e-12)
+        assert (found.high - found.low) / 2 == pytest.approx(1.96 * expected, rel=0.06)
+
+
+def test_the_bootstrap_of_seeds_and_examples_of_odd_tables() -> None:
+    one = hierarchical_bootstrap(np.ones((1, 5)), rng())
+    assert one.mean == 1 and math.isnan(one.low) and math.isnan(one.high)
+    assert hierarchical_bootstrap(np.full((4, 5), 2.0), rng()) == Interval(2, 2, 2)
+    assert math.isnan(hierarchical_bootstrap(np.array([[1.0], [math.nan]]), rng()).low)
+    with pytest.raises(ValueError, match=r"the table has shape \(3,\)"):
+        hierarchical_bootstrap(np.ones(3), rng())
+    with pytest.raises(ValueError, match=r"resamples=0 must"):
+        hierarchical_bootstrap(np.ones((2, 2)), rng(), resamples=0)
