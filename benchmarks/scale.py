@@ -133,15 +133,18 @@ def work_part(folder: str) -> None:
 # ---------------------------------------------------------------------- history
 
 
+def _layout() -> Layout:
+    return Layout.of(models.build(models.ModelConfig("resnet18"), (3, 32, 32), 10))
+
+
 def _recording(form: str, folder: str) -> Recording:
-    layout = Layout.of(models.build(models.ModelConfig("resnet18"), (3, 32, 32), 10))
-    return Recording(Path(folder), layout, FORMS[form][0], (), SEEDS)
+    return Recording(Path(folder), _layout(), FORMS[form][0], (), SEEDS)
 
 
 def _peak() -> float:
     """The most memory that this process has used so far, MB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1e3
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def write(form: str, rounds: int, folder: str) -> tuple[float, float]:
@@ -174,13 +177,13 @@ def read(form: str, rounds: int, folder: str) -> tuple[float, float, int]:
 
 def history_part(rounds: int) -> None:
     """Print the rows of the part ``history``."""
+    limit = 2 * (COHORT + 1) * 4 * _layout().size / 1e6
     for form, (_, usual) in FORMS.items():
         number = rounds or usual
         with TemporaryDirectory() as folder:
             write_seconds, write_memory = in_fresh_process(write, form, number, folder)
             on_disk = {file.name: os.path.getsize(file) for file in Path(folder).glob("round-*")}
             read_seconds, read_memory, billed = in_fresh_process(read, form, number, folder)
-        limit = 2 * (COHORT + 1) * 4 * _recording(form, TemporaryDirectory().name).layout.size / 1e6
         initial = on_disk[min(on_disk)]
         hundred = (initial + 100 * on_disk[max(on_disk)]) / 1e9
         assert abs(billed / sum(on_disk.values()) - 1) < 0.01, "the bill differs from the files"
