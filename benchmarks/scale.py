@@ -85,7 +85,7 @@ def federation(clients: int, tasks: list[tuple[int, int]], folder: str) -> dict[
                 stamps.append(time.perf_counter())
             assert len(cohort.last_replies.weights()) == asked, "some clients did not answer"
             assert cohort.cost.client_steps == (WARM_UP + ROUNDS) * asked * steps, "some clients did not train"
-            result["seconds"].append(statistics.median(np.diff(stamps)[WARM_UP - 1 :]))
+            result["seconds"].append(float(statistics.median(np.diff(stamps)[WARM_UP - 1 :])))
             if "server" not in result:
                 me = psutil.Process()
                 workers = [process for process in me.children(recursive=True) if "ray::_Worker" in process.name()]
