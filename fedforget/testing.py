@@ -150,7 +150,8 @@ def check_strategy(strategy_class: type[UnlearningStrategy], config: Any = None)
 
 
 def _check_ledger(what: str, toy: Toy, cohort: Cohort) -> None:
-    rounds, now, busy = 0, None, set()
+    rounds, now = 0, None
+    busy: set[tuple[int, str]] = set()
     for work, sent in zip(toy.grid.work, toy.grid.sent, strict=True):
         mine = {(client, work.split) for client in work.clients}
         if (work.round, sent) != now or busy & mine:  # it needs what came before, or asks somebody again
