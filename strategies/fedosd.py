@@ -16,6 +16,9 @@ retained data's are two parts of one round. The pseudo-inverse cuts singular val
 float64; the released code cuts at 1e-6 absolutely and keeps what it cuts, uninverted. A direction that the retained
 gradients leave nothing of is not taken. Published are R = R_r = 100, eta = 4e-4 and eta_r = 1e-6 on CIFAR-10; the
 defaults are for ten rounds [SPEC]. Requests for samples and classes are this project's generalisation.
+
+Limit: of one client's data with marks, the ordinary part falls below the oracle's margin long before the marks do
+(quality 0.12 at best on digits; docs/results.md, 2026-11-24).
 """
 
 from __future__ import annotations

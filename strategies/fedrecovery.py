@@ -16,6 +16,9 @@ is the targets' share of the round's examples, and several targets count as one.
 residual. d is a setting, because its published form (smoothness and Lipschitz constants of the loss) could not be
 read; 0, the default, adds no noise and claims nothing. The guarantee compares with a retrained model that got the same
 noise, which the oracle here has not.
+
+Limit: being a weighted mean over rounds, what is removed is one round's residual: 0.07 of the way between original and
+oracle after 40 rounds, quality 0.00 (docs/results.md, 2026-11-24).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Thudi, Deza, Chandrasekaran and Papernot, "Unrolling SGD: Understanding Factors Influencing Machine Unlearning",
 EuroS&P 2022, arXiv 2109.13398. Expanding SGD around w_0, every step on the forgotten data moved the model by about
 -eta grad(w_0), so that is added back. Its error grows with eta, with the number of steps and with the Hessian's largest
-singular value; beyond small eta E T it is worse than doing nothing. Metrics: fedforget/metrics/unrolling.py.
+singular value; beyond small eta E T it is worse than doing nothing (digits, eta E T = 800: 38 times the way to the
+oracle, 2026-11-24). Metrics: fedforget/metrics/unrolling.py.
 
 Deviations: federated form [SPEC]. A client's E steps a round stand for the uses of a batch, and the round's weights for
 the batch's share; the gradient is asked for in one round from its owner, where a server that foresees the request would
