@@ -1,7 +1,7 @@
 """The network of several clients in one step, whatever the network: `torch.func.vmap` over stacked parameters.
 
-A convolution of several clients becomes one grouped convolution. That is meant for a device which one client's step does
-not fill; a CPU has been filled by a CNN of McMahan's size, and is slower so (docs/performance.md).
+A convolution of several clients becomes one grouped convolution. That is meant for a device which one client's step
+does not fill; on a CPU, which a CNN of McMahan's size does fill, it is slower (docs/performance.md).
 """
 
 from __future__ import annotations
