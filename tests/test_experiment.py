@@ -41,7 +41,7 @@ def test_every_scope_is_served_and_paired_with_an_oracle(run_small, request_over
     experiment, said = run_small(f"{request_overrides} strategies=[finetune] evaluation.seeds=2")
     lines = [json.loads(line) for line in (experiment.folder / "results.jsonl").read_text().splitlines()]
     results = [line["result"] for line in lines if "result" in line]
-    labels = ("original", "retrain", "none", "finetune", "retrain@1", "retrain@2")  # and an oracle's checkpoints
+    labels = ("original", "retrain", "none", "finetune", "another oracle", "retrain@1", "retrain@2")  # two checkpoints
     assert {(r["label"], r["seed"]) for r in results} == {(label, seed) for label in labels for seed in (0, 1)}
     assert all("forget/accuracy" in r["values"] and "test/loss" in r["values"] for r in results)
     assert "oracle (retrain)" in said[-2]
