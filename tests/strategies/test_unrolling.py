@@ -43,6 +43,9 @@ class FakeCohort:
         self.asked.append((model.flat.tolist(), clients, routine, split))
         return Replies([Reply(0, point(4, -8), self.forgotten, 0.0)])
 
+    def hold(self, *vectors: Params) -> None:
+        """What is held is billed by a real cohort."""
+
 
 def unlearn(folder: Path, cohort: FakeCohort, rounds: int = 3, **options: Any) -> list[float]:
     strategy = Unrolling(Unrolling.Config(**options))
