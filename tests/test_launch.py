@@ -161,7 +161,7 @@ def test_several_requests_are_put_together(in_process, tmp_path, capsys):
     assert "client 1" in (together / "requests.svg").read_text()
     assert main(["report", str(first), str(first)]) == 2
     assert "forgets the same as" in capsys.readouterr().err
-    settings = (second / "config.yaml").read_text().partition("\n")[2]  # without the checksum, as one who edits it is told
+    settings = (second / "config.yaml").read_text().partition("\n")[2]  # without its checksum
     (second / "config.yaml").write_text(settings.replace("rounds: 3", "rounds: 4"))
     assert main(["report", str(first), str(second)]) == 2
     assert "differ in more than their request: learning.rounds=3 and 4" in capsys.readouterr().err
