@@ -215,7 +215,9 @@ class RayGrid(_LocalGrid):
 
         # Workers reserve no CPU: Flower's own idle pool already holds every core that Ray has. So Ray cannot spread
         # them by what they need, unless that is a share of a card.
-        there = "DEFAULT" if self._share else NodeAffinitySchedulingStrategy(self._machines[place], soft=True)
+        machine = self._machines[place]
+        gone = all(node["NodeID"] != machine for node in self._ray.nodes() if node["Alive"])
+        there = "DEFAULT" if self._share else NodeAffinitySchedulingStrategy(machine, soft=gone)
         actor = self._ray.remote(_Worker).options(num_cpus=0, num_gpus=self._share, scheduling_strategy=there)
         return actor.remote(self._load_client_app)
 
