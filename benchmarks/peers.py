@@ -1,4 +1,4 @@
-"""Seconds a round beside every peer that can be had: bare processes, stock Flower, pfl-research and FedLab.
+"""Seconds a round beside its peers: bare processes, stock Flower, pfl-research, FedLab and BlazeFL.
 
     python benchmarks/peers.py [--cases cnn lenet mlp resnet cnn-bf16] [--peers FOLDER] [--data FOLDER]
 
@@ -9,11 +9,13 @@ bare stack  The same with ten clients of an MLP in one batched matrix product.
 flower      Stock Flower as in overhead.py: one SuperNode a client, one actor a core.
 pfl         pfl-research 0.6.0 (arXiv 2404.06430) in its distributed mode: one process a core, gloo on this machine.
 fedlab      FedLab 1.3.0 (arXiv 2107.11621), `StandalonePipeline`: one process, as many intra-op threads as cores.
+blazefl     BlazeFL (arXiv 2604.03606), its `FedAvgThreadPoolClientTrainer`: one thread a core, one process.
 fedforget   As in overhead.py.
 
-BlazeFL (arXiv 2604.03606) is not in the package index, so it is not measured. pfl and FedLab are no dependencies of
-the project: ``pip install --target FOLDER --no-deps pfl==0.6.0 fedlab==1.3.0 dp-accounting multiprocess dill
-prv-accountant nvidia-ml-py attrs absl-py mpmath dm-tree`` and ``--peers FOLDER``; without them their rows say so.
+pfl, FedLab and BlazeFL are no dependencies of the project: ``pip install --target FOLDER --no-deps pfl==0.6.0
+fedlab==1.3.0 dp-accounting multiprocess dill prv-accountant nvidia-ml-py attrs absl-py mpmath dm-tree`` and ``--peers
+FOLDER``; the folder ``src/blazefl`` of github.com/kitsuyaazuma/blazefl goes there too. Without them their rows say so.
+BlazeFL is meant for free-threaded Python 3.14; with an interpreter that has a lock, its threads share it.
 
 Peers get their data in memory and their shuffles ready-made, use the memory layout that torch gives them, and one
 intra-op thread a process (FedLab, which is a single process, all cores). As in overhead.py all do the same work, which
@@ -24,6 +26,7 @@ seconds of fedforget a peer must need, at least; for bare processes 0.91 allows 
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import multiprocessing
 import os
@@ -71,9 +74,9 @@ CASES = {
 }
 # Times fedforget's seconds, at least; None: measured for information.
 BOUNDS: dict[str, dict[str, float | None]] = {
-    "cnn": {"bare": 1 / 1.1, "flower": 1.6, "pfl": 1.15, "fedlab": None},
-    "lenet": {"bare": None, "flower": 5.5, "pfl": 1.15, "fedlab": None},
-    "mlp": {"bare": 1.2, "bare stack": None, "flower": 20.0, "pfl": 1.8, "fedlab": None},
+    "cnn": {"bare": 1 / 1.1, "flower": 1.6, "pfl": 1.15, "fedlab": None, "blazefl": 1.15},
+    "lenet": {"bare": None, "flower": 5.5, "pfl": 1.15, "fedlab": None, "blazefl": 1.7},
+    "mlp": {"bare": 1.2, "bare stack": None, "flower": 20.0, "pfl": 1.8, "fedlab": None, "blazefl": 4.0},
     "resnet": {"bare": 1 / 1.1},
     "cnn-bf16": {"bare": 1 / 1.1, "flower": 2.3},
 }
@@ -308,15 +311,60 @@ def fedlab(case: Case, folder: str, rounds: int, peers: str) -> Outcome:
     return stamps, handler.model_parameters - initial, float(torch.stack(losses).mean())
 
 
+# ---------------------------------------------------------------------- BlazeFL
+
+
+def blazefl(case: Case, folder: str, rounds: int, peers: str) -> Outcome:
+    """BlazeFL's federated averaging with one thread a core; it reports no training loss."""
+    sys.path.append(peers)
+    from blazefl.contrib import FedAvgBaseServerHandler, FedAvgThreadPoolClientTrainer
+
+    clients = Clients(case, folder, rounds)
+    initial, stamps = flat(clients.model.state_dict()).clone(), []
+
+    class Selector:
+        """Hands out networks: BlazeFL asks for a new one for each client, and copying is cheaper than initialising."""
+
+        def select_model(self, name: str) -> nn.Module:
+            return copy.deepcopy(clients.model)
+
+    class Batches(list):
+        """A loader: a list of batches that knows its data set."""
+
+        dataset: Tensor
+
+    class Partition:
+        """Where a trainer finds its loaders."""
+
+        def get_dataloader(self, type_: str, cid: int, batch_size: int, generator: torch.Generator) -> Batches:
+            inputs, labels = clients.examples[cid]
+            orders = clients.orders[cid, len(stamps) + 1].split(batch_size)
+            loader = Batches((inputs[batch], labels[batch]) for batch in orders)
+            loader.dataset = labels
+            return loader
+
+    shared: dict[str, Any] = {"model_selector": Selector(), "model_name": case.model, "dataset": Partition()}
+    shared |= {"device": "cpu", "num_clients": case.clients, "batch_size": case.batch, "seed": 0}
+    handler = FedAvgBaseServerHandler(**shared, global_round=rounds, sample_ratio=1.0)
+    trainer = FedAvgThreadPoolClientTrainer(**shared, epochs=1, lr=case.lr, num_parallels=CORES)
+    while not handler.is_stopped():
+        trainer.local_process(handler.downlink_package(), handler.sample_clients())
+        for package in trainer.uplink_package():
+            handler.load(package)
+        stamps.append(time.perf_counter())
+    return stamps, flat(handler.model.state_dict()) - initial, float("nan")
+
+
 # ---------------------------------------------------------------------- the table
 
 
-SIDES = {"bare": bare, "bare stack": bare_stack, "flower": flower, "pfl": pfl, "fedlab": fedlab}
+PEERS = {"pfl": pfl, "fedlab": fedlab, "blazefl": blazefl}  # that --peers may have to provide
+SIDES = {"bare": bare, "bare stack": bare_stack, "flower": flower, **PEERS}
 
 
 def compare(name: str, measured: int, mnist: Path, peers: str) -> None:
     """Run the sides of a case and print its rows, fedforget's last."""
-    case, absent = CASES[name], {side for side in ("pfl", "fedlab") if not find_spec(side)}
+    case, absent = CASES[name], {side for side in PEERS if not find_spec(side)}
     measured = measured or case.rounds
     if case.precision != "float32" and "precision" not in {field.name for field in fields(Task)}:
         print(row(case.title, "skipped: this engine trains in float32 only", *[""] * 6), flush=True)
@@ -326,7 +374,7 @@ def compare(name: str, measured: int, mnist: Path, peers: str) -> None:
         outcomes = {}
         for side in BOUNDS[name]:
             if side not in absent:
-                more = (peers,) if side in ("pfl", "fedlab") else ()
+                more = (peers,) if side in PEERS else ()
                 outcomes[side] = in_fresh_process(SIDES[side], *work, *more)
         outcomes["fedforget"] = in_fresh_process(fedforget, *work)
     seconds = {side: statistics.median(np.diff(stamps)[-measured:]) for side, (stamps, _, _) in outcomes.items()}
@@ -349,7 +397,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds a round: fedforget and its peers.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=0, help="rounds measured; 0 = 10 for small nets, 6, 3 for resnet")
-    parser.add_argument("--peers", default="", metavar="FOLDER", help="where pfl and fedlab are installed, if not here")
+    parser.add_argument("--peers", default="", metavar="FOLDER", help="where these three are, if not installed")
     parser.add_argument("--data", type=Path, default=MNIST, help="MNIST as parquet; random images if it is not there")
     options = parser.parse_args()
     peers = str(Path(options.peers).resolve()) if options.peers else ""
@@ -359,7 +407,6 @@ def main() -> None:
     print_head("case", "engine", *columns)
     for name in options.cases:
         compare(name, options.rounds, options.data, peers)
-    print("\nblazefl: not measured, it is not in the package index")
 
 
 if __name__ == "__main__":
