@@ -72,6 +72,4 @@ def salience(client):
         for sum_, g in zip(total, torch.autograd.grad(client.loss(inputs, labels), client.parameters), strict=True):
             sum_ += g.abs()
         client.steps += 1
-    names = [name for name, _ in client.model.named_parameters()]
-    mean = {name: sum_ / client.steps for name, sum_ in zip(names, total, strict=True)}
-    return Params.from_tensors(client.model, mean)
+    return client.vector(sum_ / client.steps for sum_ in total)
