@@ -146,9 +146,9 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
     "FedEraser": (  # every second of T rounds, with half of the local steps
         "federaser",
         {"interval": 2},
-        Bill(1, r * d, r * d, RETAINED, (1 + 2) * d + 2 * K * d, r * d),
+        Bill(1, r * d, r * d, RETAINED, T / 2 * K * d, r * d),
     ),
-    "FedRecovery": ("fedrecovery", {}, Bill(0, 0, 0, NOBODY, (1 + T) * d + K * T * d, 0)),
+    "FedRecovery": ("fedrecovery", {}, Bill(0, 0, 0, NOBODY, K * T * d, 0)),
     "FedOSD": (  # all gradients; in post-training those of the retained and the model before
         "fedosd",
         {"rounds": 2, "post_rounds": 3},
