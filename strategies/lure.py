@@ -11,6 +11,10 @@ beta share of a client's batches that is looked at; R rounds of relearning.
 
 Deviations: federated form [SPEC]: each retained client sends the mean of |g_b| over its batches, and the server weighs
 by n_k and marks. Biases are neither marked nor counted in the share. The weights of norms count, and start again at 1.
+rho and beta are the code's; R is [SPEC].
+
+Limit: a fifth of the weights is too few to forget one client's marks on digits; 0.95 and ten rounds do (quality 0.00
+and 0.57; docs/results.md, 2026-11-24).
 """
 
 from __future__ import annotations

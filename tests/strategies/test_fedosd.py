@@ -79,7 +79,7 @@ class Told:
 def test_a_round_of_each_kind_by_hand() -> None:
     # g_u = ((6, 0, 0) + (0, 8, 0)) / 2 = (3, 4, 0), both targets alike; the retained gradients span (0, 1, 0), so d =
     # (5, 0, 0), and w = (10, 10, 10) - 0.2 d = (9, 10, 10).
-    # a = (-1, 0, 0): of (3, 4, 0) stays (0, 4, 0), at its norm (0, 5, 0); (0, 0, 2) stays. Their mean, again each alike,
+    # a = (-1, 0, 0): of (3, 4, 0) stays (0, 4, 0), at its norm (0, 5, 0); (0, 0, 2) stays. Their mean, both alike,
     # is (0, 2.5, 1), and w = (9, 10, 10) - 0.1 (0, 2.5, 1).
     cohort = Told(
         [(6.0, 0.0, 0.0), (0.0, 8.0, 0.0)],

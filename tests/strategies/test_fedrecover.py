@@ -113,9 +113,9 @@ def test_the_threshold_by_hand(tmp_path: Path) -> None:
 
 
 def test_clients_whose_estimate_is_too_large_are_asked(tmp_path: Path) -> None:
-    # Recorded: changes of 0.1 from w^t = 0.1 t, and one of 0.3 (client 1 in round 1), which is tau. Answers: (k - wh) / 4.
-    # Round 1, exact: 0.25 and 0.5, wh = 0.375; dW was 0. Round 2, exact: 0.15625 and 0.40625, wh = 0.65625; the pairs are
-    # dW = 0.275 with dD = 0.05625 and 0.30625: H = 0.204545 and 1.113636.
+    # Recorded: changes of 0.1 from w^t = 0.1 t, and one of 0.3 (client 1, round 1): tau. Answers: (k - wh) / 4.
+    # Round 1, exact: 0.25 and 0.5, wh = 0.375; dW was 0. Round 2, exact: 0.15625 and 0.40625, wh = 0.65625; the pairs
+    # are dW = 0.275 with dD = 0.05625 and 0.30625: H = 0.204545 and 1.113636.
     # Round 3: dW = 0.45625, estimates 0.19332 and 0.60810 > tau. Client 2 answers 0.33594; wh = 0.92088.
     # Round 4: dW = 0.62088, estimates 0.22700 and 0.79144 > tau. Client 2 answers 0.26978; wh = 1.16927.
     updates = [{0: 0.1, 1: 0.3, 2: 0.1}, *[{0: 0.1, 1: 0.1, 2: 0.1}] * 3]
