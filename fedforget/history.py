@@ -214,7 +214,7 @@ class History:
 
     def model(self, round: int) -> Params:
         """The global model after ``round`` (0 is the initial one)."""
-        self._declared("globals", f"the global model of round {round}")
+        self._declared("globals", f"the global model of round {round}", round)
         return Params(self.recording.load(round)[0]["global"].clone(), self.recording.layout)
 
     def weights(self, round: int) -> dict[int, int]:
@@ -233,7 +233,7 @@ class History:
             ValueError: if the card did not declare it, or the client took no part.
         """
         needed = "targets" if client in self.targets else "all"
-        self._declared(needed, f"the update of client {client} in round {round}")
+        self._declared(needed, f"the update of client {client} in round {round}", round)
         if client not in self.cohort(round):
             raise ValueError(f"client {client} took no part in round {round}; its cohort was {self.cohort(round)}")
         update = self.recording.update(round, client)
@@ -251,9 +251,15 @@ class History:
             return recorded
         return replace(recorded, keep=self.card.keep, select=self.card.select)
 
-    def _declared(self, level: str, what: str) -> None:
-        if self.card is not None and RECORDS.index(self.card.records) < RECORDS.index(level):
-            raise ValueError(f"this strategy reads {what}, but its card declares records={self.card.records!r}")
+    def _declared(self, level: str, what: str, round: int) -> None:
+        """Refuse what the card does not name, and what it names but is not billed for."""
+        card = self.card or Card("all")
+        if RECORDS.index(card.records) < RECORDS.index(level):
+            raise ValueError(f"this strategy reads {what}, but its card declares records={card.records!r}")
+        if level == "globals" and card.storage != "records":
+            raise ValueError(f"this strategy reads {what}, but its card declares storage={card.storage!r}")
+        if round and (round - 1) % card.every:
+            raise ValueError(f"this strategy reads {what}, but its card declares every={card.every}")
 
     def bytes_stored(self) -> int:
         """Bytes that the server keeps from learning on because the strategy's card asks for them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -157,6 +157,11 @@ class Client:
         """The module's trainable parameters, in the layout's order."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    def vector(self, tensors: Iterable[Tensor]) -> Params:
+        """One tensor for each of the `parameters`, as a vector in the model's layout."""
+        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        return Params.from_tensors(self.model, dict(zip(names, tensors, strict=True)))
+
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled mini-batches ``(inputs, labels)`` for as many epochs or steps as the recipe says."""
         for batch in self.batch_indices():
@@ -270,8 +275,7 @@ def gradient(client: Client) -> Params:
     """The gradient of the mean cross-entropy over the whole split, at the parameters sent."""
     gradients = torch.autograd.grad(client.loss(client.inputs, client.labels), client.parameters)
     client.steps, client.examples = 1, len(client.labels)
-    named = dict(zip((name for name, _ in client.model.named_parameters()), gradients, strict=True))
-    return Params.from_tensors(client.model, named)
+    return client.vector(gradients)
 
 
 def match(client: Client) -> None:
@@ -300,8 +304,7 @@ def hvp(client: Client) -> Params:
     directions = [v.to(g.device) for v, g in zip(directions, gradients, strict=True)]
     products = torch.autograd.grad(gradients, client.parameters, directions)
     client.steps, client.examples = 2, len(client.labels)  # a product costs about two gradients
-    named = dict(zip((name for name, _ in client.model.named_parameters()), products, strict=True))
-    return Params.from_tensors(client.model, named)
+    return client.vector(products)
 
 
 def hessian(client: Client) -> Params:

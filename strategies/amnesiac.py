@@ -5,12 +5,16 @@ batches that hold the data are subtracted; the federated form subtracts the targ
 (also stage 1 of Wu, Zhu and Mitra, "Federated Unlearning with Knowledge Distillation", arXiv 2201.09441).
 
 Symbols: w global weights; D_c^t update of client c in round t; p_c^t its share n_c / sum_k n_k of the round's cohort;
-T rounds; R repair rounds.
+T rounds; R repair rounds (10 epochs in the released code; none here, unless asked for).
 
 Deviations: subtraction is per client and round, not per batch, because that is what a server sees. With a learner other
-than FedAvg the subtracted sum is what FedAvg would have added. Published, for one machine and Adam, is a model that one
-epoch repairs; in federated rounds one repairs about half of the damage, under Adam and SGD
-(simulations/amnesiac_optimiser.py, 2026-11-21).
+than FedAvg the subtracted sum is what FedAvg would have added.
+
+Limit: it takes back too much. What a client added is mostly what the others would have added in its place, so the model
+goes about twice as far as the oracle is away, at a utility of 0.55; after 20 repair rounds the oracle is missed by as
+much as before, on the other side (docs/results.md, 2026-11-24). That one epoch repairs the model is published for one
+machine and Adam, and holds there (simulations/amnesiac_machine.py, 2026-11-25); in federated rounds one round repairs
+about half of the damage, under Adam and SGD (simulations/amnesiac_optimiser.py, 2026-11-21).
 """
 
 from __future__ import annotations

@@ -16,9 +16,12 @@ what may be forgotten; it sends one d-vector, in no extra round.
 Deviations: the steps are recomputed, not recorded: in each of its rounds the client trains again from that round's
 global model with the same random stream. The bill is that of recomputing: the global models stored at the server, and
 one exchange (d down, d up, the client's steps) for each round in which a target took part; with kept records it would
-be one upload of d. Steps are equal to the original's where FedAvg learned and nothing was removed before; FedProx's
-proximal term is left out, and after an earlier request the batches are those without its data. Retained clients are
-contacted only for repair, though a target that keeps other data counts as one.
+be one upload of d. Steps are equal to the original's (to rounding, where it was trained in groups) where FedAvg learned
+in float32 and nothing was removed before; FedProx's proximal term is left out, and after an earlier request the batches
+are those without its data. Retained clients are contacted only for repair, though a target that keeps other data counts
+as one.
+
+Limit: where nearly every batch holds forgotten examples, what is taken back is nearly everything (see `amnesiac`).
 """
 
 from __future__ import annotations
@@ -71,9 +74,9 @@ def sensitive_steps(client: routines.Client) -> Params:
     total = [torch.zeros_like(parameter) for parameter in client.parameters]
     for batch in client.batch_indices():
         before = [parameter.detach().clone() for parameter in client.parameters]
-        client.step(client.loss(client.inputs[batch], client.labels[batch]))
+        logits = client.logits(client.inputs[batch])
+        client.step(routines.sd_loss(logits, client.labels[batch], client.local.sd_gamma))
         if client.forgotten[batch].any():
             change = torch._foreach_sub([parameter.detach() for parameter in client.parameters], before)
             torch._foreach_add_(total, change)
-    names = [name for name, parameter in client.model.named_parameters() if parameter.requires_grad]
-    return Params.from_tensors(client.model, dict(zip(names, total, strict=True)))
+    return client.vector(total)

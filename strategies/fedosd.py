@@ -110,5 +110,4 @@ def unlearning(client):
     loss = -(1 - p_y / 2).log().mean()
     gradients = torch.autograd.grad(loss, client.parameters)
     client.steps, client.examples, client.total_loss = 1, len(client.labels), loss.detach()
-    named = zip((name for name, _ in client.model.named_parameters()), gradients, strict=True)
-    return Params.from_tensors(client.model, dict(named))
+    return client.vector(gradients)

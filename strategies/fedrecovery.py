@@ -57,7 +57,7 @@ class FedRecovery(UnlearningStrategy):
     @property
     def card(self):
         """All updates; nobody is contacted."""
-        return Card(records="all", retained_online=False)
+        return Card(records="all", storage="updates", retained_online=False)
 
     def unlearn(self, request, history, cohort):
         """``w_T - sum_i p_i delta_i``, and noise."""
@@ -78,6 +78,9 @@ class FedRecovery(UnlearningStrategy):
             sigma = noise_scale(self.config.distance, self.config.epsilon, self.config.beta)
             noise = torch.randn(w.layout.size, generator=cohort.seeds.torch("fedrecovery"))
             w = w + Params(sigma * noise, w.layout)
+            cohort.notes.append(
+                f"noise of sigma={sigma:.3g} was added, and none to the oracle that it is compared with"
+            )
         yield w
 
 

@@ -344,6 +344,19 @@ def test_history_refuses_what_the_card_did_not_declare(tmp_path: Path, needs: st
             READS[needs](seen)
 
 
+def test_history_refuses_what_the_card_is_not_billed_for(tmp_path: Path) -> None:
+    recording = record(tmp_path, "all")
+    updates = history(recording, Card(records="all", storage="updates"))
+    assert updates.update(2, 0) is not None
+    with pytest.raises(ValueError, match="the global model of round 2, but its card declares storage='updates'"):
+        updates.model(2)
+    seldom = history(recording, Card(records="all", every=2))
+    assert seldom.update(3, 0) is not None and seldom.model(0).equals(model(0))
+    for read in (lambda: seldom.update(2, 0), lambda: seldom.model(4)):
+        with pytest.raises(ValueError, match="but its card declares every=2"):
+            read()
+
+
 def test_what_every_strategy_may_read(tmp_path: Path) -> None:
     seen = history(record(tmp_path, "nothing"), Card(records="nothing"))
     assert seen.initial.equals(model(0)) and seen.final.equals(model(4))

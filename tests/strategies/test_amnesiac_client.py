@@ -51,6 +51,17 @@ def test_sensitive_steps_by_hand(forgotten: list[bool], batch_size: int, expecte
     assert worker.steps == 2 // batch_size and worker.examples == 2
 
 
+def test_steps_are_those_of_the_recipes_loss() -> None:
+    # Two steps on x = 1 with the SD loss, gamma = 1. At logits (0, 0) the deviation's slope is taken as 0, so the first
+    # step is as above. At (1/2, -1/2): p = (e, 1) / (e + 1) = (0.731, 0.269), so the gradient of the cross-entropy is
+    # (-0.269, 0.269); the deviation of (a, b) is |a - b| / sqrt 2, with slope (1, -1) / sqrt 2 = (0.707, -0.707). The
+    # second step is -(-0.269 + 0.707) = -0.438, and the sum 0.5 - 0.438 = 0.062.
+    worker = client([True, True], 2)
+    worker.inputs, worker.local = torch.tensor([[1.0], [1.0]]), LocalConfig(lr=1, batch_size=2, epochs=2, sd_gamma=1.0)
+    nn.init.constant_(worker.parameters[0], 0.0)
+    assert sensitive_steps(worker).flat.tolist() == pytest.approx([0.0618, -0.0618], abs=1e-4)
+
+
 def toy(folder: Path, batch_size: int = 32) -> Toy:
     return Toy(folder, local=LocalConfig(lr=0.3, batch_size=batch_size))
 

@@ -142,13 +142,38 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
     ),
     # PBU: F, then w, w_o and the stiffness of the well go down.
     "PBU": ("pbu", {"rounds": 2}, Bill(1 + 2, 3 * f * d, (1 + 2 * 3) * f * d, FORGETTING, held=3 * d)),
+    # LURE: one round of saliency, then fine-tuning.
+    "LURE": ("lure", {"rounds": 3}, Bill(1 + 3, (1 + 3) * r * d, (1 + 3) * r * d, RETAINED)),
+    # Krylov: N_out (1 + k) rounds in float64, as SCureNewton's; the server holds v, the answers and k basis vectors.
+    "Krylov": (
+        "krylov_newton",
+        {"steps": 2, "products": 3, "tolerance": 0.0},
+        Bill(2 * (1 + 3), 2 * (1 + 3) * r * 2 * d, 2 * (1 + 2 * 3) * r * 2 * d, RETAINED, held=(1 + r + 3) * 2 * d),
+    ),
+    # Amnesiac at the client: the global models are stored, and the owner repeats its T rounds.
+    "amnesiac, client": ("amnesiac_client", {}, Bill(T, T * f * d, T * f * d, FORGETTING, (1 + T) * d, d)),
+    # DMM: of K = 6 clients two are left out of each of three trainings, so 4 work T rounds; then the trained models,
+    # the original and the current one go down to all.
+    "DMM": (
+        "datamodel_matching",
+        {"passes": 1, "rounds": 2},
+        Bill(3 * T + 2, (3 * T * 4 + 2 * K) * d, (3 * T * 4 + 2 * K * 5) * d, ALL, held=(4 + 1) * d),
+    ),
     # Of Part I, those whose bill has a formula.
+    "FedQUIT": ("fedquit", {"rounds": 3}, Bill(1 + 3, (f + 3 * r) * d, (f + 3 * r) * d, ALL)),
+    # FedRecover: exact rounds of T = 4 are T_w = 2 and T_f = 1, and none of T_c; estimates of round 3 are accepted at
+    # alpha = 0. Held: the answers, and from the second exact round on a pair of each client.
+    "FedRecover": (
+        "fedrecover",
+        {"warmup": 2, "buffer": 1, "final": 1, "interval": 9, "tolerance": 0.0},
+        Bill(2 + 1, (2 + 1) * r * d, (2 + 1) * r * d, RETAINED, (1 + T) * d + K * T * d, (1 + 2) * r * d),
+    ),
     "FedEraser": (  # every second of T rounds, with half of the local steps
         "federaser",
         {"interval": 2},
-        Bill(1, r * d, r * d, RETAINED, (1 + 2) * d + 2 * K * d, r * d),
+        Bill(1, r * d, r * d, RETAINED, T / 2 * K * d, r * d),
     ),
-    "FedRecovery": ("fedrecovery", {}, Bill(0, 0, 0, NOBODY, (1 + T) * d + K * T * d, 0)),
+    "FedRecovery": ("fedrecovery", {}, Bill(0, 0, 0, NOBODY, K * T * d, 0)),
     "FedOSD": (  # all gradients; in post-training those of the retained and the model before
         "fedosd",
         {"rounds": 2, "post_rounds": 3},

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
-from fedforget.exchange import Card
+from fedforget.cohort import Cohort
+from fedforget.exchange import Card, Replies, Reply
+from fedforget.history import History
 from fedforget.params import Layout, Params
 from fedforget.routines import Client, LocalConfig
 from fedforget.seeds import Seeds
@@ -55,6 +58,39 @@ def test_post_training_does_not_turn_back() -> None:
     # Where nothing was unlearned nothing is removed, and what is all along a is not followed.
     assert without(point(3, 4, 0), point(0, 0, 0)).flat.tolist() == [3, 4, 0]
     assert without(point(3, 4, 0), point(6, 8, 0)).norm() == 0
+
+
+class Told:
+    """A cohort that answers with given gradients, of clients of unequal size."""
+
+    targets, retained = (0, 1), (2, 3)
+
+    def __init__(self, *answers: list[tuple[float, float, float]]) -> None:
+        self.answers = iter(answers)
+
+    def hold(self, *vectors: Params) -> None:
+        assert [vector.flat.tolist() for vector in vectors] == [[10, 10, 10]]  # w_T
+
+    def train(self, model: Params, clients: tuple[int, ...], **options: Any) -> Replies:
+        gradients = next(self.answers)
+        return Replies(Reply(k, point(*g), 10**k, 0.0) for k, g in zip(clients, gradients, strict=True))
+
+
+def test_a_round_of_each_kind_by_hand() -> None:
+    # g_u = ((6, 0, 0) + (0, 8, 0)) / 2 = (3, 4, 0), both targets alike; the retained gradients span (0, 1, 0), so d =
+    # (5, 0, 0), and w = (10, 10, 10) - 0.2 d = (9, 10, 10).
+    # a = (-1, 0, 0): of (3, 4, 0) stays (0, 4, 0), at its norm (0, 5, 0); (0, 0, 2) stays. Their mean, both alike,
+    # is (0, 2.5, 1), and w = (9, 10, 10) - 0.1 (0, 2.5, 1).
+    cohort = Told(
+        [(6.0, 0.0, 0.0), (0.0, 8.0, 0.0)],
+        [(0.0, 2.0, 0.0), (0.0, -1.0, 0.0)],
+        [(3.0, 4.0, 0.0), (0.0, 0.0, 2.0)],
+    )
+    strategy = FedOSD(FedOSD.Config(rounds=1, lr=0.2, post_rounds=1, post_lr=0.1))
+    history = SimpleNamespace(final=point(10.0, 10.0, 10.0), rounds=7)
+    first, second = strategy.unlearn(REQUESTS["client"], cast(History, history), cast(Cohort, cohort))
+    assert first.flat.tolist() == pytest.approx([9, 10, 10])
+    assert second.flat.tolist() == pytest.approx([9, 9.75, 9.9])
 
 
 def test_the_unlearning_gradient_by_hand() -> None:

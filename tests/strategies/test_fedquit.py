@@ -22,14 +22,25 @@ from strategies.fedquit import FedQuit, distil, quasi_competent
     [
         # z = (3, 1, 0) log 2, label 0. The least logit is 0: weights 2^0, 2^1, 2^0.
         ("minimum", [1.0, 2.0, 1.0]),
-        # The mean of the others is log 2 / 2.
-        ("mean", [math.sqrt(2), 2.0, 1.0]),
+        # The others' softmax is (2, 1) / 3, and v = 2/3 log 2 + 1/3 log 1.
+        ("entropy", [2 ** (2 / 3), 2.0, 1.0]),
     ],
 )
 def test_the_teacher_by_hand(true_class: str, powers: list[float]) -> None:
     z = math.log(2) * torch.tensor([[3.0, 1.0, 0.0]])
     q = quasi_competent(z, torch.tensor([0]), true_class)
     assert q[0].tolist() == pytest.approx([power / sum(powers) for power in powers])
+
+
+def test_no_other_logit_of_the_true_class_has_more_entropy() -> None:
+    z, labels = torch.tensor([[9.0, 1.0, -2.0, 0.5]]), torch.tensor([0])
+
+    def entropy(q: torch.Tensor) -> float:
+        return float(-(q * q.log()).sum())
+
+    best = entropy(quasi_competent(z, labels, "entropy"))
+    others = [z.scatter(1, labels[:, None], v).softmax(1) for v in torch.linspace(-3, 3, 601).tolist()]
+    assert best >= max(map(entropy, others)) - 1e-6
 
 
 def test_a_teacher_that_was_wrong_already_keeps_the_least_logit() -> None:
@@ -74,7 +85,7 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"true_class": "zero"}, "fedquit.true_class='zero' must be one of minimum, mean"),
+        ({"true_class": "zero"}, "fedquit.true_class='zero' must be one of minimum, entropy"),
         ({"epochs": 0}, "fedquit.epochs=0 must be at least 1"),
         ({"rounds": -1}, "fedquit.rounds=-1 must not be negative"),
     ],

@@ -104,23 +104,26 @@ def test_estimates_are_exact_where_curvature_is_constant(tmp_path: Path) -> None
 
 
 def test_the_threshold_by_hand(tmp_path: Path) -> None:
-    # Changes of who stays, by size: 1, 4; 2, 3; 9 alone. The largest of each round: 4, 3 and 9.
-    updates = [{0: 99.0, 1: 1.0, 2: -4.0}, {1: 3.0, 2: 2.0}, {2: 9.0}, {0: 99.0}]
-    recorded = history(tmp_path, updates, [0.0] * 5, FedRecover().card)
-    assert threshold(recorded, TARGET, 0.0) == 9
-    # Half of a round's changes may be above: 1, 2 and 9.
-    assert threshold(recorded, TARGET, 0.5) == 9
+    # Changes of who stays, by size: 1, 4; then 2, 3; then nobody's. The largest of each round: 4 and 3.
+    updates = [{0: 99.0, 1: 1.0, 2: -4.0}, {1: 3.0, 2: 2.0}, {0: 99.0}]
+    recorded = history(tmp_path, updates, [0.0] * 4, FedRecover().card)
+    assert threshold(recorded, TARGET, 0.0) == 4
+    # Half of a round's changes may be above: 1 and 2 are not.
+    assert threshold(recorded, TARGET, 0.5) == 2
 
 
 def test_clients_whose_estimate_is_too_large_are_asked(tmp_path: Path) -> None:
-    # The recorded changes are at most 0.1, and client 1's curvature makes any estimate larger.
-    updates = [{0: 0.1, 1: 0.1, 2: 0.1}] * 8
-    models = [0.1 * t for t in range(9)]
-    cohort = Quadratic()
-    strategy = FedRecover(CONFIG(final=0, interval=100))
-    list(strategy.unlearn(TARGET, history(tmp_path, updates, models, strategy.card), cast(Cohort, cohort)))
-    later = [clients for round, clients in cohort.asked if round > 4]
-    assert later and all(clients for clients in later)
+    # Recorded: changes of 0.1 from w^t = 0.1 t, and one of 0.3 (client 1, round 1): tau. Answers: (k - wh) / 4.
+    # Round 1, exact: 0.25 and 0.5, wh = 0.375; dW was 0. Round 2, exact: 0.15625 and 0.40625, wh = 0.65625; the pairs
+    # are dW = 0.275 with dD = 0.05625 and 0.30625: H = 0.204545 and 1.113636.
+    # Round 3: dW = 0.45625, estimates 0.19332 and 0.60810 > tau. Client 2 answers 0.33594; wh = 0.92088.
+    # Round 4: dW = 0.62088, estimates 0.22700 and 0.79144 > tau. Client 2 answers 0.26978; wh = 1.16927.
+    updates = [{0: 0.1, 1: 0.3, 2: 0.1}, *[{0: 0.1, 1: 0.1, 2: 0.1}] * 3]
+    models, cohort = [0.1 * t for t in range(5)], Quadratic()
+    strategy = FedRecover(CONFIG(warmup=2, buffer=1, final=0, interval=100))
+    made = strategy.unlearn(TARGET, history(tmp_path, updates, models, strategy.card), cast(Cohort, cohort))
+    assert [w.flat.item() for w in made] == pytest.approx([0.375, 0.65625, 0.92088, 1.16927], abs=1e-5)
+    assert cohort.asked == [(1, [1, 2]), (2, [1, 2]), (3, [2]), (4, [2])]
 
 
 def test_it_comes_near_the_retrain_at_a_fraction_of_the_work(tmp_path: Path) -> None:

@@ -44,8 +44,10 @@ def unlearn(
         recording.add(round, point(0, 0), replies, [], last=round == 3)
     recording.finish(3, Cost())
     history = History(recording, rounds, point(10, 20), strategy.card, frozenset(), targets)
-    cohort = SimpleNamespace(task=SimpleNamespace(local=LocalConfig(lr_decay=decay)), seeds=Seeds(4))
+    cohort = SimpleNamespace(task=SimpleNamespace(local=LocalConfig(lr_decay=decay)), seeds=Seeds(4), notes=[])
     [w] = strategy.unlearn(UnlearningRequest("client", targets), history, cast(Cohort, cohort))
+    # The retrained model gets no noise, and who reads a report must know.
+    assert len(cohort.notes) == (config.distance > 0) and all("none to the oracle" in note for note in cohort.notes)
     return w.flat.tolist()
 
 
@@ -97,7 +99,7 @@ def test_noise_is_drawn_from_the_seeds(tmp_path: Path) -> None:
 
 def test_what_it_assumes() -> None:
     assert FedRecovery.scopes == {"client"}
-    assert FedRecovery().card == Card(records="all", retained_online=False)
+    assert FedRecovery().card == Card(records="all", storage="updates", retained_online=False)
 
 
 @pytest.mark.parametrize(
