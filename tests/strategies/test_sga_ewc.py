@@ -51,6 +51,17 @@ def test_the_bill(tmp_path: Path, scope: str) -> None:
     assert cohort.cost.bytes_down == (others + 2 * 3 * len(cohort.targets)) * d
 
 
+def test_momentum_and_decay_of_learning_stay_out_of_the_ascent(tmp_path: Path) -> None:
+    # Two epochs of one batch at w = w_o, where the penalty is zero: up by eta grad CE, and again from there.
+    local, eta = LocalConfig(momentum=0.9, weight_decay=0.1, batch_size=1000), 0.1
+    toy = Toy(tmp_path, local=local)
+    config = ElasticAscent.Config(penalty=0.0, lr=eta, epochs=2, unlearning_rounds=1, rounds=0)
+    models, cohort, w = serve(toy, ElasticAscent(config, toy.learning), REQUESTS["client"])
+    for _ in range(2):
+        w = w + eta * cohort.gradient(w, split="forget")
+    torch.testing.assert_close(models[-1].flat, w.flat, rtol=0, atol=1e-5)
+
+
 def test_a_stiffer_penalty_keeps_the_model_nearer_and_never_diverges(tmp_path: Path) -> None:
     moved = []
     for penalty in (0.0, 1.0, 100.0, 1e9):
