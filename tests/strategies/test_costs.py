@@ -162,6 +162,12 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
         {"sigma": 1e-9},
         Bill(T, T * r * d, T * r * d, RETAINED, (1 + T) * d + K * T * d),
     ),
+    # MoDe: w_de learns at those who stay; in guidance w and w_de go to everybody, and w_de is held; then recovery.
+    "MoDe": (
+        "momentum_degradation",
+        {"degradation_rounds": 2, "guidance_rounds": 3, "rounds": 1},
+        Bill(2 + 3 + 1, (3 * r + 3 * K) * d, (3 * r + 3 * K * 2) * d, ALL, held=3 * d),
+    ),
     # The retrain inside, then two models down to everybody and one update up.
     "oracle matching": (
         "oracle_matching",
