@@ -15,6 +15,9 @@ code of Mora et al. (arXiv:2504.05822) [2ND]. There w_de starts from fresh weigh
 started from, and it takes the first rounds of the oracle, with its cohorts and its randomness. There the owners of D_f
 train at the recipe's rate and the others at a 200th of it; here all do at the recipe's [SPEC]. R is [SPEC]. w_de is
 sent to everyone in a round of guidance, and only who forgets uses it.
+
+Limit: six steps of 0.05 blend in a quarter of w_de, too little to forget a client of digits (quality 0.03; 0.65 with
+lambda = 0.5; docs/results.md, 2026-11-25).
 """
 
 from __future__ import annotations
