@@ -1,15 +1,16 @@
 """NoT: negate the weights of the first layer, then fine-tune on the retained data.
 
 Khalil, Brunswic, Lamghari, Li, Beitollahi and Chen, "NoT: Federated Unlearning via Weight Negation", CVPR 2025, arXiv
-2503.05657. It needs neither the forgotten data nor a history: negation moves the model as far as any perturbation of
-equal norm does, and fine-tuning recovers only what the retained data teaches.
+2503.05657. It needs neither the forgotten data nor a history: no perturbation of equal norm changes a layer's outputs
+more than negation does, and fine-tuning recovers only what the retained data teaches.
 
 Symbols: theta_1 weights of the first layer; R rounds.
 
     theta_1 <- -theta_1,   then R FedAvg rounds on the retained data
 
-Deviations: read in secondary sources only. The first layer is the first parameter whose name ends in ``weight``; its
-bias keeps its sign [SPEC].
+Deviations: beyond the abstract, read in secondary sources only [2ND]; so are the choice of the first layer and that its
+bias keeps its sign. It is the first parameter whose name ends in ``weight``. Of a model with one layer that is the
+whole classifier. The number of rounds is [SPEC]; the paper goes on until the model is as accurate as before.
 """
 
 from __future__ import annotations

@@ -7,7 +7,10 @@ Deviations: the papers were not read; the weighting and its default are recalled
 forgetting clients send the update of the negated loss, others their usual one, and the server adds the two means, which
 for one full-batch step of SGD is a step on the pooled objective. The weight 1 - beta scales the learning rate of the
 ascent, not its update: ascent with full steps diverges within a round, and a weight on the loss would mean nothing to
-Adam.
+Adam. All else of the recipe is the learning's.
+
+Limit: of what five rounds take from a client of digits (0.57 of its canaries' signal is left), five ordinary rounds
+bring almost all back (0.92); 20 rounds reach a quality of 0.65, at a utility of 0.76 (docs/results.md, 2026-11-24).
 
 Symbols: w global weights; D_f, D_r forgotten and retained data; beta weight of the retained data; R rounds.
 

@@ -1,7 +1,8 @@
 """Partial amnesiac unlearning: subtract the target's updates, of which only a part of each layer was kept.
 
-Gogineni and Nadimi, "Layer-wise Partial Machine Unlearning", JMLR 2025, arXiv 2403.07611 ("Partial Amnesiac
-Unlearning"), after Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981.
+Gogineni and Nadimi, "Efficient Knowledge Deletion from Trained Models Through Layer-wise Partial Machine Unlearning",
+JMLR 2025, arXiv 2403.07611 ("Partial Amnesiac Unlearning"), after Graves, Nagisetty and Ganesh, "Amnesiac Machine
+Learning", AAAI 2021, arXiv 2010.10981.
 
 Symbols: w global weights; D_c^t update of client c in round t; p_c^t its share of the round's examples; P_p keeps the
 share p of each layer's entries and zeroes the rest; T rounds; R repair rounds.

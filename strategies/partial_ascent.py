@@ -1,7 +1,7 @@
 """Partial gradient ascent: raise the loss on the forgotten data, changing only a part of each layer at every step.
 
-Gogineni and Nadimi, "Layer-wise Partial Machine Unlearning", JMLR 2025, arXiv 2403.07611 ("Layer-wise Partial-Updates
-Optimisation-based Unlearning").
+Gogineni and Nadimi, "Efficient Knowledge Deletion from Trained Models Through Layer-wise Partial Machine Unlearning",
+JMLR 2025, arXiv 2403.07611 ("Layer-wise Partial-Updates Optimisation-based Unlearning").
 
 Symbols: w_l layer l of the weights, w_o the model to unlearn from; eta learning rate; S_l 0/1 mask of density p; D_f
 forgotten, D_r retained data; mu weight of what restrains the ascent; U rounds; R repair rounds.
@@ -15,6 +15,9 @@ or a block that cycles through the layer. The two means of J are taken over the 
 without one of them has that term 0. A client without forgotten data descends on mu CE(D_r) and masks by its own
 gradient. With another optimiser than SGD the mask lies on the step, not the gradient. Updates are billed by their
 non-zero entries and a bitmap of their places (p d + d/32 numbers up under a fixed mask).
+
+Limit: ascent forgets little before it destroys. On a client of digits the default leaves all there is; with eta = 0.1
+utility falls to 0.37, and five ordinary rounds bring 0.93 of the canaries' signal back (docs/results.md, 2026-11-24).
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ they are. A fixed number of rounds replaces early stopping on validation data, w
 is 10, not up to 100 epochs [SPEC].
 
 Limit: where retained features fill the input space nothing is left to move: quality 0.00 on digits at v = 0.95, and
-with less protection (0.6) too, for the margins of all the target's data fall alike (docs/results.md, 2026-11-24).
+with less protection (0.6) too, for the margins of all the target's data fall alike (docs/results.md, 2026-11-24). The
+features are many: sum in_l^2 numbers of each client, 8.2 d for a ResNet-18.
 """
 
 from __future__ import annotations

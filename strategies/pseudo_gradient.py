@@ -10,7 +10,14 @@ eta_u their rates; U unlearning rounds; R rounds on the retained data afterwards
 
 PUF-Regular asks the leaving clients together with the round's cohort; PUF-Special (eta_r = 0) the leaving ones alone.
 
-Deviations: the formula was read in a summary of the paper; the defaults are [SPEC].
+Deviations: the formula was read in a summary of the paper, the weights in the authors' code. That weighs all updates
+of a regular round together, so that eta_r is the staying clients' share of its examples and eta_u is 20 times the
+leaving clients' (2 where one of ten leaves), and uses eta_u = 2 alone, once each. Here each group has its own mean;
+the default rates of 1 are [SPEC], from before that code was read. Samples, which the code can forget too, are not
+served.
+
+Limit: these rates are too small to forget a client of digits (quality 0.00; with eta_u = 3, 0.66; docs/results.md,
+2026-11-24).
 """
 
 from __future__ import annotations

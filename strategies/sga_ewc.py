@@ -1,7 +1,7 @@
 """SGA with EWC: the target ascends the loss on its data, and is held back where the retained data needs the weights.
 
 Wu, Guo, Wang, Hong, Zhang and Ding, "Federated Unlearning: Guarantee the Right of Clients to Forget", IEEE Network
-36(5), 2022. The elastic penalty is that of Kirkpatrick et al., PNAS 2017, arXiv 1612.00796.
+36(5), 129-135, 2022. The elastic penalty is that of Kirkpatrick et al., PNAS 114(13), 2017.
 
 Symbols: w_o the model to unlearn from; F Fisher diagonal of the retained data at w_o; lambda strength of the penalty;
 eta learning rate; R_u rounds of E epochs at the forgetting clients; R rounds on the retained data afterwards.
@@ -10,8 +10,9 @@ eta learning rate; R_u rounds of E epochs at the forgetting clients; R rounds on
 
 Deviations: the paper was not read, only a secondary description [2ND]. As printed there the penalty has a plus, and
 ascent would run away from w_o; the sign here is that of a penalty. That F is of the retained data, pooled in one round,
-is [SPEC], and so are the defaults. lambda F_i is capped at 1/eta, because gradient steps on a stiffer penalty diverge.
-The paper's own caution: ascent destroys what classes share (a class at 61.5 % where retraining keeps 94.4 %).
+is [SPEC], and so are the defaults. A class is forgotten in the same way; in the paper the server ascends on test data
+of its own, without a penalty. lambda F_i is capped at 1/eta, because gradient steps on a stiffer penalty diverge. The
+paper's own caution: ascent destroys what classes share (a class at 61.5 % where retraining keeps 94.4 %).
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ class ElasticAscent(UnlearningStrategy):
         F = cohort.fisher(w_o)
         yield w
         hold = Params((c.penalty / 2 * F.flat).clamp(max=1 / (2 * c.lr)), F.layout)
-        recipe = {"optimizer": "sgd", "lr": c.lr, "lr_decay": 1.0, "momentum": 0.0, "epochs": c.epochs, "steps": 0}
-        sent = {"split": "forget", "vectors": {"w_o": w_o, "hold": hold}, **recipe}
+        recipe = {"optimizer": "sgd", "lr": c.lr, "lr_decay": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+        effort = {"epochs": c.epochs, "steps": 0}
+        sent = {"split": "forget", "vectors": {"w_o": w_o, "hold": hold}, **recipe, **effort}
         for _ in range(c.unlearning_rounds):
             w = w + cohort.reduce(w, cohort.targets, routine="strategies.sga_ewc:ascend", **sent)
             yield w

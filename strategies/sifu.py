@@ -1,7 +1,7 @@
 """IFU: go back to the last recorded model that hardly knew the target, add noise, and train on without it.
 
-Fraboni, Van Waerenberghe, Scaman, Vidal, Kameni and Lorenzi, "SIFU: Sequential Informed Federated Unlearning for
-Efficient and Provable Client Unlearning in Federated Optimization", AISTATS 2024, arXiv 2211.11656.
+Fraboni, Van Waerebeke, Scaman, Vidal, Kameni and Lorenzi, "SIFU: Sequential Informed Federated Unlearning for Efficient
+and Provable Client Unlearning in Federated Optimization", AISTATS 2024, arXiv 2211.11656.
 
 Symbols: w^s recorded global model after round s of T; Delta(I, w^s) the weighted mean update of the clients I of the
 next round; u the target; sigma standard deviation of the noise; (eps, delta) of the certificate.
@@ -13,8 +13,9 @@ next round; u the target; sigma standard deviation of the noise; (eps, delta) of
 
 Deviations: several targets count as one. In rounds of targets alone Delta(I \\ u) is 0. The rounds that were rolled
 back are made again, no more; the paper trains until it converges. delta defaults to 1 over the number of clients, as
-released. The certificate assumes quadratic local losses. After an earlier request the recorded models know who left
-before, so the start is w^0 (the paper's tree of branches, which would save those rounds, is left out).
+released. The plain sum in Psi and the certificate are those of quadratic local losses [2ND]. After an earlier request
+the recorded models know who left before, so the start is w^0 (the paper's tree of branches, which would save those
+rounds, is left out).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SCureNewton: cubic-regularised Newton steps whose model is minimised by gradient descent on Hessian products.
 
-Bui et al., "On Newton's Method to Unlearn Neural Networks", arXiv 2406.14507 (2024). The paper could not be read;
-formulas from the authors' released code, defaults from a published protocol that quotes the authors' settings.
+Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", 2024, arXiv 2406.14507. Only the abstract was
+read; formulas from the authors' released code, defaults from a published protocol that quotes their settings [2ND].
 
 Symbols: w global weights; g, H gradient and Hessian of the mean loss on batches B_g, B_h of the retained data; M
 Lipschitz constant of the Hessian; N_out outer steps; N_in inner steps of size eta; sigma size of the perturbation.
@@ -10,12 +10,17 @@ Lipschitz constant of the Hessian; N_out outer steps; N_in inner steps of size e
     perturb: g <- g + sigma u, u uniform on the unit sphere
     N_in times: s <- s - eta (g + H s + M/2 ||s|| s);    then w <- w + s
 
-Deviations: federated here: pooled gradients and products are means over the retained clients, one round each, so a
-step takes 2 + N_in rounds. The batches are drawn at every client, B_g and B_h examples of its own without replacement
-(0, the default: all of them); the pooled batch therefore has equal numbers, but unequal weights, per client. The loss
-includes the recipe's weight decay. The protocol's "learning-rate decay 0.1" is left out: what it decays was not said.
-Five inner steps of 0.01 get 79 to 100 % of the model's greatest decrease only where the gradient is long against the
-curvature (tests/test_solvers.py); on this project's models a quarter (simulations/newton_rounds.py; 2026-11-21).
+Deviations: federated here: pooled gradients and products are means over the retained clients, one round each, so a step
+takes 2 + N_in rounds. The batches are drawn at every client, B_g and B_h examples of its own without replacement (0,
+the default: all of them, because clients are small here; the protocol: 16 and 8); the pooled batch therefore has equal
+numbers, but unequal weights, per client. The loss includes the recipe's weight decay. The protocol's "learning-rate
+decay 0.1" is left out: what it decays was not said. Five inner steps of 0.01 get 79 to 100 % of the model's greatest
+decrease only where the gradient is long against the curvature (tests/test_solvers.py); on this project's models a
+quarter (simulations/newton_rounds.py; 2026-11-21).
+
+Limit: with these defaults a client of digits is not forgotten (quality 0.00): M = 5 is far too cautious for a mean
+loss, and eta = 0.01 far below one over the curvature (M = 0.001, eta = 1, N_in = 20: 0.39; docs/results.md,
+2026-11-24).
 """
 
 from __future__ import annotations

@@ -168,6 +168,44 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
         {"warmup": 2, "buffer": 1, "final": 1, "interval": 9, "tolerance": 0.0},
         Bill(2 + 1, (2 + 1) * r * d, (2 + 1) * r * d, RETAINED, (1 + T) * d + K * T * d, (1 + 2) * r * d),
     ),
+    # PGA: w_ref and the target's last model go down, one update comes up; then recovery. Its records are all globals
+    # and the updates of whoever may leave, of which a run keeps those of who does.
+    "PGA": ("pga", {"rounds": 2}, Bill(1 + 2, (f + 2 * r) * d, (2 * f + 2 * r) * d, ALL, (1 + T + f * T) * d, 2 * d)),
+    # SGA with EWC: F of all who stay; w, w_o and the penalty down to the target; recovery.
+    "SGA-EWC": (
+        "sga_ewc",
+        {"unlearning_rounds": 2, "rounds": 1},
+        Bill(1 + 2 + 1, (2 * r + 2 * f) * d, (2 * r + 2 * f * 3) * d, ALL, held=3 * d),
+    ),
+    # PUF: an ordinary round of everybody, or of those alone who leave, then recovery. Updates come one by one.
+    "PUF": ("pseudo_gradient", {"rounds": 2}, Bill(1 + 2, (K + 2 * r) * d, (K + 2 * r) * d, ALL, held=K * d)),
+    "PUF, special": ("pseudo_gradient", {"retained_rate": 0.0, "rounds": 0}, Bill(1, f * d, f * d, FORGETTING)),
+    # NoT and IFU are ordinary rounds but for what the server does alone; Psi* near 0 rolls everything back.
+    "NoT": ("negation", {"rounds": 3}, Bill(3, 3 * r * d, 3 * r * d, RETAINED)),
+    "IFU": (
+        "sifu",
+        {"sigma": 1e-9},
+        Bill(T, T * r * d, T * r * d, RETAINED, (1 + T) * d + K * T * d),
+    ),
+    # MoDe: w_de learns at those who stay; in guidance w and w_de go to everybody, and w_de is held; then recovery.
+    "MoDe": (
+        "momentum_degradation",
+        {"degradation_rounds": 2, "guidance_rounds": 3, "rounds": 1},
+        Bill(2 + 3 + 1, (3 * r + 3 * K) * d, (3 * r + 3 * K * 2) * d, ALL, held=3 * d),
+    ),
+    # The retrain inside, then two models down to everybody and one update up.
+    "oracle matching": (
+        "oracle_matching",
+        {"rounds": 2},
+        Bill(T + 2, (T * r + 2 * K) * d, (T * r + 2 * K * 2) * d, ALL, held=2 * d),
+    ),
+    "random labels": ("random_label", {"rounds": 2}, Bill(2, 2 * K * d, 2 * K * d, ALL)),
+    # Damped Newton: a gradient and as many products as allowed, in float64; the iterate and the residual are held.
+    "damped Newton, CG": (
+        "newton",
+        {"iterations": 3, "tolerance": 0.0},
+        Bill(1 + 3, 4 * r * 2 * d, (1 + 3 * 2) * r * 2 * d, RETAINED, held=(3 + r) * 2 * d),
+    ),
     "FedEraser": (  # every second of T rounds, with half of the local steps
         "federaser",
         {"interval": 2},

@@ -56,6 +56,13 @@ def test_without_ascent_the_original_is_the_minimum(tmp_path: Path) -> None:
     assert all(model.equals(final) for model in models)
 
 
+def test_the_weight_decay_of_learning_is_not_in_the_objective(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, local=LocalConfig(weight_decay=0.1))
+    strategy = PartiallyBlinded(PartiallyBlinded.Config(ascent=0.0), toy.learning)
+    models, _, final = serve(toy, strategy, REQUESTS["client"])
+    assert models[-1].equals(final)
+
+
 def test_a_stiffer_well_keeps_the_model_nearer(tmp_path: Path) -> None:
     for term in ("distance", "stability"):
         free: dict[str, Any] = {"distance": 0.0, "stability": 0.0, "epochs": 20}

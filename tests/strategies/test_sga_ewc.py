@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedforget.cohort import Cohort
 from fedforget.exchange import Card
 from fedforget.params import Params
 from fedforget.routines import Client, LocalConfig
@@ -49,6 +50,36 @@ def test_the_bill(tmp_path: Path, scope: str) -> None:
     d = 4 * final.layout.size
     others = sum(len(work.clients) for work in toy.grid.work if work.split == "retain")
     assert cohort.cost.bytes_down == (others + 2 * 3 * len(cohort.targets)) * d
+
+
+def test_momentum_and_decay_of_learning_stay_out_of_the_ascent(tmp_path: Path) -> None:
+    # Two epochs of one batch at w = w_o, where the penalty is zero: up by eta grad CE, and again from there.
+    local, eta = LocalConfig(momentum=0.9, weight_decay=0.1, batch_size=1000), 0.1
+    toy = Toy(tmp_path, local=local)
+    config = ElasticAscent.Config(penalty=0.0, lr=eta, epochs=2, unlearning_rounds=1, rounds=0)
+    models, cohort, w = serve(toy, ElasticAscent(config, toy.learning), REQUESTS["client"])
+    for _ in range(2):
+        w = w + eta * cohort.gradient(w, split="forget")
+    torch.testing.assert_close(models[-1].flat, w.flat, rtol=0, atol=1e-5)
+
+
+def test_the_penalty_is_half_of_lambda_times_fisher_up_to_the_cap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy, sent, reduce = Toy(tmp_path), [], Cohort.reduce
+
+    def spy(self: Cohort, *args: Any, **options: Any) -> Any:
+        sent.append(dict(options.get("vectors") or {}))
+        return reduce(self, *args, **options)
+
+    monkeypatch.setattr(Cohort, "reduce", spy)
+    config = ElasticAscent.Config(penalty=30.0, lr=1.0, unlearning_rounds=1, rounds=0)
+    _, _, final = serve(toy, ElasticAscent(config, toy.learning), REQUESTS["client"])
+    [vectors] = [vectors for vectors in sent if "hold" in vectors]
+    F = toy.cohort(REQUESTS["client"]).fisher(final).flat
+    assert (30 * F > 1).any() and (30 * F < 1).any()  # lambda F_i is capped at 1/eta
+    torch.testing.assert_close(vectors["hold"].flat, (30 * F).clamp(max=1.0) / 2)
+    assert vectors["w_o"].equals(final)
 
 
 def test_a_stiffer_penalty_keeps_the_model_nearer_and_never_diverges(tmp_path: Path) -> None:

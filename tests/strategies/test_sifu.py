@@ -81,6 +81,24 @@ def test_a_loose_bound_only_adds_noise(tmp_path: Path) -> None:
     assert noise.std().item() == pytest.approx(0.05, rel=0.1) and abs(noise.mean().item()) < 0.01
 
 
+def test_it_goes_on_with_the_round_after_the_one_it_kept(tmp_path: Path) -> None:
+    # The bound lies halfway into the influence of the last round that the target took part in, so that one is undone.
+    toy, request = Toy(tmp_path), REQUESTS["client"]
+    card = InformedRollback().card
+    cohort = toy.cohort(request, card)
+    recording, final = toy.learn(InformedRollback(None, toy.learning), cohort.targets)
+    history = History(recording, toy.learning.rounds, final, card, frozenset(), cohort.targets)
+    found = influences(history, request)
+    n = max(round for round, value in enumerate(found) if value > 0)
+    assert 0 < n < toy.learning.rounds
+    epsilon = (sum(found[:n]) + found[n] / 2) * math.sqrt(2 * math.log(1.25 * 6)) / 1e-9
+    strategy = InformedRollback(InformedRollback.Config(epsilon=epsilon, sigma=1e-9), toy.learning)
+    start, *later = strategy.unlearn(request, history, cohort)
+    torch.testing.assert_close(start.flat, history.model(n).flat, rtol=0, atol=1e-7)
+    expected = list(strategy.learn(toy.cohort(request), start, toy.learning.rounds - n, first_round=n + 1))
+    assert len(later) == len(expected) and all(a.equals(b) for a, b in zip(later, expected, strict=True))
+
+
 def test_after_an_earlier_request_it_starts_anew(tmp_path: Path) -> None:
     toy = Toy(tmp_path)
     strategy = InformedRollback(InformedRollback.Config(epsilon=1e9, sigma=1e-9), toy.learning)
