@@ -86,7 +86,8 @@ def make_learner(config: LearningConfig) -> Strategy:
                 f"learning.options {dict(config.options)} do not fit {config.learner!r}: "
                 f"{name!r} is {value!r}, but its settings are {known or 'none'}"
             )
-    return learner(fraction_train=1.0, min_train_nodes=1, min_available_nodes=1, **config.options)
+    settings = {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1, **config.options}
+    return learner(**settings)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
