@@ -13,6 +13,7 @@ examples, and count as one round.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from fedforget.exchange import Card, Journal, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.messages import GRID, SPHERE, TEST, Task, Work
 from fedforget.params import Layout, Params, exact_scale
-from fedforget.request import UnlearningRequest
+from fedforget.request import SCOPES, UnlearningRequest
 from fedforget.routines import hessian_layout
 from fedforget.seeds import Seeds
 
@@ -137,13 +138,21 @@ class Federation:
         """All client ids, ascending."""
         return tuple(sorted(self.num_train))
 
-    def num_forgotten(self, client: int, request: UnlearningRequest) -> int:
-        """How many training examples of ``client`` a request names (an upper bound under canary coins)."""
-        if request.scope == "client":
-            return self.num_train[client] if client in request.targets else 0
-        if request.scope == "class":
-            return sum(self.class_counts[client][label] for label in request.targets)
-        return len(request.positions(client))
+    def kept(self, requests: Iterable[UnlearningRequest]) -> dict[int, int]:
+        """How many training examples each client keeps after ``requests``, candidate canaries included.
+
+        What several requests name counts once, unless one names it by its class and another by its position, because
+        the server does not know the class of a position: then fewer may be counted than are kept.
+        """
+        named: dict[str, set] = {scope: set() for scope in SCOPES}
+        for request in requests:
+            named[request.scope].update(request.targets)
+        samples = Counter(client for client, _ in named["sample"])
+        kept = {}
+        for client, size in self.num_train.items():
+            of_classes = sum(self.class_counts[client][label] for label in named["class"])
+            kept[client] = 0 if client in named["client"] else max(0, size - of_classes - samples[client])
+        return kept
 
 
 def _device_type(about: Mapping[str, Any]) -> str:
@@ -235,6 +244,7 @@ class Cohort(Grid):
     _exchanges: int = 0
     _part: _Part | None = None
     _aside: int = 0
+    _counted: dict[tuple[UnlearningRequest, ...], Mapping[int, int]] = field(default_factory=dict)
 
     # ------------------------------------------------------------------ who
 
@@ -243,21 +253,20 @@ class Cohort(Grid):
         """Clients that hold data which the request names."""
         if self.request is None:
             return ()
-        return tuple(c for c in self.federation.clients if self._kept(c, self.removed) > self._kept(c, self._forgotten))
+        before, after = self._kept(self.removed), self._kept((*self.removed, self.request))
+        return tuple(client for client in self.federation.clients if before[client] > after[client])
 
     @property
     def retained(self) -> tuple[int, ...]:
         """Clients that keep at least one training example once the request is served."""
-        return tuple(client for client in self.federation.clients if self._kept(client, self._forgotten) > 0)
+        kept = self._kept(self.removed if self.request is None else (*self.removed, self.request))
+        return tuple(client for client in self.federation.clients if kept[client] > 0)
 
-    @property
-    def _forgotten(self) -> tuple[UnlearningRequest, ...]:
-        return self.removed if self.request is None else (*self.removed, self.request)
-
-    def _kept(self, client: int, requests: tuple[UnlearningRequest, ...]) -> int:
-        """How many examples ``client`` keeps, at least, after ``requests``."""
-        forgotten = [self.federation.num_forgotten(client, request) for request in requests]
-        return max(0, self.federation.num_train[client] - sum(forgotten))
+    def _kept(self, requests: tuple[UnlearningRequest, ...]) -> Mapping[int, int]:
+        """`Federation.kept`, counted once: every exchange asks for it several times."""
+        if requests not in self._counted:
+            self._counted[requests] = self.federation.kept(requests)
+        return self._counted[requests]
 
     def sample(self, round: int) -> tuple[int, ...]:
         """The clients asked in ``round``: a share of all clients, drawn alike in every trajectory, minus the forgotten.
@@ -488,7 +497,7 @@ class Cohort(Grid):
             )
         if self.card is None or not clients:
             return
-        gone = {client for client in self.targets if client not in self.retained}
+        gone = set(self.targets).difference(self.retained)
         if (split != "retain" or gone.intersection(clients)) and not self.card.target_online:
             raise ValueError("this strategy asks for forgotten data, but its card does not say target_online=True")
         if split != "forget" and set(clients) - gone and not self.card.retained_online:

@@ -212,15 +212,17 @@ class Experiment:
         return find(spec.name)(spec.options, self.config.learning)
 
     def _history_config(self) -> HistoryConfig:
-        """The configured record; ``auto`` is the least that the strategies' cards ask for."""
-        levels = [self._strategy(spec).card.records for spec in self._specs()]
-        most = max(levels, key=RECORDS.index)
-        asked = self.config.history.record
+        """The configured record; ``auto`` is the least that the strategies' cards and the request ask for."""
+        levels = {f"strategy {spec.label!r}": self._strategy(spec).card.records for spec in self._specs()}
+        after = self.requests[0].after_round
+        if after not in (None, self.config.learning.rounds):  # the model to unlearn from is not the last one
+            levels[f"request.after_round={after}"] = "globals"
+        needy = max(levels, key=lambda who: RECORDS.index(levels[who]))
+        most, asked = levels[needy], self.config.history.record
         if asked == "auto":
             return replace(self.config.history, record=most)
         if RECORDS.index(asked) < RECORDS.index(most):
-            needy = next(s.label for s, level in zip(self._specs(), levels, strict=True) if level == most)
-            raise ValueError(f"history.record={asked}, but strategy {needy!r} needs {most}; use history.record={most}")
+            raise ValueError(f"history.record={asked}, but {needy} needs {most}; use history.record={most}")
         return self.config.history
 
     # ------------------------------------------------------------------ the work

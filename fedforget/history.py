@@ -7,7 +7,7 @@ the strategies that need it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from fedforget.exchange import RECORDS, Card, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.params import Layout, Params
 from fedforget.seeds import Seeds
-from fedforget.store import DamagedFile, Store, load_json, load_tensors, make_folder, save_json, save_tensors
+from fedforget.store import DamagedFile, Store, digest, load_json, load_tensors, make_folder, save_json, save_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SELECTORS = ("top", "random", "bottom")
+COMPLETE = "complete.json"  # the last file of a recording
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Recording:
     ) -> None:
         assert config.record in RECORDS, "the level is resolved before anything is recorded"
         self.folder, self.layout, self.config, self.targets, self.seeds = folder, layout, config, targets, seeds
+        self._about: dict[int, dict] = {}
         make_folder(folder)
 
     def begin(self, model: Params) -> None:
@@ -128,16 +130,17 @@ class Recording:
 
     def finish(self, rounds: int, cost: Cost) -> None:
         """Mark the recording complete."""
-        save_json(self.folder / "complete.json", {"rounds": rounds, "cost": cost.to_dict()})
+        content = {"rounds": rounds, "cost": cost.to_dict(), "targets": list(self.targets)}
+        save_json(self.folder / COMPLETE, content)
 
     @property
     def is_complete(self) -> bool:
         """Whether the trajectory was learned to its end."""
-        return (self.folder / "complete.json").exists()
+        return (self.folder / COMPLETE).exists()
 
     def summary(self) -> tuple[int, Cost]:
         """The number of rounds, and what learning them cost."""
-        content = load_json(self.folder / "complete.json")
+        content = load_json(self.folder / COMPLETE)
         assert isinstance(content, dict)
         return content["rounds"], Cost(**content["cost"])
 
@@ -148,7 +151,14 @@ class Recording:
             DamagedFile: naming the first file that does not match its checksum or is missing.
         """
         rounds, _ = self.summary()
-        return {round: self.load(round)[1]["notes"] for round in range(rounds + 1)}
+        self._about = {round: self.load(round)[1] for round in range(rounds + 1)}
+        return {round: metadata["notes"] for round, metadata in self._about.items()}
+
+    def about(self, round: int) -> dict:
+        """Metadata of one round, which is kept: the file holds every update of the round."""
+        if round not in self._about:
+            self._about[round] = self.load(round)[1]
+        return self._about[round]
 
     def load(self, round: int) -> tuple[dict[str, Tensor], dict]:
         """Tensors and metadata of one round."""
@@ -174,6 +184,7 @@ class Recording:
         return self.folder / f"round-{round:05d}.safetensors"
 
     def _save(self, round: int, tensors: Mapping[str, Tensor], metadata: dict) -> None:
+        self._about.pop(round, None)
         save_tensors(self.path(round), tensors, metadata)
 
 
@@ -219,7 +230,7 @@ class History:
 
     def weights(self, round: int) -> dict[int, int]:
         """n_k, the examples of each client that took part in ``round``, in client-id order."""
-        weights = {int(client): weight for client, weight in self.recording.load(round)[1]["weights"].items()}
+        weights = {int(client): weight for client, weight in self.recording.about(round)["weights"].items()}
         return {client: weights[client] for client in sorted(weights) if client not in self.removed}
 
     def cohort(self, round: int) -> tuple[int, ...]:
@@ -286,7 +297,7 @@ class History:
             return
         model = 4 * layout.size
         due = range(1, self.rounds + 1, card.every)
-        cohorts = {round: [int(c) for c in self.recording.load(round)[1]["weights"]] for round in due}
+        cohorts = {round: [int(c) for c in self.recording.about(round)["weights"]] for round in due}
         if card.storage == "sums":
             for client in {client for cohort in cohorts.values() for client in cohort}:
                 yield UPDATES_OF_TARGETS if client in self.targets else UPDATES_OF_OTHERS, self.rounds, model
@@ -313,22 +324,32 @@ def find_recording(
     folder = store.folder("trajectories", key)
     levels = RECORDS[RECORDS.index(config.record) :]
     for level in reversed(levels):
-        owners = "*" if level == "targets" else ""  # whose updates a folder holds stands at the end of its name
-        for candidate in sorted(folder.glob(f"{_slug(replace(config, record=level), ())}{owners}")):
-            kept = tuple(map(int, candidate.name.partition("@")[2].split(","))) if "@" in candidate.name else ()
-            recording = Recording(candidate, layout, replace(config, record=level), kept, seeds)
-            if recording.is_complete and (level != "targets" or set(targets) <= set(kept)):
-                return recording
-    return Recording(folder / _slug(config, targets), layout, config, targets, seeds)
+        form = replace(config, record=level)
+        for candidate in sorted(folder.glob(_slug(form) + ("@*" if level == "targets" else ""))):
+            owners = _owners(candidate)
+            if owners is not None and (level != "targets" or set(targets) <= set(owners)):
+                return Recording(candidate, layout, form, owners, seeds)
+    mine = f"@{digest(targets)}" if config.record == "targets" else ""
+    return Recording(folder / f"{_slug(config)}{mine}", layout, config, targets, seeds)
 
 
-def _slug(config: HistoryConfig, targets: tuple[int, ...]) -> str:
-    form = {name: value for name, value in asdict(config).items() if name != "record"}
+def _owners(folder: Path) -> tuple[int, ...] | None:
+    """The clients whose updates a recording of level ``targets`` holds; ``None`` if it is not complete."""
+    try:
+        content = load_json(folder / COMPLETE)
+    except FileNotFoundError:
+        return None
+    except DamagedFile:  # `Recording.verify` names it
+        return ()
+    assert isinstance(content, dict)
+    return tuple(content["targets"])
+
+
+def _slug(config: HistoryConfig) -> str:
     plain = config.keep >= 1 or config.record in ("nothing", "globals")
-    pruned = "" if plain else f"-{form['select']}{config.keep:g}"
+    pruned = "" if plain else f"-{config.select}{config.keep}"
     dtype = "" if config.record in ("nothing", "globals") else f"-{config.dtype}"
-    owners = f"@{','.join(map(str, targets))}" if config.record == "targets" else ""
-    return f"{config.record}{dtype}{pruned}{owners}"
+    return f"{config.record}{dtype}{pruned}"
 
 
 class FileJournal:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import math
 import pkgutil
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -47,7 +49,8 @@ class LearningConfig:
 
     Args:
         learner: the Flower strategy that aggregates: one of `LEARNERS`.
-        options: its settings under Flower's names, for instance ``{proximal_mu: 0.1}``.
+        options: its own settings, numbers under Flower's names, for instance ``{proximal_mu: 0.1}``; what all Flower
+            strategies have (who is sampled, names of records) is the framework's.
         rounds: T, the number of rounds.
         fraction: share of all clients asked in a round.
         min_share: a round is void, and the run stops, if a smaller share of the clients asked answers.
@@ -69,15 +72,22 @@ def make_learner(config: LearningConfig) -> Strategy:
     """A fresh Flower learner that asks every client it is shown (the cohort has done the sampling).
 
     Raises:
-        ValueError: if the name is unknown or an option does not fit it.
+        ValueError: if the name is unknown, or an option is not one of the learner's own or not of its type.
     """
     if config.learner not in LEARNERS:
         raise ValueError(f"learning.learner {config.learner!r} is unknown{nearest(config.learner, LEARNERS)}")
+    learner, common = LEARNERS[config.learner], inspect.signature(learners.FedAvg).parameters
+    own = {name: p.default for name, p in inspect.signature(learner).parameters.items() if name not in common}
+    for name, value in config.options.items():
+        kinds = (int, float) if type(own.get(name)) is float else (int,)
+        if name not in own or type(value) not in kinds or not math.isfinite(value):
+            known = ", ".join(f"{own_name} ({type(default).__name__})" for own_name, default in own.items())
+            raise ValueError(
+                f"learning.options {dict(config.options)} do not fit {config.learner!r}: "
+                f"{name!r} is {value!r}, but its settings are {known or 'none'}"
+            )
     settings = {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1, **config.options}
-    try:
-        return LEARNERS[config.learner](**settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"learning.options {dict(config.options)} do not fit {config.learner!r}: {error}") from error
+    return learner(**settings)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -80,6 +80,36 @@ def test_an_emptied_cohort_is_replaced(tmp_path):
     assert {cohort.sample(round) for round in range(1, 20)} == {(5,)}
 
 
+SAME = [
+    (UnlearningRequest("sample", ((2, 0), (2, 1))), UnlearningRequest("sample", ((2, 1), (2, 0)))),
+    (UnlearningRequest("class", (3, 4)), UnlearningRequest("class", (4,))),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), SAME)
+def test_what_is_forgotten_already_has_no_targets(tmp_path, first, second):
+    cohort = Toy(tmp_path).cohort(second)
+    cohort.removed = (first,)
+    assert not cohort.targets
+
+
+def test_what_two_requests_name_is_counted_once(tmp_path):
+    """Client 2 forgets 60 % of its examples twice, half of which are the same: it still has data, so it stays."""
+    toy = Toy(tmp_path)
+    size = toy.federation.num_train[2]
+    first, second = range(round(0.6 * size)), range(round(0.3 * size), round(0.9 * size))
+    cohort = toy.cohort(UnlearningRequest("sample", tuple((2, position) for position in second)))
+    cohort.removed = (UnlearningRequest("sample", tuple((2, position) for position in first)),)
+    assert cohort.targets == (2,) and cohort.retained == (0, 1, 2, 3, 4, 5)
+    classes = [UnlearningRequest("class", (0, 1, 2, 3, 4)), UnlearningRequest("class", (1, 2, 3, 4, 5))]
+    cohort = toy.cohort(classes[1])
+    cohort.removed = (classes[0],)
+    whole = data.load(toy.task.data)
+    for client, kept in toy.federation.kept(classes).items():
+        assert kept == len(whole.split(client, "retain", toy.seeds, (classes[0],), classes[1]))
+    assert cohort.retained == (0, 1, 2, 3, 4, 5)
+
+
 def test_a_mean_weighs_by_examples_in_client_order(tmp_path):
     toy = Toy(tmp_path, 3)
     replies = toy.cohort().train(toy.start, [4, 0, 3])

@@ -135,6 +135,12 @@ def test_absolute_paths_resolves_folders_and_leaves_the_rest(tmp_path):
         ("model.name=cnnn", "model 'cnnn' is unknown; nearest is 'cnn'"),
         ("learning.learner=fedag", "learning.learner 'fedag' is unknown; did you mean 'fedavg'?"),
         ("learning.options.eta=1", "learning.options {'eta': 1} do not fit 'fedavg'"),
+        ("learning.options.fraction_train=0.5", "learning.options {'fraction_train': 0.5} do not fit 'fedavg'"),
+        ("learning.options.weighted_by_key=loss", "learning.options {'weighted_by_key': 'loss'} do not fit 'fedavg'"),
+        (
+            "learning.learner=fedprox learning.options.proximal_mu=much",
+            "learning.options {'proximal_mu': 'much'} do not fit 'fedprox'",
+        ),
         ("local.optimizer=sdg", "local.optimizer is 'sdg', but must be one of sgd, adam"),
         (
             "history.record=target",

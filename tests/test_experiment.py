@@ -149,6 +149,16 @@ def test_a_strategy_that_fails_in_its_own_learning_is_left_out_while_the_others_
     assert "\nfinetune " in table
 
 
+def test_a_request_before_the_end_starts_from_the_model_of_its_round(run_small, tmp_path):
+    experiment, _ = run_small("strategies=[] history.record=auto request.after_round=2")
+    recording = experiment_recording(experiment)
+    assert recording.config.record == "globals"  # no strategy asks for more than nothing
+    (none,) = (entry for entry in experiment._models() if entry["label"] == "none" and not entry["stage"])
+    path, tensor = none["weights"]
+    served = load_tensors(experiment.store.root / path)[0][tensor]
+    assert torch.equal(served, recording.load(2)[0]["global"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
@@ -157,9 +167,14 @@ def test_a_strategy_that_fails_in_its_own_learning_is_left_out_while_the_others_
             "request=sample request.clients=[1] request.share=1.0 request.samples=[5000] strategies=[]",
             "training examples",
         ),
+        (
+            "request=class request.classes=[3] request.then='[{scope: class, classes: [3]}]' strategies=[]",
+            "still there",
+        ),
         ("partition=iid partition.clients=5000", "5000"),
         ("task=mnist task.path=/nowhere partition=iid", "/nowhere"),
         ("history.record=nothing strategies=[federaser]", "history.record"),
+        ("history.record=nothing strategies=[finetune] request.after_round=2", "request.after_round=2 needs globals"),
         ("engine.device=cuda" if not torch.cuda.is_available() else "engine.device=xpu", "engine.device"),
     ],
 )

@@ -323,6 +323,16 @@ def test_damage_is_found_in_a_file_that_was_read_before(tmp_path: Path) -> None:
         recording.verify()
 
 
+def test_the_bill_reads_no_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round's file holds the updates of all its clients, so only a strategy that wants them may read it."""
+    seen = history(record(tmp_path, "all", rounds=9), Card("all"), targets=(2,))
+    seen.recording.verify()
+    stored, residues = seen.bytes_stored(), seen.residues()
+    monkeypatch.setattr(Recording, "load", lambda *_: pytest.fail("a round was read"))
+    assert seen.bytes_stored() == stored and seen.residues() == residues
+    assert seen.cohort(8) == (0, 1, 2)
+
+
 # ---------------------------------------------------------------------- what a strategy may read
 
 READS = {
@@ -453,6 +463,24 @@ def test_a_recording_of_some_targets_serves_fewer_targets(tmp_path: Path) -> Non
         assert found.is_complete and found.folder == both.folder and found.targets == (0, 1)
     assert not need(store, "targets", (1, 2)).is_complete
     assert not need(store, "targets", (2,)).is_complete
+
+
+def test_a_recording_for_no_target_and_one_for_very_many_are_found_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for targets in ((), tuple(range(1000))):
+        made = make(store, "targets", targets)
+        found = need(store, "targets", targets)
+        assert found.is_complete and found.folder == made.folder and found.targets == targets
+
+
+def test_a_recording_whose_last_file_is_damaged_is_found_so_that_it_can_be_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = make(store, "all")
+    (made.folder / "complete.json").write_text("{}")
+    found = need(store, "globals")
+    assert found.folder == made.folder and found.is_complete
+    with pytest.raises(DamagedFile, match="complete.json"):
+        found.verify()
 
 
 def test_an_unfinished_recording_serves_only_its_own_need(tmp_path: Path) -> None:

@@ -323,11 +323,12 @@ def decode(images: np.ndarray) -> Tensor:
     pixels = None
     for number, encoded in enumerate(images):
         try:
-            image = np.asarray(Image.open(io.BytesIO(encoded)))
+            with Image.open(io.BytesIO(encoded)) as file:
+                image, mode = np.asarray(file), file.mode
         except OSError as error:
             raise ValueError(f"image {number} cannot be decoded: {error}") from error
-        if image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)):
-            kind = f"shape {list(image.shape)} and type {image.dtype}"
+        if mode not in ("L", "RGB"):  # the pixels of others, such as a palette's, are no brightness
+            kind = f"mode {mode}, shape {list(image.shape)} and type {image.dtype}"
             raise ValueError(f"image {number} has {kind}; only 8-bit grayscale and RGB images are supported")
         if pixels is None:
             pixels = np.empty((len(images), *image.shape), dtype=np.uint8)

@@ -157,6 +157,15 @@ def test_bad_content(tmp_path: Path) -> None:
             load_source(config, SEEDS)
 
 
+def test_images_of_a_palette_are_refused(tmp_path: Path) -> None:
+    """Their pixels are places in a table of colours, of the same shape and type as grayscale."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(9, dtype=np.uint8).reshape(3, 3)).convert("P").save(file, "png")
+    config = folder(tmp_path, train=pa.table({"image": [file.getvalue()] * 4, "label": [0, 1, 0, 1]}))
+    with pytest.raises(ValueError, match="mode P"):
+        load_source(config, SEEDS)
+
+
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder"):
         load_source(TaskConfig(source="folder", path=str(tmp_path / "absent")), SEEDS)
