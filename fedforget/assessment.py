@@ -180,6 +180,7 @@ class _Reader:
         self.kept: dict[tuple[str, int], Sets] = {}  # of every model, what its margins and figures need
         self._original = lru_cache(maxsize=None)(lambda seed: self.outputs(ORIGINAL, seed))
         self._scores = lru_cache(maxsize=None)(self._candidates)
+        self._learned = lru_cache(maxsize=None)(lambda seed: self.weights(ORIGINAL, seed))
 
     def outputs(self, label: str, seed: int, stage: str = "") -> Sets:
         """A model's answers by audit set."""
@@ -262,7 +263,7 @@ class _Reader:
         if label == ORIGINAL and "forget/accuracy" in values:
             values["head/forget_accuracy"] = values["forget/accuracy"]  # its own head is what would be put back
         if (ORIGINAL, seed, "") in self.entries:
-            shares = representation.layer_shares(self.weights(label, seed), self.weights(ORIGINAL, seed))
+            shares = representation.layer_shares(self.weights(label, seed), self._learned(seed))
             values["weights/head_share"] = list(shares.values())[-1]
             values |= _regions(first, self._original(seed))
             if "forget_layers" in first:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -370,7 +371,7 @@ def _likeness(sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Out
         values[f"{name}/js_divergence"] = fidelity.js_divergence(model, others)
         values[f"{name}/activation_distance"] = fidelity.activation_distance(model, others)
         if model.features is not None and len(model) > 3:
-            similar = [representation.cka(model.features.double(), o.features.double()) for o in others]  # type: ignore[union-attr]
+            similar = [representation.cka(model.features, o.features) for o in others]  # type: ignore[arg-type]
             values[f"{name}/cka"] = float(np.mean(similar))
     if references and "forget_layers" in sets:
         model, *others = align([sets["forget_layers"], *(other["forget_layers"] for other in references)])
@@ -384,8 +385,8 @@ def layer_likeness(model: Outputs, other: Outputs) -> dict[int, float]:
     model, other = align([model, other])
     if len(model) < 4:
         return {}
-    layers = zip(model.features.unbind(1), other.features.unbind(1), strict=True)  # type: ignore[union-attr]
-    return {i: representation.cka(mine, theirs) for i, (mine, theirs) in enumerate(layers, start=1)}
+    assert model.features is not None and other.features is not None
+    return dict(enumerate(representation.layer_cka(model.features, other.features), start=1))
 
 
 def audit(results: Sequence[ModelResult]) -> list[dict]:
@@ -508,8 +509,13 @@ def _interval(sample: list[float]) -> tuple[float, float | None]:
     """The mean of ``sample`` and the half-width of its 95 % t-interval, None for one number."""
     half_width = None
     if len(sample) > 1:
-        half_width = float(stats.t.ppf(0.975, len(sample) - 1) * np.std(sample, ddof=1) / len(sample) ** 0.5)
+        half_width = float(_t(len(sample) - 1) * np.std(sample, ddof=1) / len(sample) ** 0.5)
     return float(np.mean(sample)), half_width
+
+
+@lru_cache
+def _t(degrees: int) -> float:
+    return float(stats.t.ppf(0.975, degrees))
 
 
 def floor(oracle: Sequence[float], others: Sequence[Sequence[float]] = ()) -> tuple[float | None, float | None]:

@@ -63,8 +63,8 @@ def js_divergence(model: Outputs, references: Sequence[Outputs]) -> float:
         ValueError: if there is no reference, or one has other examples.
     """
     _check_aligned(model, references)
-    p = _probabilities(model).numpy()
-    q = np.stack([_probabilities(other).numpy() for other in references])
+    p = model.probabilities.numpy()
+    q = np.stack([other.probabilities.numpy() for other in references])
     # 4 JS = sum 2p log(2p / (p + q)) + 2q log(2q / (p + q)): a halved m could underflow to 0
     divergence = (rel_entr(2 * p, p + q) + rel_entr(2 * q, p + q)).sum(-1) / 4
     return float(np.maximum(divergence, 0).mean())  # rounding can take it below 0 by 1e-17
@@ -83,8 +83,8 @@ def activation_distance(model: Outputs, references: Sequence[Outputs]) -> float:
         ValueError: if there is no reference, or one has other examples.
     """
     _check_aligned(model, references)
-    p = _probabilities(model)
-    return torch.stack([(p - _probabilities(other)).norm(dim=1) for other in references]).mean().item()
+    p = model.probabilities
+    return torch.stack([(p - other.probabilities).norm(dim=1) for other in references]).mean().item()
 
 
 def calibration_error(outputs: Outputs, bins: int = 15) -> float:
@@ -98,7 +98,7 @@ def calibration_error(outputs: Outputs, bins: int = 15) -> float:
         outputs: a model's outputs.
         bins: bins of equal width of the confidence, the largest probability.
     """
-    probabilities = _probabilities(outputs)
+    probabilities = outputs.probabilities
     if probabilities.isnan().any():
         return math.nan
     confidence, predicted = probabilities.max(1)
@@ -112,7 +112,7 @@ def brier(outputs: Outputs) -> float:
 
     Its ideal is the oracle's. Source: Brier 1950.
     """
-    probabilities = _probabilities(outputs)
+    probabilities = outputs.probabilities
     truth = torch.nn.functional.one_hot(outputs.labels, probabilities.shape[1])
     return (probabilities - truth).square().sum(1).mean().item()
 
@@ -401,10 +401,6 @@ def _epsilon(unlearned: np.ndarray, retrained: np.ndarray, table: np.ndarray) ->
 
     double = table[inside(outer), len(inner) - inside(inner)]
     return max(single.max(initial=0), double.max())
-
-
-def _probabilities(outputs: Outputs) -> Tensor:
-    return outputs.logits.double().softmax(1)
 
 
 def _accuracy_gaps(model: Mapping[str, Outputs], oracle: Mapping[str, Outputs]) -> list[float]:

@@ -50,7 +50,7 @@ def entropy(outputs: Outputs) -> Tensor:
 
     It does not look at the label. Source: as for `confidence`.
     """
-    return torch.special.entr(outputs.logits.double().softmax(1)).sum(1)
+    return torch.special.entr(outputs.probabilities).sum(1)
 
 
 def modified_entropy(outputs: Outputs) -> Tensor:
@@ -182,8 +182,7 @@ def population(retain: Outputs, test: Outputs, forget: Outputs) -> dict[str, flo
         places = _places(scores.numpy())
         shares[name] = float("nan")
         if np.isfinite(places).all():
-            false, true, thresholds = roc_curve(truth, places[: len(truth)])
-            shares[name] = float((places[len(truth) :] < thresholds[(true - false).argmax()]).mean())
+            shares[name] = float((places[len(truth) :] < _best_threshold(truth, places[: len(truth)])).mean())
     table = np.stack(columns, 1)
     shares["logistic"] = float("nan")
     if np.isfinite(table).all():
@@ -435,6 +434,17 @@ def confusion_between(outputs: Outputs, a: int, b: int) -> dict[str, float]:
         "error": (predictions != labels).double().mean().item(),
         "confused": (predictions == a + b - labels).double().mean().item(),
     }
+
+
+def _best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
+    """The score from which on examples are called members for the best balanced accuracy; the highest of equally good
+    ones, infinity if none beats a coin. As from scikit-learn's ``roc_curve``, which takes ten times as long."""
+    falling = scores.argsort()[::-1]
+    last = np.append(np.flatnonzero(np.diff(scores[falling])), len(scores) - 1)  # of each group of equal scores
+    found = truth[falling].cumsum()[last]
+    better = found / truth.sum() - (last + 1 - found) / (~truth).sum()
+    best = better.argmax()
+    return float(scores[falling[last[best]]]) if better[best] > 0 else float("inf")
 
 
 def _log_confidence(outputs: Outputs) -> Tensor:

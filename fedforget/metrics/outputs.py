@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,6 +47,18 @@ class Outputs:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def margins(self) -> Tensor:
+        """What the function `margins` says; kept, because most metrics start from it."""
+        logits, column = self.logits.double(), self.labels.unsqueeze(1)
+        others = logits.scatter(1, column, -torch.inf)
+        return logits.gather(1, column).squeeze(1) - others.logsumexp(1)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits, float64 ``[n, classes]``, not to be written to; kept."""
+        return self.logits.double().softmax(1)
 
     def take(self, places: Tensor) -> Outputs:
         """The outputs on some of the examples, in the order of ``places``."""
@@ -110,7 +123,5 @@ def margin(outputs: Outputs) -> float:
 
 
 def margins(outputs: Outputs) -> Tensor:
-    """``z_y - log sum_{j != y} exp z_j`` of each example, float64 ``[n]``; see `margin`."""
-    logits, column = outputs.logits.double(), outputs.labels.unsqueeze(1)
-    others = logits.scatter(1, column, -torch.inf)
-    return logits.gather(1, column).squeeze(1) - others.logsumexp(1)
+    """``z_y - log sum_{j != y} exp z_j`` of each example, float64 ``[n]``, not to be written to; see `margin`."""
+    return outputs.margins

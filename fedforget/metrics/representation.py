@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -87,22 +88,45 @@ def cka(a: Tensor, b: Tensor) -> float:
             f"features have shapes {tuple(a.shape)} and {tuple(b.shape)}; "
             "they must be (examples, features) of the same 4 or more examples"
         )
-    first, second = _u_centred(a), _u_centred(b)
-    return ((first * second).sum() / (first.norm() * second.norm())).item()
+    return (_u_centred(a) * _u_centred(b)).sum().item()
 
 
+def layer_cka(a: Tensor, b: Tensor) -> list[float]:
+    """`cka` layer by layer, of features ``[n, L, p]`` and ``[n, L, q]`` of the same examples, n at least 4.
+
+    Raises:
+        ValueError: if the examples or the layers differ in number or the examples are fewer than 4.
+    """
+    if a.ndim != 3 or b.ndim != 3 or a.shape[:2] != b.shape[:2] or len(a) < 4:
+        raise ValueError(
+            f"features have shapes {tuple(a.shape)} and {tuple(b.shape)}; "
+            "they must be (examples, layers, features) of the same 4 or more examples and as many layers"
+        )
+    return (_u_centred(a) * _u_centred(b)).sum((-1, -2)).tolist()
+
+
+@lru_cache(maxsize=64)  # by identity, which is all that a tensor's hash looks at: an oracle is compared with all models
 def _u_centred(features: Tensor) -> Tensor:
-    """Gram matrix ``[n, n]`` without diagonal, row means or column means; NaN where only rounding is left of it."""
+    """Gram matrix ``[n, n]`` without diagonal, row means or column means, of norm 1; NaN where only rounding is left.
+
+    Of ``[n, L, p]`` one for each layer, ``[L, n, n]``.
+    """
     rows = torch.linspace(0, len(features) - 1, min(len(features), ROWS), dtype=torch.float64).round().long()
     x = features[rows.to(features.device)].double()
-    x = x - x.mean(0)  # U-centring removes any shift, but would lose digits to a large one
-    gram, n = x @ x.T, len(x)
-    size = gram.norm()
-    gram.fill_diagonal_(0)
-    sums = gram.sum(0)
-    gram = gram - (sums[:, None] + sums) / (n - 2) + sums.sum() / ((n - 1) * (n - 2))
-    gram.fill_diagonal_(0)
-    return gram if gram.norm() > 1e-10 * size else torch.full_like(gram, torch.nan)
+    x = x.transpose(0, -2)  # layers first
+    x = x - x.mean(-2, keepdim=True)  # U-centring removes any shift, but would lose digits to a large one
+    gram, n = x @ x.mT, len(rows)
+    size = _norm(gram)
+    gram.diagonal(dim1=-2, dim2=-1).zero_()
+    sums = gram.sum(-1, keepdim=True)
+    gram = gram - (sums + sums.mT) / (n - 2) + sums.sum(-2, keepdim=True) / ((n - 1) * (n - 2))
+    gram.diagonal(dim1=-2, dim2=-1).zero_()
+    left = _norm(gram)
+    return gram / left.where(left > 1e-10 * size, torch.nan)
+
+
+def _norm(matrices: Tensor) -> Tensor:
+    return torch.linalg.matrix_norm(matrices, keepdim=True)
 
 
 def layer_shares(unlearned: Params, original: Params) -> dict[str, float]:

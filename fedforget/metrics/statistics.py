@@ -156,13 +156,14 @@ def equivalence(gaps: Sequence[float], margin: float, alpha: float = 0.05) -> Ve
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """P-values adjusted for their number by Holm's step-down rule (1979), by name; they control the familywise error.
 
-    A NaN stays NaN and does not count as a test.
+    A NaN stays NaN and does not count as a test. By hand, because statsmodels' ``multipletests``, which the tests
+    compare with, collects the garbage of the whole process each time.
     """
-    from statsmodels.stats.multitest import multipletests
-
-    tested = {name: p for name, p in p_values.items() if not math.isnan(p)}
-    adjusted = multipletests(list(tested.values()), method="holm")[1].tolist() if tested else []
-    return dict.fromkeys(p_values, math.nan) | dict(zip(tested, adjusted, strict=True))
+    tested = sorted((p, name) for name, p in p_values.items() if not math.isnan(p))
+    adjusted, least = dict.fromkeys(p_values, math.nan), 0.0
+    for rank, (p, name) in enumerate(tested):
+        adjusted[name] = least = max(least, min(1.0, (len(tested) - rank) * p))
+    return adjusted
 
 
 def rank_ranges(

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, kstest, norm
+from sklearn.metrics import roc_curve
 from torch import tensor
 
+from fedforget.metrics import leakage
 from fedforget.metrics.leakage import (
     SCORES,
     attack_success,
@@ -184,6 +186,17 @@ def test_population_counts_both_sides_alike():
     """One test example against 99 retained ones: an attack that followed the sizes would call everyone a member."""
     retain, test = sure(*np.linspace(0.3, 0.9, 99)), sure(0.35)
     assert population(retain, test, test)["logistic"] == 1.0
+
+
+def test_the_best_threshold_is_that_of_scikit_learn():
+    """Of two hundred small samples with many ties, some of them upside down."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        size, levels = generator.integers(4, 40), generator.integers(1, 12)
+        truth = np.arange(size) < generator.integers(1, size)
+        scores = generator.integers(0, levels, size).astype(float)
+        false, true, thresholds = roc_curve(truth, scores, drop_intermediate=False)
+        assert leakage._best_threshold(truth, scores) == thresholds[(true - false).argmax()]
 
 
 def test_population_of_a_diverged_model():

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fedforget.metrics import Outputs, representation
-from fedforget.metrics.representation import barrier, cka, layer_shares, linear_probe, swap_head
+from fedforget.metrics.representation import barrier, cka, layer_cka, layer_shares, linear_probe, swap_head
 from fedforget.models import ModelConfig, build, names
 from fedforget.params import Layout, Params
 
@@ -133,6 +133,18 @@ def test_cka_takes_500_examples_from_all_of_them() -> None:
     b = torch.cat([a[:500], gaussian(1, 500, 4)])
     assert cka(a[:500], b[:500]) == pytest.approx(1)
     assert 0 < cka(a, b) < 0.6
+
+
+def test_cka_layer_by_layer_is_that_of_each_layer() -> None:
+    a, b = gaussian(0, 30, 12).view(30, 3, 4), gaussian(1, 30, 15).view(30, 3, 5)
+    b[:, 1] = 1.0  # a layer that says nothing
+    a[:, 2, 0] = torch.nan
+    expected = [cka(a[:, 0], b[:, 0]), math.nan, math.nan]
+    assert layer_cka(a, b) == pytest.approx(expected, nan_ok=True)
+    assert layer_cka(a[:, :1], a[:, :1]) == pytest.approx([1])
+    for wrong in (b[:, :2], b[:29], b[:, 0]):
+        with pytest.raises(ValueError, match="layers"):
+            layer_cka(a, wrong)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from fedforget.metrics.statistics import (
     Interval,
@@ -148,6 +149,14 @@ def test_holm_does_not_count_nan() -> None:
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1, "b": 1}
     assert math.isnan(holm({"lost": math.nan})["lost"])
     assert holm({}) == {}
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    for seed in range(20):
+        p = np.round(np.random.default_rng(seed).random(9) ** 3, 2)  # with ties
+        names = [f"method {i}" for i in range(9)]
+        expected = multipletests(p, method="holm")[1]
+        assert list(holm(dict(zip(names, p.tolist(), strict=True))).values()) == pytest.approx(expected)
 
 
 def test_separated_methods_have_certain_ranks() -> None:
