@@ -110,6 +110,8 @@ def _run(options: argparse.Namespace) -> int:
         experiment = str(Path(experiment).resolve())
     config = compose(experiment, overrides)
     device_of(config.engine.device, config.engine.precision)
+    if config.task.source == "folder" and not Path(config.task.path).is_dir():
+        raise ValueError(f"task.path={config.task.path} is not a folder")
     output = (options.output_dir or default_output()).expanduser().resolve()
     Store(output / "store")
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -244,11 +245,28 @@ def absolute_paths(overrides: str | Sequence[str], base: Path) -> list[str]:
     """
     items = []
     for key, value in _items(overrides):
-        path = base / Path(value).expanduser()
-        if value and (key == "task.root" or key == "task.path" and path.is_dir()):
-            value = str(path)
+        if value and key in ("task.root", "task.path"):
+            path = base / _home(value)
+            if key == "task.root" or path.is_dir():
+                value = _quoted(str(path))
         items.append(f"{key}={value}")
     return items
+
+
+def _home(path: str) -> Path:
+    """A path whose ``~`` is resolved, if there is such a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"path {path!r} cannot be resolved: there is no such user") from error
+
+
+def _quoted(text: str) -> str:
+    """A text as YAML: in quotes if it would be read as something else, as `` #`` or a line break in a path would."""
+    try:
+        return text if yaml.safe_load(text) == text else json.dumps(text, ensure_ascii=False)
+    except YAMLError:
+        return json.dumps(text, ensure_ascii=False)
 
 
 def to_dict(config: RunConfig) -> dict:
@@ -310,7 +328,7 @@ def _file(folder: str, name: str) -> Path:
 
 
 def _experiment_path(experiment: str) -> Path:
-    if not experiment.endswith(".yaml"):
+    if not experiment.endswith((".yaml", ".yml")):
         return _file("experiment", experiment)
     path = Path(experiment)
     if not path.is_absolute():
@@ -371,8 +389,8 @@ def _apply(tree: dict, layer: dict, folder: Path | None) -> None:
         tree[key] = _resolve(merged, folder) if key == "task" and folder else merged
 
 
-def _group(group: str, name: str) -> dict:
-    path = _file(group, name)
+def _group(group: str, name: object) -> dict:
+    path = _file(group, _convert(str, name, f"{group}.use"))
     content = _read(path)
     return _resolve(content, path.parent) if group == "task" else content
 
@@ -384,7 +402,7 @@ def _paths(task: dict) -> dict[str, str]:
 
 
 def _resolve(task: dict, folder: Path) -> dict:
-    return task | {field: str(folder / Path(path).expanduser()) for field, path in _paths(task).items()}
+    return task | {field: str(folder / _home(path)) for field, path in _paths(task).items()}
 
 
 def _merge(base: dict, layer: dict) -> dict:
@@ -423,7 +441,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         return None if value is None else _convert(get_args(kind)[0], value, key)
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
-            raise ValueError(f"{key} is {value!r}, but must be a list, e.g. [{value}]")
+            raise ValueError(f"{key} is {value!r}, but must be a list, e.g. [{'' if value is None else value}]")
         kinds = get_args(kind)
         if kinds[-1] is Ellipsis:
             kinds = kinds[:1] * len(value)

@@ -188,6 +188,8 @@ class Experiment:
 
     def _check(self) -> None:
         """Refuse what cannot work, before anything is trained."""
+        if int(self.federation.about["num_test"]) < 2:  # the audit measures distances between test images
+            raise ValueError("the task has a single test example, but an audit needs two at least")
         classes = int(self.federation.about["num_classes"])
         for number, request in enumerate(self.requests):
             if request.scope == "class" and max(request.targets) >= classes:

@@ -114,6 +114,18 @@ def test_absolute_paths_resolves_folders_and_leaves_the_rest(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["a #b", "a\nb", "a: b", "5", "данные 'q'"])
+def test_a_folder_of_any_name_is_found(tmp_path, name):
+    (tmp_path / name).mkdir()
+    overrides = absolute_paths(["task=mnist", f"task.path={name}"], tmp_path)
+    assert compose("quickstart", overrides).task.path == str(tmp_path / name)
+
+
+def test_an_experiment_file_may_end_in_yml(tmp_path):
+    (tmp_path / "mine.yml").write_text("seed: 7\n")
+    assert compose(str(tmp_path / "mine.yml")).seed == 7
+
+
 # Mistakes
 
 

@@ -24,6 +24,7 @@ from fedforget.seeds import Seeds
 
 SOURCES = ("digits", "folder", "hub", "torchvision", "holder")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+MOST_CLASSES = 100_000  # a larger label is an id or a mistake, and every network would have an output for it
 TEST_SPLITS = ("test", "validation", "valid", "val")  # the first that a source has is its test set
 
 
@@ -186,6 +187,9 @@ def read_examples(task: TaskConfig, seeds: Seeds) -> tuple[_Split, _Split]:
     lowest = min(train.labels.min(), test.labels.min())
     if lowest < 0:
         raise ValueError(f"label {lowest} is negative; classes count from 0")
+    highest = max(train.labels.max(), test.labels.max())
+    if highest >= MOST_CLASSES:
+        raise ValueError(f"label {highest} is no class; number the classes from 0, {MOST_CLASSES} at most")
     return train, test
 
 
@@ -216,14 +220,25 @@ def _folder(task: TaskConfig) -> tuple[_Split, _Split | None]:
         return [file for file in files if start.search(file.relative_to(folder).as_posix())]
 
     def read(paths: list[Path]) -> _Split:
-        # read one by one: only then do columns keep the types that the files give them
-        return _columns(pa.concat_tables([parquet.ParquetFile(path).read() for path in paths]), task)
+        tables = []
+        for path in paths:  # one by one: only then do columns keep the types that the files give them
+            try:
+                tables.append(parquet.ParquetFile(path).read())
+            except (OSError, pa.ArrowException) as error:
+                raise ValueError(f"{path} cannot be read as a parquet file: {_first_line(error)}") from error
+            if not tables[-1].schema.equals(tables[0].schema):
+                raise ValueError(f"{path} has other columns than {paths[0]}; give all files of a split the same")
+        return _columns(pa.concat_tables(tables), task)
 
     test = next(filter(None, map(named, TEST_SPLITS)), [])
     train = named("train") or [file for file in files if file not in test]
     if not train:
         raise ValueError(f"task.path={task.path} holds no training file; one must be called train*.parquet")
     return read(train), read(test) if test else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _hub(task: TaskConfig) -> tuple[_Split, _Split | None]:
@@ -318,13 +333,15 @@ def decode(images: np.ndarray) -> Tensor:
     """uint8 ``[N, C, H, W]`` from raw or encoded images."""
     if images.dtype != object:
         return torch.from_numpy(images)
-    from PIL import Image  # torchvision's own decoders are deprecated
+    from PIL import Image, UnidentifiedImageError  # torchvision's own decoders are deprecated
 
     pixels = None
     for number, encoded in enumerate(images):
         try:
             with Image.open(io.BytesIO(encoded)) as file:
                 image, mode = np.asarray(file), file.mode
+        except UnidentifiedImageError as error:
+            raise ValueError(f"image {number} cannot be decoded: it is of no format that Pillow knows") from error
         except OSError as error:
             raise ValueError(f"image {number} cannot be decoded: {error}") from error
         if mode not in ("L", "RGB"):  # the pixels of others, such as a palette's, are no brightness

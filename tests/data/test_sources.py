@@ -265,3 +265,12 @@ def test_a_folder_that_cannot_be_searched_is_one_sentence(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "rglob", vanished)
     with pytest.raises(ValueError, match=r"cannot be searched: No such file or directory \(gone\)"):
         load_source(TaskConfig("folder", path=str(tmp_path)), Seeds(0))
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 100, None])
+def test_a_file_that_is_no_parquet_file_is_named(tmp_path, content):
+    path = tmp_path / "train.parquet"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match="train.parquet cannot be read as a parquet file: ") as error:
+        load_source(TaskConfig("folder", str(tmp_path)), Seeds(0))
+    assert "\n" not in str(error.value)
