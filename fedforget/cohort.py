@@ -522,13 +522,13 @@ class Cohort(Grid):
         weights: dict[int, int] = {}  # of the clients in the pool
         losses: dict[int, float] = {}
         total: NDArray | None = None
-        cost = Cost(rounds=int(begins), bytes_down=payload * len(work.clients))
+        billed: list[Mapping[str, Any]] = []
         reasons = dict.fromkeys(work.clients, LATE)
         tried: dict[tuple[int, ...], int] = {}
         groups = self._groups(work)
         for seconds in self._attempts():
             # A group is asked again as a whole: the numbers of a stack depend on who is in it.
-            missing = [group for group in groups if reasons.keys() & set(group)]
+            missing = [group for group in groups if not reasons.keys().isdisjoint(group)]
             # Those of a group that did answer do not answer twice.
             wanted = replace(work, pooled=tuple(client for client in work.pooled if client in reasons))
             reasons = dict.fromkeys(reasons, LATE)
@@ -553,7 +553,7 @@ class Cohort(Grid):
                     else:
                         update = Params(torch.from_numpy(np.array(vector)), layout)
                         good[client] = Reply(client, update, entry["num_examples"], entry["loss"])
-                    cost += Cost(0, entry["steps"], entry["examples"], 0, entry["bytes"], 0, entry["seconds"])
+                    billed.append(entry)
                 if pool is not None and not spoiled:
                     # The first is copied: what arrived may be shared, read-only memory.
                     total = np.array(pool) if total is None else np.add(total, pool, out=total)
@@ -565,6 +565,10 @@ class Cohort(Grid):
                 f"round {work.round}: only {len(work.clients) - len(reasons)} of {len(work.clients)} clients answered, "
                 f"fewer than learning.min_share={self.min_share:g}; first failure: {notes[0]}"
             )
+        steps, examples, up, spent = (
+            sum(entry[what] for entry in billed) for what in ("steps", "examples", "bytes", "seconds")
+        )
+        cost = Cost(int(begins), steps, examples, payload * len(work.clients), up, 0, spent)
         pool_of_all = None if total is None else Pool(Params(torch.from_numpy(total), layout), weights, losses)
         return Replies((good[client] for client in sorted(good)), pool_of_all, work.scale), cost, notes
 
@@ -590,11 +594,11 @@ class Cohort(Grid):
         plan = self._schedule(groups, tried)
         shares = [(node, part) for node, mine in plan.items() for part in ([[g] for g in mine] if tried else [mine])]
         tried.update({group: node for node, mine in shares for group in mine})
-        sent = []
+        sent, pool = [], frozenset(work.pooled)
         for node, mine in shares:
             clients = tuple(client for group in mine for client in group)
             stacks = tuple(mine) if any(len(group) > 1 for group in mine) else ()
-            pooled = tuple(client for client in work.pooled if client in clients)
+            pooled = tuple(sorted(pool.intersection(clients)))
             share = messages.repack(content, replace(work, clients=clients, groups=stacks, pooled=pooled))
             sent.append((Message(share, node, messages.TRAIN), clients))
         for clients, arrays, report, problem in self._answers(sent, seconds):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fedforget import data, models, routines, stacked, vmapped
 from fedforget.messages import GRID, POOL, SPHERE, TEST, Task, Work
 from fedforget.metrics import regions
-from fedforget.params import Layout, Params, add_exactly, can_add_exactly
+from fedforget.params import FlatModule, Layout, Params, add_exactly, can_add_exactly
 
 EVALUATION_BATCH = 500
 PROBED = ("forget", "holdout")  # splits whose features are kept
@@ -42,8 +42,7 @@ class Workbench:
         inputs: all training examples on the device, ``[N, C, H, W]``.
         labels: their labels on the device, ``[N]``.
         test_inputs: the global test set on the device.
-        model: the network on the device; its parameters are overwritten by each client.
-        layout: how a flat vector divides into the network's parameters.
+        network: the network on the device; its parameters are overwritten by each client.
         task: what it was built for.
     """
 
@@ -51,9 +50,18 @@ class Workbench:
     inputs: Tensor
     labels: Tensor
     test_inputs: Tensor
-    model: nn.Module
-    layout: Layout
+    network: FlatModule
     task: Task
+
+    @property
+    def model(self) -> nn.Module:
+        """The module of the network."""
+        return self.network.module
+
+    @property
+    def layout(self) -> Layout:
+        """How a flat vector divides into the network's parameters."""
+        return self.network.layout
 
     @cached_property
     def radius(self) -> float:
@@ -88,7 +96,19 @@ def workbench(task_json: str) -> Workbench:
         model = model.to(memory_format=torch.channels_last)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         test_inputs = test_inputs.contiguous(memory_format=torch.channels_last)
-    return Workbench(federated, inputs, federated.labels.to(device), test_inputs, model, Layout.of(model), task)
+    return Workbench(federated, inputs, federated.labels.to(device), test_inputs, FlatModule(model), task)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Work at its workbench: the vectors that came with it, the routine, the network, and what that multiplies in."""
+
+    work: Work
+    bench: Workbench
+    params: Mapping[str, Params]
+    routine: routines.Routine
+    network: FlatModule
+    precision: str
 
 
 def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray], dict[str, dict]]:
@@ -102,30 +122,40 @@ def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray
     """
     bench = _bench(work)
     routine = routines.find(work.routine)
-    _multiply_in(_precision(bench, work))
     params = {name: _received(vector, bench.layout) for name, vector in vectors.items()}
+    double = params["model"].flat.dtype == torch.float64
+    network = FlatModule(copy.deepcopy(bench.model).double()) if double else bench.network
+    network.start_from(params["model"])
+    # As asked in the shared training; in other routines, whose formulas vary, float32.
+    precision = bench.task.precision if routine is routines.train else "float32"
+    _multiply_in(precision)
+    job = _Job(work, bench, params, routine, network, precision)
     arrays: dict[str, NDArray] = {}
     reports: dict[str, dict] = {}
-    pooled, pool = frozenset(work.pooled), None
+    pooled, pools = frozenset(work.pooled), dict[type, Tensor]()
     for group in work.groups or [(client,) for client in work.clients]:
         start = time.perf_counter()
         try:
-            replies = _train_group(bench, work, params, routine, group)
+            replies = _train_group(job, group)
         except Exception as error:  # noqa: BLE001 (any failure of a group is that group's alone)
             replies = [(None, {"error": f"{type(error).__name__}: {error}"}) for _ in group]
         seconds = (time.perf_counter() - start) / len(group)
-        for client, (vector, report) in zip(group, replies, strict=True):
+        for client, (reply, report) in zip(group, replies, strict=True):
             reports[str(client)] = {**report, "seconds": seconds}
-            if vector is None:
+            if reply is None:
                 continue
+            vector, kind = reply.flat if isinstance(reply, Params) else reply, type(reply)
             if client in pooled and report["num_examples"] <= work.scale and can_add_exactly(vector):
-                pool = torch.zeros(len(vector), dtype=torch.float64) if pool is None else pool
-                add_exactly(pool, vector, report["num_examples"], work.scale)
+                if kind not in pools:
+                    pools[kind] = torch.zeros(len(vector), dtype=torch.float64)
+                add_exactly(pools[kind], vector, report["num_examples"], work.scale)
                 reports[str(client)]["pooled"] = True
             else:
-                arrays[str(client)] = vector.numpy()
-    if pool is not None:
-        arrays[POOL] = pool.numpy()
+                arrays[str(client)] = (vector if kind is Params else network.params(vector).flat).numpy()
+    # Exact sums may be added in any order.
+    sums = [pool if kind is Params else network.params(pool).flat for kind, pool in pools.items()]
+    if sums:
+        arrays[POOL] = sum(sums[1:], sums[0]).numpy()
     return arrays, reports
 
 
@@ -138,75 +168,77 @@ def _received(vector: NDArray, layout: Layout) -> Params:
     return Params(torch.tensor(vector), layout if fits else Layout(("vector",), (vector.shape,)))
 
 
-def _train_group(
-    bench: Workbench, work: Work, params: Mapping[str, Params], routine: routines.Routine, group: Sequence[int]
-) -> list[tuple[Tensor | None, dict]]:
-    """Reply vector and report of each client of a group, which is stacked if it has more than one member."""
-    sent = params["model"]
-    states = {client: _client(bench, work, params, client) for client in group}
+def _train_group(job: _Job, group: Sequence[int]) -> list[tuple[Params | Tensor | None, dict]]:
+    """Reply and report of each client of a group, which is stacked if it has more than one member.
+
+    A reply that is no `Params` is a change, in the network's order; the next group overwrites it.
+    """
+    bench, network = job.bench, job.network
+    states = {client: _client(job, client) for client in group}
     working = {client: state for client, state in states.items() if state is not None}
+    replies: dict[int, Params | Tensor] = {}
     if len(group) > 1 and working:
-        model = next(iter(working.values())).model
-        as_asked = bench.task.engine(bench.labels.device.type)
-        stack = vmapped.VmapStack(model) if as_asked == "vmap" else stacked.LinearStack(model)
+        sent, as_asked = job.params["model"], bench.task.engine(bench.labels.device.type)
+        stack = vmapped.VmapStack(bench.model) if as_asked == "vmap" else stacked.LinearStack(bench.model)
         updates = stacked.train(list(working.values()), sent.flat.to(bench.labels.device), stack)
         replies = {client: Params(u.cpu(), sent.layout) for client, u in zip(working, updates, strict=True)}
     else:
-        replies = {}
         for client, state in working.items():
-            sent.copy_to(state.model)
-            replies[client] = routine(state) or sent.change_to(state.model)
-    return [_report(states[client], replies.get(client)) for client in group]
+            network.reset()
+            reply = job.routine(state)
+            replies[client] = network.change() if reply is None else reply.cpu()
+    return [_report(states[client], replies.get(client), network.layout.size) for client in group]
 
 
-def _report(state: routines.Client | None, reply: Params | None) -> tuple[Tensor | None, dict]:
+def _report(
+    state: routines.Client | None, reply: Params | Tensor | None, size: int
+) -> tuple[Params | Tensor | None, dict]:
     if state is None or reply is None:
         return None, {"num_examples": 0}
-    flat = reply.cpu().flat
+    vector = reply.flat if isinstance(reply, Params) else reply
+    number = vector.numel() if isinstance(reply, Params) else size
     report = {
-        "num_examples": len(state.labels),
+        "num_examples": state.places.numel(),
         "steps": state.steps,
         "examples": state.examples,
         "loss": float(state.total_loss) / max(state.steps, 1),
-        "bytes": _billed(flat) if state.sparse else flat.nbytes,
+        "bytes": _billed(vector, number) if state.sparse else number * vector.element_size(),
     }
-    return flat, report
+    return reply, report
 
 
-def _billed(flat: Tensor) -> int:
-    """Bytes of a vector that is sent as its non-zero entries and a bitmap of their places, or whole if that is less."""
-    return min(flat.nbytes, int(flat.count_nonzero()) * flat.element_size() + -(-len(flat) // 8))
+def _billed(vector: Tensor, size: int) -> int:
+    """Bytes of ``size`` numbers sent as the non-zero ones and a bitmap of their places, or whole if that is less."""
+    return min(size * vector.element_size(), int(vector.count_nonzero()) * vector.element_size() + -(-size // 8))
 
 
-def _client(bench: Workbench, work: Work, params: Mapping[str, Params], client: int) -> routines.Client | None:
+def _client(job: _Job, client: int) -> routines.Client | None:
     """A client with the split it works on; ``None`` if it holds no such data."""
-    federated, precision = bench.data, params["model"].flat.dtype
-    whole = federated.split(client, "train", work.seeds)
+    work, bench = job.work, job.bench
+    whole = bench.data.split(client, "train", work.seeds)
     all_of_it = work.split == "train" and not work.removed
-    mine = whole if all_of_it else federated.split(client, work.split, work.seeds, work.removed, work.request)
-    if not len(mine):
+    mine = whole if all_of_it else bench.data.split(client, work.split, work.seeds, work.removed, work.request)
+    if not mine.numel():
         return None
-    places = (
-        torch.searchsorted(whole, mine)
-        if work.split in ("train", "retain", "forget", "few")
-        else torch.arange(len(mine))
-    )
-    named = federated.split(client, "forget", work.seeds, work.removed, work.request) if work.request else mine[:0]
+    part = not all_of_it and work.split in ("train", "retain", "forget", "few")
+    forgotten = torch.zeros_like(mine, dtype=torch.bool)
+    if work.request:
+        forgotten = torch.isin(mine, bench.data.split(client, "forget", work.seeds, work.removed, work.request))
     index = mine.to(bench.labels.device)
     return routines.Client(
         id=client,
         round=work.round,
-        model=copy.deepcopy(bench.model).double() if precision == torch.float64 else bench.model,
-        inputs=bench.inputs[index].to(precision),
+        model=job.network.module,
+        inputs=bench.inputs[index].to(job.params["model"].flat.dtype),
         labels=bench.labels[index],
-        places=places,
-        capacity=max(len(whole), len(mine)),
+        places=torch.searchsorted(whole, mine) if part else torch.arange(mine.numel()),
+        capacity=max(whole.numel(), mine.numel()),
         local=bench.task.local,
         seeds=work.seeds.child("client", client, work.round),
         options=work.options,
-        vectors={name: vector for name, vector in params.items() if name != "model"},
-        forgotten=torch.isin(mine, named).to(bench.labels.device),
-        bfloat16=_precision(bench, work) == "bfloat16",
+        vectors={name: vector for name, vector in job.params.items() if name != "model"},
+        forgotten=forgotten.to(bench.labels.device),
+        bfloat16=job.precision == "bfloat16",
     ).with_recipe()
 
 
@@ -353,11 +385,6 @@ def _bench(work: Work) -> Workbench:
         torch.set_num_threads(1)
     torch.backends.cudnn.deterministic = True
     return workbench(work.task)
-
-
-def _precision(bench: Workbench, work: Work) -> str:
-    """What networks multiply in: as asked in the shared training; in other routines, whose formulas vary, float32."""
-    return bench.task.precision if routines.find(work.routine) is routines.train else "float32"
 
 
 def _multiply_in(precision: str) -> None:

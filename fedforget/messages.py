@@ -131,7 +131,7 @@ class Work:
 
     def to_json(self) -> str:
         """JSON of the work; `from_json` inverts it."""
-        fields = asdict(self)
+        fields = {**vars(self), "seeds": vars(self.seeds), "options": dict(self.options)}
         fields["removed"] = [request.to_dict() for request in self.removed]
         fields["request"] = self.request and self.request.to_dict()
         return json.dumps(fields)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 BLOCK = 1 << 16  # entries; sums over long vectors go block by block, so that a block stays in a core's cache
 EXACT_LIMIT = 512.0  # largest entry of an update that can be summed exactly, see `add_exactly`
 EXACT_QUANTUM = 2.0**-42  # what its entries are rounded to, as a share of the sum's scale
+ALIGNED = 16  # entries of which the tensors of a `FlatModule` start at a multiple: 64 bytes, as torch's own tensors do
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,12 @@ class Layout:
         tensors = _tensors(module)
         return cls(tuple(tensors), tuple(tuple(tensor.shape) for tensor in tensors.values()))
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Number of entries of each layer."""
         return [prod(shape) for shape in self.shapes]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """d, the number of entries in all."""
         return sum(self.sizes)
@@ -90,20 +93,6 @@ class Params:
         with torch.no_grad():
             for tensor, layer in zip(_tensors(module).values(), self.layers().values(), strict=True):
                 tensor.copy_(layer)
-
-    def change_to(self, module: nn.Module) -> Params:
-        """The module's parameters minus these, in main memory (in one pass over them).
-
-        Raises:
-            ValueError: if the module has another layout.
-        """
-        if Layout.of(module) != self.layout:
-            raise ValueError("the module has another layout than these parameters")
-        change = Params(torch.empty_like(self.flat), self.layout)
-        tensors = (tensor.detach().cpu() for tensor in _tensors(module).values())
-        for after, before, to in zip(tensors, self.layers().values(), change.layers().values(), strict=True):
-            torch.sub(after, before, out=to)
-        return change
 
     def layers(self) -> dict[str, Tensor]:
         """Views of the flat vector, shaped as the layers, by name."""
@@ -162,6 +151,80 @@ class Params:
         return self.layout == other.layout and torch.equal(self.flat, other.flat)
 
 
+class FlatModule:
+    """A module whose tensors are moved into one vector, so that they are loaded and compared in one pass each.
+
+    The tensors keep their strides (channels-last weights stay so) and their alignment, on which the order of a kernel's
+    sums may depend. So the vector has an order of its own, and zeros between tensors; `params` translates.
+
+    Args:
+        module: its parameters and floating-point buffers are all of one type and on one device.
+
+    Attributes:
+        module: the same module.
+        layout: its layout.
+        vector: what it holds, ``[D]`` with D >= d: the same memory.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        tensors = _tensors(module)
+        self.module, self.layout = module, Layout.of(module)
+        self._strides = [tensor.stride() for tensor in tensors.values()]
+        self._starts = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in self.layout.sizes)]
+        first = next(iter(tensors.values()))
+        self.vector = torch.zeros(self._starts[-1], dtype=first.dtype, device=first.device)
+        self._start, self._change = self.vector.clone(), self.vector.clone()
+        owners = dict(module.named_modules())
+        self._homes = []
+        for full_name, view in zip(tensors, self._views(self.vector), strict=True):
+            path, _, name = full_name.rpartition(".")
+            owner = owners[path]._parameters if name in owners[path]._parameters else owners[path]._buffers
+            self._homes.append((owner, name, view, view.data_ptr()))
+        self._gather()
+
+    def _views(self, vector: Tensor) -> list[Tensor]:
+        """Each layer of a vector in this order, in its shape and strides."""
+        places = zip(self.layout.shapes, self._strides, self._starts[:-1], strict=True)
+        return [vector.as_strided(shape, stride, start) for shape, stride, start in places]
+
+    def _gather(self) -> None:
+        """Move tensors into `vector` that lie elsewhere: at first all, then those that a routine has replaced."""
+        for owner, name, view, address in self._homes:
+            tensor = owner[name]
+            if tensor.data_ptr() != address:
+                view.copy_(tensor.detach())
+                tensor.data = view
+
+    def start_from(self, params: Params) -> None:
+        """Say what `reset` shall load.
+
+        Raises:
+            ValueError: if these parameters have another layout.
+        """
+        if params.layout != self.layout:
+            raise ValueError("these parameters have another layout than the module they are to be copied to")
+        torch._foreach_copy_(self._views(self._start), list(params.layers().values()))
+
+    def reset(self) -> None:
+        """Overwrite the module's parameters with those to start from."""
+        self._gather()
+        self.vector.copy_(self._start)
+
+    def change(self) -> Tensor:
+        """The module's parameters minus those that it started from, in the order of `vector`, in main memory.
+
+        The next call overwrites it.
+        """
+        self._gather()
+        return torch.sub(self.vector, self._start, out=self._change).cpu()
+
+    def params(self, vector: Tensor) -> Params:
+        """What a vector in main memory and in the order of `vector` holds."""
+        params = Params(torch.empty(self.layout.size, dtype=vector.dtype), self.layout)
+        torch._foreach_copy_(list(params.layers().values()), self._views(vector))
+        return params
+
+
 def exact_scale(examples: int) -> float:
     """The scale of an exact sum over clients with so many examples in all: the next power of two."""
     return 2.0 ** max(0, (max(1, examples) - 1).bit_length())
@@ -187,11 +250,16 @@ def add_exactly(total: Tensor, vector: Tensor, weight: int, scale: float) -> Non
         weight: n_k, at most ``scale``.
         scale: see `exact_scale`; the same for all terms of a sum.
     """
-    # A number this large has a last digit worth q. The product before it is exact, so it is rounded only once.
-    shift = torch.tensor(1.5 * 2.0**52 * EXACT_QUANTUM * scale, dtype=torch.float64)
-    for start in range(0, len(total), BLOCK):
-        term = torch.add(shift, vector[start : start + BLOCK].double(), alpha=weight).sub_(shift)
-        total[start : start + BLOCK] += term
+    shift = _shift(scale)
+    for start in range(0, total.numel(), BLOCK):
+        term = vector[start : start + BLOCK].double()
+        total[start : start + BLOCK] += torch.add(shift, term, alpha=weight, out=term).sub_(shift)
+
+
+@lru_cache
+def _shift(scale: float) -> Tensor:
+    """A number so large that its last digit is worth q. The product before it is exact, so it is rounded only once."""
+    return torch.tensor(1.5 * 2.0**52 * EXACT_QUANTUM * scale, dtype=torch.float64)
 
 
 def weighted_mean(items: Iterable[Params], weights: Sequence[float]) -> Params:

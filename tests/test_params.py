@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedforget.params import Layout, Params, add_exactly, can_add_exactly, exact_scale, weighted_mean
+from fedforget.params import FlatModule, Layout, Params, add_exactly, can_add_exactly, exact_scale, weighted_mean
 
 quick = settings(max_examples=25, deadline=None)
 entries = st.floats(-1e3, 1e3, width=32)
@@ -286,11 +286,44 @@ def test_exact_sums_by_hand() -> None:
     assert not can_add_exactly(torch.tensor([1.0], dtype=torch.float64))
 
 
-def test_change_to_is_the_difference_to_the_bit() -> None:
+def network() -> nn.Module:
+    """Layers of odd sizes, channels-last weights, and buffers."""
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    after = Params.from_module(module)
+    layers = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(5, 2)
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def test_a_flat_module_computes_the_same_and_gives_the_change_to_the_bit() -> None:
+    plain, flat = network(), FlatModule(network())
+    images = torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(flat.module(images), plain(images))  # which changes the statistics of both
+    for mine, other in zip(flat.module.parameters(), plain.parameters(), strict=True):
+        assert mine.stride() == other.stride() and mine.data_ptr() % 64 == flat.vector.data_ptr() % 64
+    after = Params.from_module(plain)
+    assert Params.from_module(flat.module).equals(after) and flat.params(flat.vector).equals(after)
     before = Params(torch.randn_like(after.flat), after.layout)
-    assert before.change_to(module).equals(after - before)
+    flat.start_from(before)
+    assert flat.params(flat.change()).equals(after - before)
+    flat.reset()
+    assert Params.from_module(flat.module).equals(before) and not flat.change().any()
     with pytest.raises(ValueError, match="another layout"):
-        pair(1, 2, 3).change_to(module)
+        flat.start_from(pair(1, 2, 3))
+
+
+def test_a_flat_module_takes_back_tensors_that_were_replaced() -> None:
+    flat = FlatModule(network())
+    before = Params.from_module(flat.module)
+    flat.start_from(before)
+    for replace in (1, 2):
+        flat.reset()
+        layer = flat.module[3]
+        if replace == 1:
+            layer.bias = nn.Parameter(layer.bias.detach() + 1)
+        else:
+            layer.bias.data = layer.bias.data + 1
+        assert Params.from_module(flat.module).equals(before) is False
+        assert flat.params(flat.change()).equals(Params.from_module(flat.module) - before)
+        assert float(flat.change().sum()) == pytest.approx(2.0)
+        layer.bias = nn.Parameter(torch.zeros(2))
+        flat.reset()
+        assert Params.from_module(flat.module).equals(before)

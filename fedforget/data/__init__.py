@@ -154,6 +154,8 @@ class FederatedData:
         if name == "holdout":
             return torch.from_numpy(self._holdout[client])
         train = self._train[client]
+        if name == "train" and not removed and client not in self._canaries:
+            return torch.from_numpy(train)
         chosen = np.ones(len(train), dtype=bool)
         candidates = self._canaries.get(client, np.zeros(0, dtype=np.int64))
         if len(candidates) or name.startswith("canary"):
