@@ -521,7 +521,7 @@ class Cohort(Grid):
         good: dict[int, Reply] = {}
         weights: dict[int, int] = {}  # of the clients in the pool
         losses: dict[int, float] = {}
-        total: NDArray | None = None
+        pools: list[NDArray] = []
         billed: list[Mapping[str, Any]] = []
         reasons = dict.fromkeys(work.clients, LATE)
         tried: dict[tuple[int, ...], int] = {}
@@ -555,8 +555,7 @@ class Cohort(Grid):
                         good[client] = Reply(client, update, entry["num_examples"], entry["loss"])
                     billed.append(entry)
                 if pool is not None and not spoiled:
-                    # The first is copied: what arrived may be shared, read-only memory.
-                    total = np.array(pool) if total is None else np.add(total, pool, out=total)
+                    pools.append(pool)
             if not reasons:
                 break
         notes = [f"round {work.round}: client {c} left out ({reason})" for c, reason in sorted(reasons.items())]
@@ -569,7 +568,7 @@ class Cohort(Grid):
             sum(entry[what] for entry in billed) for what in ("steps", "examples", "bytes", "seconds")
         )
         cost = Cost(int(begins), steps, examples, payload * len(work.clients), up, 0, spent)
-        pool_of_all = None if total is None else Pool(Params(torch.from_numpy(total), layout), weights, losses)
+        pool_of_all = Pool(Params(torch.from_numpy(_sum(pools)), layout), weights, losses) if pools else None
         return Replies((good[client] for client in sorted(good)), pool_of_all, work.scale), cost, notes
 
     def _attempts(self) -> Iterator[float]:
@@ -742,19 +741,29 @@ class Cohort(Grid):
         by_client = {message.metadata.dst_node_id: message for message in messages_}
         if not by_client:
             return []
-        content = next(iter(by_client.values())).content
-        assert all(m.content is content for m in by_client.values()), "a learner sends all clients the same model"
-        model = messages.from_learner(next(iter(content.array_records.values())), self.layout)
-        options: dict[str, Any] = messages.learner_options(content)
-        replies = self._round(
-            model, by_client, self.separate, TRAIN_ROUTINE, "retain", self.next_round, None, None, options
-        )
+        replies = self.learner_round(by_client.values())
+        model = messages.learner_model(by_client.values(), self.layout)
         weights = replies.weights()
         if self.separate is None or not weights:
             return messages.learner_replies(by_client, model, replies.by_client(), weights)
         first = next(iter(weights))
         mean = {first: replies.mean(torch.float64)}
         return messages.learner_replies(by_client, model, mean, {first: sum(weights.values())})
+
+    def learner_round(self, messages_: Collection[Message]) -> Replies:
+        """A learner's messages as one round, and the answers as a strategy sees them."""
+        model = messages.learner_model(messages_, self.layout)
+        options: dict[str, Any] = messages.learner_options(next(iter(messages_)).content)
+        clients = [message.metadata.dst_node_id for message in messages_]
+        return self._round(model, clients, self.separate, TRAIN_ROUTINE, "retain", self.next_round, None, None, options)
+
+
+def _sum(vectors: Sequence[NDArray]) -> NDArray:
+    """The sum of vectors that arrived, in memory of its own: they may be shared and read-only."""
+    total = np.array(vectors[0]) if len(vectors) == 1 else vectors[0] + vectors[1]
+    for vector in vectors[2:]:
+        total += vector
+    return total
 
 
 def _size(vector: Params) -> int:

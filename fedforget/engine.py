@@ -30,6 +30,7 @@ DEEP = {"forget_layers": "forget", "holdout_layers": "holdout"}  # few examples 
 LAYER_WIDTH = 256  # numbers kept of a layer's output for one example
 AROUND = {"near": "forget", "far": "test"}  # spheres of points, and the audit set that their anchors come from
 RADIUS = 0.5  # of these spheres, in typical distances between test images, which every node holds
+WAITING, WAITING_BYTES = 16, 1 << 28  # changes that wait to be summed in one pass, at most
 NEIGHBOURS = 500  # test images among which that distance is taken
 
 
@@ -92,11 +93,21 @@ def workbench(task_json: str) -> Workbench:
     federated = data.load(task.data)
     model = models.build(task.model, federated.input_shape, federated.num_classes).to(device)
     inputs, test_inputs = federated.inputs.to(device), federated.test_inputs.to(device)
-    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+    if _channels_last(model, task.precision):
         model = model.to(memory_format=torch.channels_last)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         test_inputs = test_inputs.contiguous(memory_format=torch.channels_last)
     return Workbench(federated, inputs, federated.labels.to(device), test_inputs, FlatModule(model), task)
+
+
+def _channels_last(model: nn.Module, precision: str) -> bool:
+    """Whether a network's images and weights lie with their channels last.
+
+    That makes pooling several times faster on a CPU, and products in bfloat16. A network without either gains nothing,
+    but its weights would have to be turned over for every message.
+    """
+    kinds = {type(module) for module in model.modules()}
+    return nn.Conv2d in kinds and (nn.MaxPool2d in kinds or precision == "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -132,11 +143,11 @@ def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray
     job = _Job(work, bench, params, routine, network, precision)
     arrays: dict[str, NDArray] = {}
     reports: dict[str, dict] = {}
-    pooled, pools = frozenset(work.pooled), dict[type, Tensor]()
+    pooled, pool = frozenset(work.pooled), _Pool(network, work.scale)
     for group in work.groups or [(client,) for client in work.clients]:
         start = time.perf_counter()
         try:
-            replies = _train_group(job, group)
+            replies = _train_group(job, group, pool.place)
         except Exception as error:  # noqa: BLE001 (any failure of a group is that group's alone)
             replies = [(None, {"error": f"{type(error).__name__}: {error}"}) for _ in group]
         seconds = (time.perf_counter() - start) / len(group)
@@ -144,19 +155,71 @@ def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray
             reports[str(client)] = {**report, "seconds": seconds}
             if reply is None:
                 continue
-            vector, kind = reply.flat if isinstance(reply, Params) else reply, type(reply)
-            if client in pooled and report["num_examples"] <= work.scale and can_add_exactly(vector):
-                if kind not in pools:
-                    pools[kind] = torch.zeros(len(vector), dtype=torch.float64)
-                add_exactly(pools[kind], vector, report["num_examples"], work.scale)
+            if client in pooled and pool.takes(reply, report["num_examples"]):
                 reports[str(client)]["pooled"] = True
             else:
-                arrays[str(client)] = (vector if kind is Params else network.params(vector).flat).numpy()
-    # Exact sums may be added in any order.
-    sums = [pool if kind is Params else network.params(pool).flat for kind, pool in pools.items()]
-    if sums:
-        arrays[POOL] = sum(sums[1:], sums[0]).numpy()
+                update = reply.change() if isinstance(reply, FlatModule) else reply
+                arrays[str(client)] = update.flat.numpy()
+    total = pool.total()
+    if total is not None:
+        arrays[POOL] = total.numpy()
     return arrays, reports
+
+
+class _Pool:
+    """The exact sum of what clients answer: of changes of the network, which wait in its vectors, and of vectors.
+
+    Several are added in one pass over the sum, which for a large network takes half the time.
+
+    Args:
+        network: where clients work.
+        scale: the scale of the sum, see `fedforget.params.exact_scale`.
+    """
+
+    def __init__(self, network: FlatModule, scale: float) -> None:
+        self.network, self.scale = network, scale
+        self.room = max(1, min(WAITING, WAITING_BYTES // network.start.nbytes))
+        self.changed: list[tuple[Tensor, int]] = []  # what clients' networks held after their work, and n_k
+        self.answered: list[tuple[Tensor, int]] = []
+        self._changes: Tensor | None = None  # in the network's order
+        self._answers: Tensor | None = None
+
+    @property
+    def place(self) -> int:
+        """The network's vector that is free for the next client."""
+        return len(self.changed)
+
+    def takes(self, reply: Params | FlatModule, examples: int) -> bool:
+        """Add a client's answer, the network if it is the change there, unless it cannot be added exactly."""
+        if isinstance(reply, FlatModule):
+            vector, minus, waiting = reply.vector, reply.start_ends, self.changed
+        else:
+            vector, minus, waiting = reply.flat, (0.0, 0.0), self.answered
+        if examples > self.scale or not can_add_exactly(vector, minus):
+            return False
+        waiting.append((vector, examples))
+        if len(waiting) == self.room:
+            self._add()
+        return True
+
+    def _add(self) -> None:
+        if self.changed:
+            if self._changes is None:
+                self._changes = torch.zeros_like(self.network.start, dtype=torch.float64)
+            add_exactly(self._changes, self.changed, self.scale, minus=self.network.start)
+        if self.answered:
+            if self._answers is None:
+                self._answers = torch.zeros_like(self.answered[0][0], dtype=torch.float64)
+            add_exactly(self._answers, self.answered, self.scale)
+        self.changed, self.answered = [], []
+
+    def total(self) -> Tensor | None:
+        """The sum, float64 in main memory; ``None`` if nothing was added."""
+        self._add()
+        changes = None if self._changes is None else self.network.params(self._changes.cpu()).flat
+        if changes is None or self._answers is None:
+            return self._answers if changes is None else changes
+        return changes.add_(self._answers)  # exact sums may be added in any order
 
 
 def _received(vector: NDArray, layout: Layout) -> Params:
@@ -168,15 +231,16 @@ def _received(vector: NDArray, layout: Layout) -> Params:
     return Params(torch.tensor(vector), layout if fits else Layout(("vector",), (vector.shape,)))
 
 
-def _train_group(job: _Job, group: Sequence[int]) -> list[tuple[Params | Tensor | None, dict]]:
+def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[Params | FlatModule | None, dict]]:
     """Reply and report of each client of a group, which is stacked if it has more than one member.
 
-    A reply that is no `Params` is a change, in the network's order; the next group overwrites it.
+    A client that trains alone works in the network's vector number ``place``. If its reply is the change that its
+    routine made there, the network stands for it, which would otherwise be computed for nothing.
     """
     bench, network = job.bench, job.network
     states = {client: _client(job, client) for client in group}
     working = {client: state for client, state in states.items() if state is not None}
-    replies: dict[int, Params | Tensor] = {}
+    replies: dict[int, Params | FlatModule] = {}
     if len(group) > 1 and working:
         sent, as_asked = job.params["model"], bench.task.engine(bench.labels.device.type)
         stack = vmapped.VmapStack(bench.model) if as_asked == "vmap" else stacked.LinearStack(bench.model)
@@ -184,32 +248,33 @@ def _train_group(job: _Job, group: Sequence[int]) -> list[tuple[Params | Tensor 
         replies = {client: Params(u.cpu(), sent.layout) for client, u in zip(working, updates, strict=True)}
     else:
         for client, state in working.items():
-            network.reset()
+            network.reset(place)
             reply = job.routine(state)
-            replies[client] = network.change() if reply is None else reply.cpu()
-    return [_report(states[client], replies.get(client), network.layout.size) for client in group]
+            replies[client] = network if reply is None else reply.cpu()
+    return [(replies.get(client), _report(states[client], replies.get(client))) for client in group]
 
 
-def _report(
-    state: routines.Client | None, reply: Params | Tensor | None, size: int
-) -> tuple[Params | Tensor | None, dict]:
+def _report(state: routines.Client | None, reply: Params | FlatModule | None) -> dict:
     if state is None or reply is None:
-        return None, {"num_examples": 0}
-    vector = reply.flat if isinstance(reply, Params) else reply
-    number = vector.numel() if isinstance(reply, Params) else size
-    report = {
+        return {"num_examples": 0}
+    return {
         "num_examples": state.places.numel(),
         "steps": state.steps,
         "examples": state.examples,
         "loss": float(state.total_loss) / max(state.steps, 1),
-        "bytes": _billed(vector, number) if state.sparse else number * vector.element_size(),
+        "bytes": _billed(reply, state.sparse),
     }
-    return reply, report
 
 
-def _billed(vector: Tensor, size: int) -> int:
-    """Bytes of ``size`` numbers sent as the non-zero ones and a bitmap of their places, or whole if that is less."""
-    return min(size * vector.element_size(), int(vector.count_nonzero()) * vector.element_size() + -(-size // 8))
+def _billed(reply: Params | FlatModule, sparse: bool) -> int:
+    """Bytes of a reply; a ``sparse`` one is sent as its non-zero entries and a bitmap of their places, if that is less.
+
+    A change has the size and the type of the network's parameters.
+    """
+    if not sparse:
+        return reply.layout.size * (reply.flat if isinstance(reply, Params) else reply.start).element_size()
+    flat = (reply if isinstance(reply, Params) else reply.change()).flat
+    return min(flat.nbytes, int(flat.count_nonzero()) * flat.element_size() + -(-len(flat) // 8))
 
 
 def _client(job: _Job, client: int) -> routines.Client | None:

@@ -109,6 +109,28 @@ class Replies(tuple[Reply, ...]):
         Raises:
             ValueError: if nobody answered, or nobody has an example.
         """
+        total, weight = self._total()
+        kept = self[0].update.flat.dtype if len(self) else torch.float32
+        mean = torch.empty(total.layout.size, dtype=dtype or kept)
+        for start in range(0, len(mean), BLOCK):
+            torch.div(total.flat[start : start + BLOCK], weight, out=mean[start : start + BLOCK])
+        return Params(mean, total.layout)
+
+    def added_to(self, model: Params) -> Params:
+        """``model + sum_k n_k u_k / sum_k n_k``, in float64 and then rounded to the model's precision.
+
+        Raises:
+            ValueError: as `mean`.
+        """
+        total, weight = self._total()
+        moved = torch.empty_like(model.flat)
+        for start in range(0, len(moved), BLOCK):
+            mean = total.flat[start : start + BLOCK] / weight
+            moved[start : start + BLOCK] = mean.add_(model.flat[start : start + BLOCK])
+        return Params(moved, model.layout)
+
+    def _total(self) -> tuple[Params, int]:
+        """``sum_k n_k u_k`` in float64 and ``sum_k n_k``, see `mean`."""
         weight = sum(self.weights().values())
         if not weight > 0:
             raise ValueError("there is no mean of no replies; ask clients that hold data in this split")
@@ -117,17 +139,12 @@ class Replies(tuple[Reply, ...]):
         if self.pool and len(self):
             total = total.clone()  # the pool keeps its own
         exactly = [can_add_exactly(reply.update.flat) and reply.num_examples <= self.scale for reply in self]
-        for reply, exact in zip(self, exactly, strict=True):
-            if exact:
-                add_exactly(total, reply.update.flat, reply.num_examples, self.scale)
-        for reply, exact in zip(self, exactly, strict=True):
+        terms = [(reply.update.flat, reply.num_examples) for reply in self]
+        add_exactly(total, (term for term, exact in zip(terms, exactly, strict=True) if exact), self.scale)
+        for (vector, number), exact in zip(terms, exactly, strict=True):
             if not exact:
-                total.add_(reply.update.flat, alpha=reply.num_examples)
-        kept = self[0].update.flat.dtype if len(self) else torch.float32
-        mean = torch.empty(layout.size, dtype=dtype or kept)
-        for start in range(0, layout.size, BLOCK):
-            mean[start : start + BLOCK] = total[start : start + BLOCK] / weight
-        return Params(mean, layout)
+                total.add_(vector, alpha=number)
+        return Params(total, layout), weight
 
     def by_client(self) -> dict[int, Params]:
         """The updates that came one by one, by client id."""

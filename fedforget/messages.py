@@ -8,7 +8,7 @@ are looked up, never unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -226,8 +226,19 @@ def from_learner(arrays: ArrayRecord, layout: Layout) -> Params:
     """The global model, float32, that `to_learner` or a Flower learner made."""
     flat = np.empty(layout.size, dtype=np.float32)
     for number, block in enumerate(_blocks(flat)):
-        block[:] = arrays[str(number)].numpy()
+        sent = arrays[str(number)]
+        if isinstance(sent, LearnerArray) and sent.update is None:
+            block[:] = sent.model  # as it was sent: this spares the way through float64
+        else:
+            block[:] = sent.numpy()
     return Params(torch.from_numpy(flat), layout)
+
+
+def learner_model(asked: Collection[Message], layout: Layout) -> Params:
+    """The global model in a learner's messages, float32; it sends all clients the same."""
+    content = next(iter(asked)).content
+    assert all(message.content is content for message in asked), "a learner sends all clients the same model"
+    return from_learner(next(iter(content.array_records.values())), layout)
 
 
 def learner_replies(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate
 from math import prod
 
@@ -155,7 +155,9 @@ class FlatModule:
     """A module whose tensors are moved into one vector, so that they are loaded and compared in one pass each.
 
     The tensors keep their strides (channels-last weights stay so) and their alignment, on which the order of a kernel's
-    sums may depend. So the vector has an order of its own, and zeros between tensors; `params` translates.
+    sums may depend. So the vector has an order of its own, and zeros between tensors; `params` translates. There are
+    several such vectors, made when they are first asked for, so that what one client left can wait while the next
+    client works in another.
 
     Args:
         module: its parameters and floating-point buffers are all of one type and on one device.
@@ -163,7 +165,8 @@ class FlatModule:
     Attributes:
         module: the same module.
         layout: its layout.
-        vector: what it holds, ``[D]`` with D >= d: the same memory.
+        start: what `reset` loads, ``[D]`` with D >= d.
+        start_ends: its least and its greatest entry.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -172,28 +175,40 @@ class FlatModule:
         self._strides = [tensor.stride() for tensor in tensors.values()]
         self._starts = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in self.layout.sizes)]
         first = next(iter(tensors.values()))
-        self.vector = torch.zeros(self._starts[-1], dtype=first.dtype, device=first.device)
-        self._start, self._change = self.vector.clone(), self.vector.clone()
+        self.start = torch.zeros(self._starts[-1], dtype=first.dtype, device=first.device)
+        self.start_ends = (0.0, 0.0)
+        self._vectors: list[Tensor] = []
+        self._places: list[list[tuple[Tensor, int]]] = []  # by vector: where each tensor lies in it
         owners = dict(module.named_modules())
         self._homes = []
-        for full_name, view in zip(tensors, self._views(self.vector), strict=True):
+        for full_name in tensors:
             path, _, name = full_name.rpartition(".")
             owner = owners[path]._parameters if name in owners[path]._parameters else owners[path]._buffers
-            self._homes.append((owner, name, view, view.data_ptr()))
-        self._gather()
+            self._homes.append((owner, name))
+        self._at = self._vector(0)
+
+    @property
+    def vector(self) -> Tensor:
+        """What the module holds, ``[D]``: the same memory, also where a routine has replaced some of its tensors."""
+        for (owner, name), (view, address) in zip(self._homes, self._places[self._at], strict=True):
+            tensor = owner[name]
+            if tensor.data_ptr() != address:
+                view.copy_(tensor.detach())
+                tensor.data = view
+        return self._vectors[self._at]
+
+    def _vector(self, place: int) -> int:
+        """The same place, once there is a vector for it."""
+        while len(self._vectors) <= place:
+            vector = torch.zeros_like(self.start)
+            self._vectors.append(vector)
+            self._places.append([(view, view.data_ptr()) for view in self._views(vector)])
+        return place
 
     def _views(self, vector: Tensor) -> list[Tensor]:
         """Each layer of a vector in this order, in its shape and strides."""
         places = zip(self.layout.shapes, self._strides, self._starts[:-1], strict=True)
         return [vector.as_strided(shape, stride, start) for shape, stride, start in places]
-
-    def _gather(self) -> None:
-        """Move tensors into `vector` that lie elsewhere: at first all, then those that a routine has replaced."""
-        for owner, name, view, address in self._homes:
-            tensor = owner[name]
-            if tensor.data_ptr() != address:
-                view.copy_(tensor.detach())
-                tensor.data = view
 
     def start_from(self, params: Params) -> None:
         """Say what `reset` shall load.
@@ -203,20 +218,19 @@ class FlatModule:
         """
         if params.layout != self.layout:
             raise ValueError("these parameters have another layout than the module they are to be copied to")
-        torch._foreach_copy_(self._views(self._start), list(params.layers().values()))
+        torch._foreach_copy_(self._views(self.start), list(params.layers().values()))
+        self.start_ends = ends(self.start)
 
-    def reset(self) -> None:
-        """Overwrite the module's parameters with those to start from."""
-        self._gather()
-        self.vector.copy_(self._start)
+    def reset(self, place: int = 0) -> None:
+        """Give the module the parameters to start from, in the vector number ``place``; the others are left alone."""
+        self._at = self._vector(place)
+        for (owner, name), (view, _) in zip(self._homes, self._places[place], strict=True):
+            owner[name].data = view
+        self._vectors[place].copy_(self.start)
 
-    def change(self) -> Tensor:
-        """The module's parameters minus those that it started from, in the order of `vector`, in main memory.
-
-        The next call overwrites it.
-        """
-        self._gather()
-        return torch.sub(self.vector, self._start, out=self._change).cpu()
+    def change(self) -> Params:
+        """The module's parameters minus those that it started from, in main memory."""
+        return self.params(torch.sub(self.vector, self.start).cpu())
 
     def params(self, vector: Tensor) -> Params:
         """What a vector in main memory and in the order of `vector` holds."""
@@ -230,14 +244,26 @@ def exact_scale(examples: int) -> float:
     return 2.0 ** max(0, (max(1, examples) - 1).bit_length())
 
 
-def can_add_exactly(vector: Tensor) -> bool:
-    """Whether `add_exactly` takes a vector: float32, and no entry is NaN or beyond `EXACT_LIMIT`."""
-    low, high = torch.aminmax(vector)
-    return vector.dtype == torch.float32 and bool(low >= -EXACT_LIMIT) and bool(high <= EXACT_LIMIT)
+def ends(vector: Tensor) -> tuple[float, float]:
+    """The least and the greatest entry; both are NaN if any is."""
+    least, greatest = torch.aminmax(vector)
+    return float(least), float(greatest)
 
 
-def add_exactly(total: Tensor, vector: Tensor, weight: int, scale: float) -> None:
-    """``total += weight * vector``, so that a total depends neither on the order of its terms nor on their grouping.
+def can_add_exactly(vector: Tensor, minus: tuple[float, float] = (0.0, 0.0)) -> bool:
+    """Whether `add_exactly` takes a vector: float32, and no entry is NaN or beyond `EXACT_LIMIT`.
+
+    Where a term is the difference of two vectors, ``minus`` are the `ends` of the other, and this asks whether every
+    entry of the one may be subtracted from every entry of the other.
+    """
+    if vector.dtype != torch.float32:
+        return False
+    least, greatest = ends(vector)
+    return least - minus[1] >= -EXACT_LIMIT and greatest - minus[0] <= EXACT_LIMIT
+
+
+def add_exactly(total: Tensor, terms: Iterable[tuple[Tensor, int]], scale: float, minus: Tensor | None = None) -> None:
+    """``total += sum_k weight_k (vector_k - minus)``, in whichever order and grouping with the same bits.
 
     Every term is rounded to a multiple of ``q = EXACT_QUANTUM * scale``. While weights sum to at most ``4 * scale``,
     all partial sums are multiples of q below ``2^53 q``, which float64 holds exactly (Demmel and Nguyen, "Fast
@@ -246,20 +272,22 @@ def add_exactly(total: Tensor, vector: Tensor, weight: int, scale: float) -> Non
 
     Args:
         total: float64 ``[d]``, changed in place.
-        vector: float32 ``[d]``, see `can_add_exactly`.
-        weight: n_k, at most ``scale``.
+        terms: float32 ``[d]``, see `can_add_exactly`, and n_k, at most ``scale``, of each.
         scale: see `exact_scale`; the same for all terms of a sum.
+        minus: float32 ``[d]``, subtracted in float32 from each vector; ``None`` for 0.
     """
-    shift = _shift(scale)
+    terms = list(terms)
+    # A number this large has a last digit worth q. The product before it is exact, so it is rounded only once.
+    shift = torch.tensor(1.5 * 2.0**52 * EXACT_QUANTUM * scale, dtype=torch.float64)
+    # Block by block, so that what is not in the vectors stays in a core's cache.
+    change = torch.empty(min(BLOCK, total.numel()), dtype=torch.float32, device=total.device)
+    term = torch.empty_like(change, dtype=torch.float64)
     for start in range(0, total.numel(), BLOCK):
-        term = vector[start : start + BLOCK].double()
-        total[start : start + BLOCK] += torch.add(shift, term, alpha=weight, out=term).sub_(shift)
-
-
-@lru_cache
-def _shift(scale: float) -> Tensor:
-    """A number so large that its last digit is worth q. The product before it is exact, so it is rounded only once."""
-    return torch.tensor(1.5 * 2.0**52 * EXACT_QUANTUM * scale, dtype=torch.float64)
+        here = slice(start, min(start + BLOCK, total.numel()))
+        change, term, sums = change[: here.stop - start], term[: here.stop - start], total[here]
+        for vector, weight in terms:
+            term.copy_(vector[here] if minus is None else torch.sub(vector[here], minus[here], out=change))
+            sums += torch.add(shift, term, alpha=weight, out=term).sub_(shift)
 
 
 def weighted_mean(items: Iterable[Params], weights: Sequence[float]) -> Params:

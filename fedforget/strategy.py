@@ -24,7 +24,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedforget import messages
 from fedforget.cohort import Cohort
-from fedforget.exchange import Card
+from fedforget.exchange import Card, Replies
 from fedforget.history import History, Recording
 from fedforget.params import Params
 from fedforget.request import SCOPES, UnlearningRequest
@@ -172,10 +172,13 @@ class UnlearningStrategy(Strategy):
             cohort.next_round, cohort.separate = round, self._separate(cohort, recording)
             noted = len(cohort.notes)
             asked = list(self.configure_train(round, messages.to_learner(model), ConfigRecord(), cohort))
-            replies = cohort.send_and_receive(asked)
-            aggregated, _ = self.aggregate_train(round, replies)
-            if aggregated is not None:
-                model = messages.from_learner(aggregated, initial.layout)
+            if cohort.separate is not None and type(self.learner).aggregate_train is learners.FedAvg.aggregate_train:
+                # The learner would be given the mean as one reply and return it: these bits, in a tenth of the time.
+                replies = cohort.learner_round(asked) if asked else Replies()
+                model = replies.added_to(model) if replies.weights() else model
+            else:
+                aggregated, _ = self.aggregate_train(round, cohort.send_and_receive(asked))
+                model = model if aggregated is None else messages.from_learner(aggregated, initial.layout)
             if recording:
                 recording.add(round, model, cohort.last_replies, cohort.notes[noted:], round == last)
             yield model

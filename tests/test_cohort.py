@@ -1,15 +1,19 @@
 """What the cohort pools equals what one process computes on all the data."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from flwr.app import ConfigRecord
 
-from fedforget import data, routines
+from fedforget import data, engine, routines
 from fedforget.cohort import TRAIN_ROUTINE, TooFewClients
 from fedforget.exchange import Replies
 from fedforget.history import HistoryConfig, Recording
+from fedforget.messages import from_learner, to_learner
 from fedforget.params import Params, weighted_mean
 from fedforget.request import UnlearningRequest
-from fedforget.strategy import LearningConfig, find
+from fedforget.strategy import LearningConfig, find, make_learner
 from fedforget.testing import REQUESTS, Toy
 
 
@@ -195,9 +199,12 @@ def test_a_reply_of_another_length_than_declared_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("separate", [(), (3,), (0, 1, 2, 3, 4, 5)])
 @pytest.mark.parametrize("nodes", [1, 2, 4])
-def test_a_pool_holds_the_same_bits_as_updates_one_by_one(tmp_path, nodes, separate):
-    toy = Toy(tmp_path, nodes)
-    one_by_one = Toy(tmp_path, 3).cohort().train(toy.start, range(6), round=1)
+@pytest.mark.parametrize("mode, waiting", [("stacked", 16), ("stacked", 2), ("sequential", 16), ("sequential", 2)])
+def test_a_pool_holds_the_same_bits_as_updates_one_by_one(tmp_path, monkeypatch, nodes, separate, mode, waiting):
+    monkeypatch.setattr(engine, "WAITING", waiting)
+    toy, other = Toy(tmp_path, nodes), Toy(tmp_path, 3)
+    toy.task = other.task = replace(toy.task, mode=mode)
+    one_by_one = other.cohort().train(toy.start, range(6), round=1)
     cohort = toy.cohort()
     cohort._round(toy.start, range(6), separate, TRAIN_ROUTINE, "retain", 1, None, None, {})
     replies = cohort.last_replies
@@ -221,6 +228,12 @@ def test_a_learner_that_averages_learns_the_same_from_a_pool(tmp_path):
     for learner in ("fedavg", "fedadam"):
         strategy = find("none")(learning=LearningConfig(learner=learner))
         pooled = list(strategy.learn(toy.cohort(), toy.start, 3))
+        cohort = toy.cohort()
+        cohort.separate = ()
+        flowers = make_learner(strategy.learning)
+        asked = flowers.configure_train(1, to_learner(toy.start), ConfigRecord(), cohort)
+        aggregated, _ = flowers.aggregate_train(1, cohort.send_and_receive(asked))
+        assert from_learner(aggregated, toy.start.layout).equals(pooled[0])
         recording = Recording(tmp_path / learner, toy.start.layout, HistoryConfig("all"), (), toy.seeds)
         recorded = list(strategy.learn(toy.cohort(), toy.start, 3, recording=recording))
         assert all(a.equals(b) for a, b in zip(pooled, recorded, strict=True))

@@ -14,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedforget.params import FlatModule, Layout, Params, add_exactly, can_add_exactly, exact_scale, weighted_mean
+from fedforget.params import (
+    BLOCK,
+    FlatModule,
+    Layout,
+    Params,
+    add_exactly,
+    can_add_exactly,
+    ends,
+    exact_scale,
+    weighted_mean,
+)
 
 quick = settings(max_examples=25, deadline=None)
 entries = st.floats(-1e3, 1e3, width=32)
@@ -265,12 +275,15 @@ def test_exact_sums_do_not_depend_on_order_or_grouping(order: list[int], cut: in
     def total(places: Iterable[int]) -> torch.Tensor:
         result = torch.zeros(1000, dtype=torch.float64)
         for place in places:
-            add_exactly(result, vectors[place], weights[place], scale)
+            add_exactly(result, [(vectors[place], weights[place])], scale)
         return result
 
     expected = total(range(6))
     assert torch.equal(total(order), expected)
     assert torch.equal(total(order[:cut]) + total(order[cut:]), expected)
+    together = torch.zeros(1000, dtype=torch.float64)
+    add_exactly(together, [(vectors[place], weights[place]) for place in order], scale)
+    assert torch.equal(together, expected)
     plain = sum(n * v.double() for n, v in zip(weights, vectors, strict=True))
     assert float((expected - plain).abs().max()) <= 6 * scale * 2.0**-43
 
@@ -279,11 +292,25 @@ def test_exact_sums_by_hand() -> None:
     assert [exact_scale(n) for n in (0, 1, 2, 3, 1024, 1025)] == [1, 1, 2, 4, 1024, 2048]
     total = torch.zeros(2, dtype=torch.float64)
     # With scale 1 the quantum is 2^-42: 1.5 quanta are rounded to the even 2, 0.25 of one to nothing.
-    add_exactly(total, torch.tensor([1.5 * 2.0**-42, 2.0**-44]), 1, 1.0)
+    add_exactly(total, [(torch.tensor([1.5 * 2.0**-42, 2.0**-44]), 1)], 1.0)
     assert total.tolist() == [2 * 2.0**-42, 0.0]
     assert can_add_exactly(torch.tensor([-512.0])) and not can_add_exactly(torch.tensor([512.1]))
     assert not can_add_exactly(torch.tensor([math.nan])) and not can_add_exactly(torch.tensor([math.inf]))
     assert not can_add_exactly(torch.tensor([1.0], dtype=torch.float64))
+
+
+def test_exact_sums_of_differences_are_those_of_what_was_subtracted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, *vectors = torch.randn(4, 2 * BLOCK + 3, generator=generator)
+    whole, of_differences = torch.zeros(2, len(start), dtype=torch.float64)
+    add_exactly(whole, [(vector - start, n) for n, vector in enumerate(vectors, 1)], 8.0)
+    add_exactly(of_differences, [(vector, n) for n, vector in enumerate(vectors, 1)], 8.0, minus=start)
+    assert torch.equal(whole, of_differences) and whole.all()
+    # Entries of -1 and 1, and of 0 to 2, differ by 3 at most.
+    one, other = torch.tensor([-1.0, 1.0]), torch.tensor([0.0, 2.0])
+    assert can_add_exactly(one * 170, ends(other * 170)) and not can_add_exactly(one * 171, ends(other * 171))
+    assert not can_add_exactly(torch.tensor([math.nan, 1.0]), ends(other))
+    assert not can_add_exactly(one, ends(torch.tensor([math.inf, 1.0])))
 
 
 def network() -> nn.Module:
@@ -303,11 +330,26 @@ def test_a_flat_module_computes_the_same_and_gives_the_change_to_the_bit() -> No
     assert Params.from_module(flat.module).equals(after) and flat.params(flat.vector).equals(after)
     before = Params(torch.randn_like(after.flat), after.layout)
     flat.start_from(before)
-    assert flat.params(flat.change()).equals(after - before)
+    assert flat.change().equals(after - before)
     flat.reset()
-    assert Params.from_module(flat.module).equals(before) and not flat.change().any()
+    assert Params.from_module(flat.module).equals(before) and not flat.change().flat.any()
     with pytest.raises(ValueError, match="another layout"):
         flat.start_from(pair(1, 2, 3))
+
+
+def test_a_flat_module_keeps_what_waits_in_its_other_vectors() -> None:
+    flat = FlatModule(network())
+    before = Params.from_module(flat.module)
+    flat.start_from(before)
+    waiting = []
+    for place in (0, 1, 2):
+        flat.reset(place)
+        with torch.no_grad():
+            flat.module[3].bias.add_(place + 1.0)
+        waiting.append(flat.vector)
+    flat.reset(3)
+    assert Params.from_module(flat.module).equals(before)
+    assert [float((vector - flat.start).sum()) for vector in waiting] == pytest.approx([2.0, 4.0, 6.0])
 
 
 def test_a_flat_module_takes_back_tensors_that_were_replaced() -> None:
@@ -322,8 +364,8 @@ def test_a_flat_module_takes_back_tensors_that_were_replaced() -> None:
         else:
             layer.bias.data = layer.bias.data + 1
         assert Params.from_module(flat.module).equals(before) is False
-        assert flat.params(flat.change()).equals(Params.from_module(flat.module) - before)
-        assert float(flat.change().sum()) == pytest.approx(2.0)
+        assert flat.change().equals(Params.from_module(flat.module) - before)
+        assert float(flat.change().flat.sum()) == pytest.approx(2.0)
         layer.bias = nn.Parameter(torch.zeros(2))
         flat.reset()
         assert Params.from_module(flat.module).equals(before)
