@@ -13,9 +13,11 @@ blazefl     BlazeFL (arXiv 2604.03606), its `FedAvgThreadPoolClientTrainer`: one
 fedforget   As in overhead.py.
 
 pfl, FedLab and BlazeFL are no dependencies of the project: ``pip install --target FOLDER --no-deps pfl==0.6.0
-fedlab==1.3.0 dp-accounting multiprocess dill prv-accountant nvidia-ml-py attrs absl-py mpmath dm-tree`` and ``--peers
-FOLDER``; the folder ``src/blazefl`` of github.com/kitsuyaazuma/blazefl goes there too. Without them their rows say so.
-BlazeFL is meant for free-threaded Python 3.14; with an interpreter that has a lock, its threads share it.
+fedlab==1.3.0 dp-accounting multiprocess dill prv-accountant nvidia-ml-py attrs absl-py mpmath dm-tree``, then ``pip
+install --target FOLDER --no-deps --ignore-requires-python blazefl==3.0.0``, and ``--peers FOLDER``. Without them their
+rows say so. BlazeFL is meant for free-threaded Python 3.14. To be read by 3.11 to 3.13 it needs two edits: in
+core/utils.py ``T = TypeVar("T")`` in place of the two ``[T]``, and in reproducibility/snapshot.py quotes around the two
+annotations RandomStateSnapshot. An interpreter that has a lock makes its threads share it.
 
 Peers get their data in memory and their shuffles ready-made, use the memory layout that torch gives them, and one
 intra-op thread a process (FedLab, which is a single process, all cores). As in overhead.py all do the same work, which
