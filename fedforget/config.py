@@ -421,12 +421,15 @@ def _strategy(label: str, fields: object) -> StrategySpec:
     return StrategySpec(label, name, _convert(find(name).Config, _merge(base, _mapping(fields, key)), key))
 
 
-def _strategy_file(label: str) -> tuple[str, dict]:
+def _strategy_file(label: str, variants: tuple[str, ...] = ()) -> tuple[str, dict]:
     """Name of the strategy and its options; a variant names another file, and is merged onto its options."""
+    if label in variants:
+        raise ValueError(f"configs/strategy/{label}.yaml is a variant of itself ({' -> '.join((*variants, label))})")
     fields = _read(_file("strategy", label))
     if "strategy" not in fields:
         return label, fields
-    name, base = _strategy_file(fields.pop("strategy"))
+    base_label = _convert(str, fields.pop("strategy"), f"configs/strategy/{label}.yaml: strategy")
+    name, base = _strategy_file(base_label, (*variants, label))
     return name, _merge(base, fields)
 
 
@@ -454,7 +457,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise ValueError(f"{key} is {value!r}, but must be {_WORDS[kind]}")
+        raise ValueError(f"{key} is {value!r}, but must be {_WORDS.get(kind, f'of type {kind}')}")
     return value
 
 
