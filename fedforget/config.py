@@ -292,7 +292,8 @@ def describe() -> dict[str, Any]:
     """What can be named, each with its file's first comment line: ``experiments``, and ``groups`` by group."""
 
     def titles(folder: str) -> dict[str, str]:
-        texts = {name: path.read_text(encoding="utf-8") for name, path in _files(folder).items()}
+        # What is no text is refused by its name where it is used; here it only must not hide the others.
+        texts = {name: path.read_text(encoding="utf-8", errors="replace") for name, path in _files(folder).items()}
         return {name: text.partition("\n")[0].lstrip("# ") for name, text in texts.items()}
 
     return {"experiments": titles("experiment"), "groups": {group: titles(group) for group in (*GROUPS, "strategy")}}
@@ -486,7 +487,10 @@ def _check_paths(task: dict) -> None:
         )
     for field, path in _paths(task).items():
         if not Path(path).is_absolute():  # the processes that read it work in folders of their own
-            raise ValueError(f"task.{field} is {path!r}, but must be the absolute path of a folder")
+            raise ValueError(
+                f"task.{field} is {path!r}, but must be the absolute path of a folder "
+                "(`fedforget run` takes a relative one too, if it is there)"
+            )
 
 
 def _check_values(config: RunConfig) -> None:

@@ -113,6 +113,7 @@ def test_flwr_run_with_flowers_own_transport_and_three_nodes(in_process, stored_
         (["run", "quickstart", "request.clients=[99]"], "99"),
         (["run", "mnist_client"], "task.path"),
         (["run", "mnist_client", "task.path=/nowhere"], "task.path=/nowhere is not a folder"),
+        (["run", "mnist_client", "task.path=no/where"], "task.path is 'no/where', but must be the absolute path of"),
         (["run", "mnist_client", "task.path=~nobody-here/mnist"], "there is no such user"),
         (["run", "quickstart", "task.use=[1]"], "task.use is [1], but must be a text"),
         (["run", "quickstart", "strategies="], "strategies is None, but must be a list, e.g. []"),
@@ -120,6 +121,7 @@ def test_flwr_run_with_flowers_own_transport_and_three_nodes(in_process, stored_
         (["run", "rounds=3"], "experiment's name"),
         (["run", "quickstart", "--nodes", "0"], "--nodes 0"),
         (["report", "/nowhere"], "not a run"),
+        (["split", "quickstart", "--to", "/dev/null"], "cannot write to /dev/null/client-0: Not a directory"),
         (["report", "/nowhere", "/either"], "not a run"),
     ],
 )

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fedforget.config import compose
+from fedforget.config import compose, describe
 from fedforget.exchange import Card
 from fedforget.strategy import find
 
@@ -75,6 +75,14 @@ def test_an_option_that_a_strategy_does_not_have_is_refused(write):
 def test_an_option_of_any_type_is_held_against_it(write):
     write(HEAD + "    @dataclass(frozen=True)\n    class Config:\n        a: list = None\n\n" + DONE, "a: 1\n")
     with pytest.raises(ValueError, match="strategy.mine.a is 1, but must be of type <class 'list'>"):
+        compose("quickstart", "strategies=[mine]")
+
+
+def test_a_file_that_is_no_text_does_not_hide_the_others(write, tmp_path):
+    write(HEAD + DONE)
+    (tmp_path / "configs" / "strategy" / "mine.yaml").write_bytes(b"# caf\xe9\n")
+    assert {"mine", "finetune"} <= describe()["groups"]["strategy"].keys()
+    with pytest.raises(ValueError, match="mine.yaml is not valid YAML"):
         compose("quickstart", "strategies=[mine]")
 
 
