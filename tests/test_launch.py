@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -75,6 +76,44 @@ def test_fedforget_run_on_ray(in_process, stored_models, tmp_path):
     assert "oracle (retrain)" in done.stdout and f"results: {tmp_path}" in done.stdout
     assert equal(stored_models(in_process), stored_models(tmp_path))
     assert not left(), "the launcher left processes behind"
+
+
+LAUNCHER = """
+import os, subprocess, sys, time
+from fedforget import cli
+
+def launch(home, *_):
+    subprocess.Popen(["sleep", "600"], env={**os.environ, "FLWR_HOME": str(home)}, start_new_session=True)
+    print(home, flush=True)
+    time.sleep(600)
+
+cli._launch = launch
+sys.exit(cli.main(["run", "quickstart", "--output-dir", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_however_the_launcher_ends_it_leaves_nothing_behind(tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # pytest may run with it ignored
+    )
+    assert process.stdout is not None
+    home = Path(process.stdout.readline().strip())
+    assert home.is_dir() and processes_of(home)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if number == signal.SIGKILL:  # the launcher is gone at once, what watches it follows
+        deadline = time.monotonic() + 60
+        while home.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    else:
+        assert process.returncode == 128 + number
+        assert said.strip() == f"fedforget: stopped by {number.name}; the same command goes on from what was saved"
+    assert not home.exists() and not processes_of(home)
 
 
 def test_flwr_run_with_flowers_own_transport_and_three_nodes(in_process, stored_models, tmp_path):
