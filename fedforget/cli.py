@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NoReturn
 
 import fedforget
 
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 PROGRESS = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
 RESULTS = "results: "
 ERROR = "fedforget: error: "
+WATCH = """import sys
+from pathlib import Path
+from fedforget.cli import _clean_up_after
+_clean_up_after(sys.stdin, Path(sys.argv[1]))
+"""
 APP = """[project]
 name = "fedforget-run"
 version = "{version}"
@@ -115,15 +120,31 @@ def _run(options: argparse.Namespace) -> int:
     output = (options.output_dir or default_output()).expanduser().resolve()
     Store(output / "store")
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))  # so that the run is ended below
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     # Not in TMPDIR: the paths of Ray's sockets in it must stay below 107 bytes.
     home = Path(tempfile.mkdtemp(prefix="fedforget-", dir="/tmp"))
+    # A process of its own, out of reach of Ctrl-C: it must clean up after a launcher that was killed, too.
+    watcher = subprocess.Popen([sys.executable, "-c", WATCH, str(home)], stdin=subprocess.PIPE, start_new_session=True)
     try:
         return _launch(home, experiment, overrides, output, options)
     finally:
-        _end_processes(home)
-        shutil.rmtree(home, ignore_errors=True)
+        watcher.communicate()
+
+
+def _stop(received: int, _: object) -> NoReturn:
+    print(
+        f"\nfedforget: stopped by {signal.Signals(received).name}; the same command goes on from what was saved",
+        file=sys.stderr,
+    )
+    sys.exit(128 + received)
+
+
+def _clean_up_after(launcher: IO[str], home: Path) -> None:
+    """End a run's processes and delete its folder once ``launcher``, a pipe, is closed: by the end of its process."""
+    launcher.read()
+    _end_processes(home)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def _launch(home: Path, experiment: str, overrides: list[str], output: Path, options: argparse.Namespace) -> int:

@@ -292,7 +292,8 @@ def describe() -> dict[str, Any]:
     """What can be named, each with its file's first comment line: ``experiments``, and ``groups`` by group."""
 
     def titles(folder: str) -> dict[str, str]:
-        texts = {name: path.read_text(encoding="utf-8") for name, path in _files(folder).items()}
+        # What is no text is refused by its name where it is used; here it only must not hide the others.
+        texts = {name: path.read_text(encoding="utf-8", errors="replace") for name, path in _files(folder).items()}
         return {name: text.partition("\n")[0].lstrip("# ") for name, text in texts.items()}
 
     return {"experiments": titles("experiment"), "groups": {group: titles(group) for group in (*GROUPS, "strategy")}}
@@ -421,12 +422,15 @@ def _strategy(label: str, fields: object) -> StrategySpec:
     return StrategySpec(label, name, _convert(find(name).Config, _merge(base, _mapping(fields, key)), key))
 
 
-def _strategy_file(label: str) -> tuple[str, dict]:
+def _strategy_file(label: str, variants: tuple[str, ...] = ()) -> tuple[str, dict]:
     """Name of the strategy and its options; a variant names another file, and is merged onto its options."""
+    if label in variants:
+        raise ValueError(f"configs/strategy/{label}.yaml is a variant of itself ({' -> '.join((*variants, label))})")
     fields = _read(_file("strategy", label))
     if "strategy" not in fields:
         return label, fields
-    name, base = _strategy_file(fields.pop("strategy"))
+    base_label = _convert(str, fields.pop("strategy"), f"configs/strategy/{label}.yaml: strategy")
+    name, base = _strategy_file(base_label, (*variants, label))
     return name, _merge(base, fields)
 
 
@@ -454,7 +458,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise ValueError(f"{key} is {value!r}, but must be {_WORDS[kind]}")
+        raise ValueError(f"{key} is {value!r}, but must be {_WORDS.get(kind, f'of type {kind}')}")
     return value
 
 
@@ -483,7 +487,10 @@ def _check_paths(task: dict) -> None:
         )
     for field, path in _paths(task).items():
         if not Path(path).is_absolute():  # the processes that read it work in folders of their own
-            raise ValueError(f"task.{field} is {path!r}, but must be the absolute path of a folder")
+            raise ValueError(
+                f"task.{field} is {path!r}, but must be the absolute path of a folder "
+                "(`fedforget run` takes a relative one too, if it is there)"
+            )
 
 
 def _check_values(config: RunConfig) -> None:

@@ -250,6 +250,8 @@ def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[Para
         for client, state in working.items():
             network.reset(place)
             reply = job.routine(state)
+            if reply is not None and not isinstance(reply, Params):
+                raise TypeError(f"routine {job.work.routine!r} returned a {type(reply).__name__}, not Params or None")
             replies[client] = network if reply is None else reply.cpu()
     return [(replies.get(client), _report(states[client], replies.get(client))) for client in group]
 

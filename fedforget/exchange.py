@@ -31,6 +31,9 @@ class Card:
         storage: what is billed: ``records`` (the global models and updates that ``records`` names), ``updates`` (no
             global models; the updates of every client, because nobody knows who will ask) or ``sums`` (one vector for
             every client that took part: a running sum of its weighted updates).
+
+    Raises:
+        ValueError: if ``records`` or ``storage`` is none of these.
     """
 
     records: str = "nothing"
@@ -43,7 +46,9 @@ class Card:
     storage: str = "records"
 
     def __post_init__(self) -> None:
-        assert self.records in RECORDS and self.storage in STORAGES, self
+        for field, valid in (("records", RECORDS), ("storage", STORAGES)):
+            if getattr(self, field) not in valid:
+                raise ValueError(f"Card.{field} is {getattr(self, field)!r}, but must be one of {', '.join(valid)}")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ import itertools
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ from fedforget.metrics.representation import swap_head
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
 from fedforget.seeds import Seeds
-from fedforget.store import DamagedFile, Store, digest, load_tensors, make_folder, save_tensors, write_text
+from fedforget.store import CannotWrite, DamagedFile, Store, digest, load_tensors, make_folder, save_tensors, write_text
 from fedforget.strategy import UnlearningStrategy, find
 
 AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
@@ -200,9 +201,10 @@ class Experiment:
             if not cohort.retained:
                 raise ValueError(f"request {request} leaves no training data at any client")
         for spec in self._specs():
-            strategy = self._strategy(spec)
-            strategy.card  # noqa: B018 (a card that cannot be made is found here)
-            strategy.check(self._cohort(Seeds(0), 0))
+            with _code_of_strategy(spec):
+                strategy = self._strategy(spec)
+                strategy.card  # noqa: B018 (a card that cannot be made is found here)
+                strategy.check(self._cohort(Seeds(0), 0))
 
     def _specs(self) -> list[StrategySpec]:
         """The oracle, the no-op and the strategies asked for, each label once."""
@@ -325,8 +327,9 @@ class Experiment:
                 cohort.journal, cohort.progress = journal, self._progress(what, config.learning.rounds)
                 strategy = self._strategy(learner or self._specs()[0])
                 recording.begin(start)
-                for _ in strategy.learn(cohort, start, config.learning.rounds, recording=recording):
-                    pass
+                with _code_of_strategy(learner) if learner else nullcontext():
+                    for _ in strategy.learn(cohort, start, config.learning.rounds, recording=recording):
+                        pass
                 recording.finish(config.learning.rounds, cohort.cost)
             self.store.remove(journal.folder)
             notes = notes or recording.verify()
@@ -367,7 +370,8 @@ class Experiment:
         """The model after request ``i``, made by the strategy or loaded; and those that an oracle passed, by round.
 
         Raises:
-            Broken: if so many clients failed that the strategy cannot go on.
+            Broken: if so many clients failed that the strategy cannot go on, or if its model is not finite.
+            ValueError: if the strategy's code fails.
         """
         strategy, request, layout = self._strategy(spec), self.requests[i], previous.params.layout
         card = strategy.card
@@ -395,17 +399,18 @@ class Experiment:
                     c for earlier in self.requests[:i] if earlier.scope == "client" for c in earlier.targets
                 )
                 history = History(recording, rounds, previous.params, card, gone, cohort.targets)
-                result, passed, bills = None, {}, {}
+                result, passed, bills = previous.params, {}, {}
                 wanted = self._checkpoints(rounds) if spec.label == ORACLE else ()
                 try:
-                    for done, result in enumerate(strategy.serve(request, history, cohort), start=1):
-                        self._check_stopped()
-                        if done in wanted:
-                            passed[str(done)], bills[str(done)] = result.flat, cohort.cost.to_dict()
+                    with _code_of_strategy(spec):
+                        for done, result in enumerate(strategy.serve(request, history, cohort), start=1):
+                            self._check_stopped()
+                            if done in wanted:
+                                passed[str(done)], bills[str(done)] = result.flat, cohort.cost.to_dict()
                 except TooFewClients as error:
                     raise Broken(str(error), cohort.cost) from error
-                if result is None:
-                    raise ValueError(f"strategy {spec.label!r} yielded no model")
+                if not result.flat.isfinite().all():
+                    raise Broken("its model holds NaN or infinite values", cohort.cost)
                 cost = cohort.cost + Cost(bytes_stored=history.bytes_stored(), bytes_held=cohort.held)
                 contacted = sorted(cohort.contacted)
                 metadata: dict[str, Any] = {
@@ -786,13 +791,13 @@ class Count:
 
 
 def _options(spec: StrategySpec) -> list[dict]:
-    """What a strategy was set to: of each option its name, the paper's symbol, its value and its meaning."""
+    """What a strategy was set to: of each option its name, value, and what the strategy says of symbol and meaning."""
     return [
         {
             "name": option.name,
             "symbol": option.metadata.get("symbol", ""),
             "value": getattr(spec.options, option.name),
-            "help": option.metadata["help"],
+            "help": option.metadata.get("help", ""),
         }
         for option in fields(spec.options)
     ]
@@ -828,12 +833,32 @@ def _code_of(strategy: UnlearningStrategy) -> str:
     return digest([Path(file).read_text(encoding="utf-8") for file in files])
 
 
+@contextmanager
+def _code_of_strategy(spec: StrategySpec) -> Iterator[None]:
+    """Whatever is wrong with a strategy's code, as one sentence that names the strategy and the line of its file.
+
+    Raises:
+        ValueError: in the place of what the code raised. What is no fault of it passes: a full disk, too many clients
+            that failed, or another trajectory's failure.
+    """
+    try:
+        yield
+    except (TooFewClients, CannotWrite, DamagedFile, Stopped):
+        raise
+    except Exception as error:
+        file = inspect.getfile(find(spec.name))
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f" in {Path(file).name}, line {lines[-1]}" if lines else ""
+        what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(f"strategy {spec.label!r} failed{where}: {what}") from error
+
+
 class Broken(TooFewClients):
-    """A strategy cannot go on, because too many clients failed.
+    """A strategy cannot go on: too many clients failed, or its model is no longer finite.
 
     Args:
         reason: which round failed, and how.
-        spent: its bill up to the round that failed.
+        spent: its bill so far.
     """
 
     def __init__(self, reason: str, spent: Cost) -> None:

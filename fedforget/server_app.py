@@ -38,4 +38,4 @@ def main(grid: Grid, context: Context) -> None:
         Experiment(config, grid, output, say).run()
     except (ValueError, TooFewClients, CannotWrite) as error:
         say(f"fedforget: error: {error}")
-        raise RuntimeError(str(error)) from None
+        raise RuntimeError(str(error)) from error.__cause__  # where a strategy's own code failed, for its author

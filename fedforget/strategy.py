@@ -7,13 +7,14 @@ and is found by that file's name.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
 import math
 import pkgutil
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -65,6 +66,19 @@ class LearningConfig:
     timeout: float = 600.0
 
 
+OPTIONS: dict[str, tuple[str, Callable[[float], bool]]] = {  # of learners; most of them Flower does not check
+    "proximal_mu": ("at least 0", lambda x: x >= 0),
+    "server_learning_rate": ("above 0", lambda x: x > 0),
+    "server_momentum": ("in [0, 1)", lambda x: 0 <= x < 1),
+    "eta": ("above 0", lambda x: x > 0),
+    "eta_l": ("above 0", lambda x: x > 0),
+    "beta_1": ("in [0, 1)", lambda x: 0 <= x < 1),
+    "beta_2": ("in [0, 1)", lambda x: 0 <= x < 1),
+    "tau": ("above 0", lambda x: x > 0),
+    "num_malicious_nodes": ("at least 0", lambda x: x >= 0),
+    "num_nodes_to_select": ("at least 1", lambda x: x >= 1),
+    "beta": ("in [0, 0.5)", lambda x: 0 <= x < 0.5),
+}
 AVERAGING = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")  # need only the mean of the updates
 
 
@@ -72,7 +86,8 @@ def make_learner(config: LearningConfig) -> Strategy:
     """A fresh Flower learner that asks every client it is shown (the cohort has done the sampling).
 
     Raises:
-        ValueError: if the name is unknown, or an option is not one of the learner's own or not of its type.
+        ValueError: if the name is unknown, or an option is not one of the learner's own, not of its type or out of
+            its range.
     """
     if config.learner not in LEARNERS:
         raise ValueError(f"learning.learner {config.learner!r} is unknown{nearest(config.learner, LEARNERS)}")
@@ -86,6 +101,9 @@ def make_learner(config: LearningConfig) -> Strategy:
                 f"learning.options {dict(config.options)} do not fit {config.learner!r}: "
                 f"{name!r} is {value!r}, but its settings are {known or 'none'}"
             )
+        words, holds = OPTIONS[name]
+        if not holds(value):
+            raise ValueError(f"learning.options.{name} is {value}, but must be {words}")
     settings = {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1, **config.options}
     return learner(**settings)
 
@@ -93,6 +111,8 @@ def make_learner(config: LearningConfig) -> Strategy:
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest valid one, or all of them."""
     valid = sorted(names)
+    if not valid:
+        return "; there is none"
     close = difflib.get_close_matches(name, valid, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(valid)}"
 
@@ -109,8 +129,8 @@ class UnlearningStrategy(Strategy):
 
     @dataclass(frozen=True)
     class Config:
-        """Settings; each field has a default, and metadata with its meaning, the paper's symbol and, where it is tuned,
-        its range (`fedforget.tuning`)."""
+        """Settings; each field has a default, and may have metadata: its meaning (``help``), the paper's ``symbol``
+        and, where it is tuned, its range (`fedforget.tuning`)."""
 
     scopes: ClassVar[frozenset[str]] = frozenset(SCOPES)
 
@@ -142,11 +162,23 @@ class UnlearningStrategy(Strategy):
         """
 
     def serve(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
-        """`unlearn`, except that a request which names no data leaves the model as it is."""
-        if cohort.targets:
-            yield from self.unlearn(request, history, cohort)
-        else:
+        """`unlearn`, except that a request which names no data leaves the model as it is.
+
+        Raises:
+            ValueError: if `unlearn` yields what is no model of this federation, or nothing.
+        """
+        if not cohort.targets:
             yield history.final
+            return
+        models, model = self.unlearn(request, history, cohort), None
+        if not isinstance(models, Iterable):
+            raise ValueError(f"unlearn returned {models!r}; it must yield a model after each round")
+        for model in models:
+            if not isinstance(model, Params) or model.layout != history.final.layout:
+                raise ValueError("unlearn yielded no model; it must yield Params in the layout of history.final")
+            yield model
+        if model is None:
+            raise ValueError("unlearn yielded no model; it must yield one after each round, and one at least")
 
     # ------------------------------------------------------------------ learning, by the composed Flower learner
 
@@ -223,12 +255,15 @@ def find(name: str) -> type[UnlearningStrategy]:
     """The strategy in ``strategies/<name>.py``.
 
     Raises:
-        ValueError: if there is no such file, or it does not hold exactly one strategy.
+        ValueError: if there is no such file, it cannot be imported, or it does not hold exactly one whole strategy.
     """
     names = strategy_names()
     if name not in names:
         raise ValueError(f"strategy {name!r} is unknown{nearest(name, names)}")
-    module = importlib.import_module(f"strategies.{name}")
+    try:
+        module = importlib.import_module(f"strategies.{name}")
+    except Exception as error:  # whatever a user's file does when it is read
+        raise ValueError(f"strategies/{name}.py cannot be imported: {type(error).__name__}: {error}") from error
     classes = [
         value
         for value in vars(module).values()
@@ -236,7 +271,21 @@ def find(name: str) -> type[UnlearningStrategy]:
     ]
     if len(classes) != 1:
         raise ValueError(f"strategies/{name}.py holds {len(classes)} strategies; it must hold exactly one")
+    _check_class(f"strategies/{name}.py: {classes[0].__name__}", classes[0])
     return classes[0]
+
+
+def _check_class(who: str, strategy: type[UnlearningStrategy]) -> None:
+    """Refuse a strategy that could not be set up or asked."""
+    if inspect.isabstract(strategy):
+        raise ValueError(f"{who} does not define {', '.join(sorted(strategy.__abstractmethods__))}")
+    if not set(strategy.scopes) <= set(SCOPES):
+        raise ValueError(f"{who} has scopes {sorted(strategy.scopes)}, but must have some of {', '.join(SCOPES)}")
+    if not dataclasses.is_dataclass(strategy.Config):
+        raise ValueError(f"{who}.Config must be a dataclass: write @dataclass(frozen=True) above it")
+    for option in dataclasses.fields(strategy.Config):
+        if option.default is option.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{who}.Config.{option.name} has no default; give it one")
 
 
 def strategy_names() -> list[str]:

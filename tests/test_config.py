@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,13 @@ import yaml
 
 from fedforget import models
 from fedforget.config import GROUPS, absolute_paths, compose, describe, to_dict, to_yaml
+from fedforget.data.corruption import CANARY_LABELS
+from fedforget.data.partition import GROWTHS, KINDS
+from fedforget.data.sources import SOURCES
+from fedforget.evaluation import LEVELS
+from fedforget.request import SCOPES
 from fedforget.store import digest
-from fedforget.strategy import all_strategies
+from fedforget.strategy import LEARNERS, OPTIONS, all_strategies
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -153,6 +159,14 @@ def test_an_experiment_file_may_end_in_yml(tmp_path):
             "learning.learner=fedprox learning.options.proximal_mu=much",
             "learning.options {'proximal_mu': 'much'} do not fit 'fedprox'",
         ),
+        ("learning.learner=fedprox learning.options.proximal_mu=-1", "learning.options.proximal_mu is -1, but must be"),
+        ("learning.learner=fedavgm learning.options.server_momentum=1", "learning.options.server_momentum is 1, but"),
+        ("learning.learner=fedadam learning.options.tau=0", "learning.options.tau is 0, but must be above 0"),
+        (
+            "learning.learner=multikrum learning.options.num_nodes_to_select=0",
+            "learning.options.num_nodes_to_select is",
+        ),
+        ("learning.learner=trimmed_mean learning.options.beta=0.5", "learning.options.beta is 0.5, but must be in [0,"),
         ("local.optimizer=sdg", "local.optimizer is 'sdg', but must be one of sgd, adam"),
         (
             "history.record=target",
@@ -270,6 +284,20 @@ def test_the_digest_depends_on_values_only():
     assert digest(value) != digest(to_dict(compose("quickstart", "local.lr=0.2")))
     assert value["request"]["clients"] == [3]
     assert value["strategies"][1] == {"label": "finetune", "name": "finetune", "options": {"rounds": 5}}
+
+
+def test_every_option_of_every_learner_has_a_range():
+    common = inspect.signature(LEARNERS["fedavg"]).parameters
+    own = {
+        name for learner in LEARNERS.values() for name in inspect.signature(learner).parameters if name not in common
+    }
+    assert own == set(OPTIONS)
+
+
+def test_every_choice_can_be_written_on_a_command_line():
+    """What YAML reads as something else than a text, such as true, could only be given in two pairs of quotes."""
+    choices = (*CANARY_LABELS, *GROWTHS, *KINDS, *SOURCES, *LEVELS, *LEARNERS, *SCOPES)
+    assert all(yaml.safe_load(choice) == choice for choice in choices)
 
 
 def test_a_run_is_frozen():

@@ -7,6 +7,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+EXAMPLE = """
+import sys
+from pathlib import Path
+
+from fedforget.client_app import app
+from fedforget.config import compose
+from fedforget.experiment import Experiment
+from fedforget.grid import InProcessGrid
+
+Experiment(compose(*sys.argv[1:]), InProcessGrid(app), Path("results").resolve()).run()
+"""
 
 
 def test_the_page_of_methods_is_current():
@@ -18,7 +29,7 @@ def test_the_page_of_methods_is_current():
 
 
 def test_the_example_of_the_readme_runs_when_pasted(tmp_path):
-    """Two files in an empty folder, found from there and held against the contract."""
+    """Two files in an empty folder, found from there, compared with others, and held against the contract."""
     readme = (ROOT / "README.md").read_text()
     blocks = dict(
         re.findall(r"`((?:strategies|configs/strategy)/shrink\.\w+)`:\n\n```\w+\n(.*?)```", readme, re.DOTALL)
@@ -28,11 +39,16 @@ def test_the_example_of_the_readme_runs_when_pasted(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(text)
     (check,) = re.findall(r"```python\n(from fedforget\.strategy import find\n.*?)```", readme, re.DOTALL)
-    compose = (
-        "from fedforget.config import compose; compose('quickstart', 'strategies=[shrink] strategy.shrink.a=0.3')\n"
+    ((experiment, overrides),) = re.findall(r"`fedforget run (\w+) ([^`]*shrink[^`]*)`", readme)
+    small = "model=linear learning.rounds=2 partition.clients=5 evaluation=smoke"
+    done = subprocess.run(
+        [sys.executable, "-c", EXAMPLE + check, experiment, f"{overrides} {small}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
-    done = subprocess.run([sys.executable, "-c", compose + check], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^shrink +\|", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_links_of_the_documents_lead_somewhere():

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -77,6 +78,44 @@ def test_fedforget_run_on_ray(in_process, stored_models, tmp_path):
     assert not left(), "the launcher left processes behind"
 
 
+LAUNCHER = """
+import os, subprocess, sys, time
+from fedforget import cli
+
+def launch(home, *_):
+    subprocess.Popen(["sleep", "600"], env={**os.environ, "FLWR_HOME": str(home)}, start_new_session=True)
+    print(home, flush=True)
+    time.sleep(600)
+
+cli._launch = launch
+sys.exit(cli.main(["run", "quickstart", "--output-dir", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_however_the_launcher_ends_it_leaves_nothing_behind(tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # pytest may run with it ignored
+    )
+    assert process.stdout is not None
+    home = Path(process.stdout.readline().strip())
+    assert home.is_dir() and processes_of(home)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if number == signal.SIGKILL:  # the launcher is gone at once, what watches it follows
+        deadline = time.monotonic() + 60
+        while home.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    else:
+        assert process.returncode == 128 + number
+        assert said.strip() == f"fedforget: stopped by {number.name}; the same command goes on from what was saved"
+    assert not home.exists() and not processes_of(home)
+
+
 def test_flwr_run_with_flowers_own_transport_and_three_nodes(in_process, stored_models, tmp_path):
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     ports = [str(each.getsockname()[1]) for each in sockets]
@@ -113,6 +152,7 @@ def test_flwr_run_with_flowers_own_transport_and_three_nodes(in_process, stored_
         (["run", "quickstart", "request.clients=[99]"], "99"),
         (["run", "mnist_client"], "task.path"),
         (["run", "mnist_client", "task.path=/nowhere"], "task.path=/nowhere is not a folder"),
+        (["run", "mnist_client", "task.path=no/where"], "task.path is 'no/where', but must be the absolute path of"),
         (["run", "mnist_client", "task.path=~nobody-here/mnist"], "there is no such user"),
         (["run", "quickstart", "task.use=[1]"], "task.use is [1], but must be a text"),
         (["run", "quickstart", "strategies="], "strategies is None, but must be a list, e.g. []"),
@@ -120,6 +160,7 @@ def test_flwr_run_with_flowers_own_transport_and_three_nodes(in_process, stored_
         (["run", "rounds=3"], "experiment's name"),
         (["run", "quickstart", "--nodes", "0"], "--nodes 0"),
         (["report", "/nowhere"], "not a run"),
+        (["split", "quickstart", "--to", "/dev/null"], "cannot write to /dev/null/client-0: Not a directory"),
         (["report", "/nowhere", "/either"], "not a run"),
     ],
 )

@@ -17,7 +17,7 @@ from fedforget.data.sources import unknown
 from fedforget.seeds import Seeds
 
 KINDS = ("none", "trigger", "label_swap", "label_random", "canary")
-CANARY_LABELS = ("random", "true")
+CANARY_LABELS = ("random", "natural")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CorruptionConfig:
         patch: for ``trigger``, side of the square in the lower right corner, in pixels.
         classes: for ``label_swap``, the two classes.
         canaries: for ``canary``, candidates at each client.
-        canary_label: for ``canary``, ``random`` (uniform over the wrong labels) or ``true`` (natural, held back).
+        canary_label: for ``canary``, ``random`` (uniform over the wrong labels) or ``natural`` (the true ones).
 
     Raises:
         ValueError: if a name is unknown, a number is out of range, or no client is named.
@@ -184,6 +184,6 @@ def _rename(labels: np.ndarray, num_classes: int, config: CorruptionConfig, rng:
         return np.full_like(labels, config.target_class)
     if config.kind == "label_swap":
         return np.where(labels == config.classes[0], config.classes[1], config.classes[0])
-    if config.kind == "canary" and config.canary_label == "true":
+    if config.kind == "canary" and config.canary_label == "natural":
         return labels
     return (labels + rng.integers(1, num_classes, size=len(labels))) % num_classes  # uniform over the wrong ones

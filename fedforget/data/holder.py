@@ -125,7 +125,7 @@ def write_holders(task: TaskConfig, config: PartitionConfig, seeds: Seeds, folde
         folder: gets a subfolder ``client-<id>`` for each client.
 
     Raises:
-        ValueError: if the data cannot be read or divided as asked.
+        ValueError: if the data cannot be read or divided as asked, or the folder cannot be written.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -139,15 +139,18 @@ def write_holders(task: TaskConfig, config: PartitionConfig, seeds: Seeds, folde
     written = []
     for client, rows in enumerate(parts):
         own = folder / f"client-{client}"
-        own.mkdir(parents=True, exist_ok=True)
-        for name, some, labels in (
-            ("train", images[rows], train.labels[rows]),
-            ("test", test_images, test.labels),
-        ):
-            table = pa.table({"image": [_png(image) for image in some], "label": labels.astype(np.int64)})
-            parquet.write_table(table, own / f"{name}.parquet")
         facts = Facts(client, classes, tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()), digests)
-        (own / FACTS).write_text(facts.to_json(), encoding="utf-8")
+        try:
+            own.mkdir(parents=True, exist_ok=True)
+            for name, some, labels in (
+                ("train", images[rows], train.labels[rows]),
+                ("test", test_images, test.labels),
+            ):
+                table = pa.table({"image": [_png(image) for image in some], "label": labels.astype(np.int64)})
+                parquet.write_table(table, own / f"{name}.parquet")
+            (own / FACTS).write_text(facts.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"cannot write to {own}: {error.strerror or error}; choose another folder") from error
         written.append(own)
     return written
 

@@ -188,6 +188,8 @@ def read_examples(task: TaskConfig, seeds: Seeds) -> tuple[_Split, _Split]:
     if lowest < 0:
         raise ValueError(f"label {lowest} is negative; classes count from 0")
     highest = max(train.labels.max(), test.labels.max())
+    if highest == 0:
+        raise ValueError("all labels are 0; a task needs two classes at least")
     if highest >= MOST_CLASSES:
         raise ValueError(f"label {highest} is no class; number the classes from 0, {MOST_CLASSES} at most")
     return train, test
@@ -288,7 +290,8 @@ def _columns(table: Any, task: TaskConfig) -> _Split:
     import pyarrow.compute as pc
 
     def is_image(kind: Any) -> bool:
-        return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 or pa.types.is_binary(kind)
+        encoded = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return encoded or pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
 
     images = [field.name for field in table.schema if is_image(field.type)]
     integers = [
@@ -300,17 +303,20 @@ def _columns(table: Any, task: TaskConfig) -> _Split:
     if task.id_column and task.id_column not in table.column_names:
         raise unknown("task.id_column", task.id_column, table.column_names)
 
-    encoded = table[image]
-    if pa.types.is_struct(encoded.type):
-        encoded = pc.struct_field(encoded, "bytes")
-    for name, column in ((image, encoded), (label, table[label])):
+    columns = {image: table[image], label: table[label]}
+    if pa.types.is_struct(columns[image].type):
+        columns[image] = pc.struct_field(columns[image], "bytes")
+    if task.id_column:
+        columns[task.id_column] = table[task.id_column]
+        if pa.types.is_nested(columns[task.id_column].type):
+            raise ValueError(
+                f"task.id_column={task.id_column} holds {columns[task.id_column].type}; an id is a number or a text"
+            )
+    for name, column in columns.items():
         if column.null_count:
             raise ValueError(f"column {name} lacks the values of {column.null_count} of {len(column)} examples")
-    return _Split(
-        encoded.to_numpy(zero_copy_only=False),
-        table[label].to_numpy(zero_copy_only=False),
-        table[task.id_column].to_numpy(zero_copy_only=False) if task.id_column else None,
-    )
+    values = {name: column.to_numpy(zero_copy_only=False) for name, column in columns.items()}
+    return _Split(values[image], values[label], values.get(task.id_column))
 
 
 def _choose(field: str, wanted: str, guesses: list[str], fitting: list[str], columns: list[str]) -> str:

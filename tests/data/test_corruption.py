@@ -30,7 +30,7 @@ KINDS: list[dict] = [
     {"kind": "label_swap", "classes": (2, 7)},
     {"kind": "label_random", "share": 0.25},
     {"kind": "canary", "canaries": 40},
-    {"kind": "canary", "canaries": 40, "canary_label": "true"},
+    {"kind": "canary", "canaries": 40, "canary_label": "natural"},
 ]
 
 
@@ -41,7 +41,7 @@ def test_only_recorded_training_examples_change(fields: dict) -> None:
     recorded = torch.cat([touched(data, client) for client in (1, 3)])
     changed = (data.labels != CLEAN.labels) | (data.inputs != CLEAN.inputs).flatten(1).any(1)
     expected = torch.zeros_like(changed)
-    if fields.get("canary_label") != "true":
+    if fields.get("canary_label") != "natural":
         expected[recorded] = True
     assert torch.equal(changed, expected)
     assert torch.equal(data.test_inputs, CLEAN.test_inputs) and torch.equal(data.test_labels, CLEAN.test_labels)

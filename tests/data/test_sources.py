@@ -110,6 +110,28 @@ def test_natural_ids_follow_their_examples(tmp_path: Path) -> None:
     assert list(data.train_ids) == [f"writer {label}" for label in data.train_labels.tolist()]
 
 
+@pytest.mark.parametrize(
+    ("ids", "sentence"),
+    [
+        ([1, None, 2, 1], "column writer lacks the values of 1 of 4 examples"),
+        ([[1], [2], [1], [2]], "task.id_column=writer holds list<.*>; an id is a number or a text"),
+    ],
+)
+def test_bad_ids(tmp_path: Path, ids: list, sentence: str) -> None:
+    path = folder(tmp_path, train=table(4, writer=ids)).path
+    with pytest.raises(ValueError, match=sentence):
+        load_source(TaskConfig(source="folder", path=path, id_column="writer"), SEEDS)
+
+
+def test_images_in_large_columns_are_read(tmp_path: Path) -> None:
+    """Some writers of parquet files give every column of bytes 64-bit offsets."""
+    content = table(10)
+    images = pa.array([image["bytes"] for image in content["image"].to_pylist()], pa.large_binary())
+    plain = load_source(folder(tmp_path, train=content), SEEDS)
+    large = load_source(folder(tmp_path, train=content.set_column(0, "image", images)), SEEDS)
+    assert torch.equal(plain.train_inputs, large.train_inputs)
+
+
 def test_wanted_columns(tmp_path: Path) -> None:
     other = [2] * 5 + [0] * 5
     content = table(10, coarse=other).append_column("thumbnail", table(10, (2, 2))["image"])
@@ -150,6 +172,7 @@ def test_bad_content(tmp_path: Path) -> None:
         "8-bit grayscale and RGB images": table(4, (3, 3, 4)),
         "cannot be decoded": pa.table({"image": [b"no image"] * 4, "label": [0, 1, 0, 1]}),
         "training and 1 test examples; it needs both": table(1),
+        "all labels are 0; a task needs two classes at least": table(4).set_column(1, "label", [[0] * 4]),
     }
     for sentence, content in bad.items():
         folder(tmp_path, train=content)
