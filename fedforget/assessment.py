@@ -54,6 +54,7 @@ KEPT = frozenset({*verdicts.COMPARED, "canary", "plane"})  # sets that margins a
 PRIMARIES = (
     ("canary", "canary/calibrated"),
     ("trigger", "trigger/success"),
+    ("noise", "noise/alignment"),
     ("label_swap", "confusion/forget_confused"),
     ("label_random", "matched/margin"),
 )

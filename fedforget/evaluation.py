@@ -161,7 +161,7 @@ class EvaluationConfig:
                 f"evaluation.primary={self.primary} is not measured again later; use one of {', '.join(LATER)}"
             )
         family = (rest or self.primary).partition("/")[0]
-        needed = {"canary": "canary", "trigger": "trigger", "confusion": "label_swap"}.get(family)
+        needed = {"canary": "canary", "trigger": "trigger", "noise": "noise", "confusion": "label_swap"}.get(family)
         if needed and corruption != needed:
             raise ValueError(f"evaluation.primary={self.primary} was not recorded; add corruption={needed}")
         if family not in FAMILIES:
@@ -180,6 +180,7 @@ LATER = (
     "rmia/",
     "lira/",
     "trigger/",
+    "noise/",
     "confusion/",
 )  # what is measured again later
 FAMILIES = (
@@ -194,6 +195,7 @@ FAMILIES = (
     "probe",
     "canary",
     "trigger",
+    "noise",
     "confusion",
     "clients",
     "relearn",
@@ -241,6 +243,7 @@ def measure(
     probe               accuracy on the forget set of a linear classifier of features, fitted on the holdout
     canary              coin-flip audit: AUC of the margins, the same calibrated by references, p value, epsilon
     trigger, confusion  success of the planted trigger; mistakes between the two classes that were swapped
+    noise               how far the model leans along the noise that was added to forgotten examples (GUS), its p value
     clients             accuracy on the retained clients' own holdouts, and its distance from the references'
     .../disagreement    churn, Jensen-Shannon divergence, activation distance and CKA to the references
     layer               CKA to the references of what comes out of each layer, on forgotten examples
@@ -250,7 +253,7 @@ def measure(
     Args:
         outputs: by audit set.
         references: the same of oracles of *other* seeds; metrics that need more than there are have no entry.
-        corruption: the run's corruption: its ``kind``, ``target_class`` and ``classes``.
+        corruption: the run's corruption: its ``kind``, ``target_class``, ``classes`` and ``deviation``.
         brief: leave out what a model of a later stage, or a checkpoint of an oracle, is not judged by: the families
             probe and efficacy, calibration, likeness, and all scores of matched but the margin.
     """
@@ -314,7 +317,7 @@ def _efficacy(sets: Mapping[str, Outputs]) -> dict[str, float]:
 def _marks(
     sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]], corruption: Mapping[str, Any]
 ) -> dict[str, float]:
-    """The families canary, trigger and confusion."""
+    """The families canary, trigger, noise and confusion."""
     values: dict[str, float] = {}
     if "canary" in sets:
         candidates = sets["canary"]
@@ -326,6 +329,11 @@ def _marks(
             values["canary/epsilon"] = leakage.epsilon_bound(scores["canary/auc"], included)
     if "trigger" in sets:
         values["trigger/success"] = leakage.attack_success(sets["trigger"], corruption["target_class"])
+    if "noise" in sets:
+        along = sets["noise"].features
+        assert along is not None, "the engine keeps what the noise is compared with"
+        aligned = leakage.noise_alignment(along[:, 0], along[:, 1], corruption["deviation"])
+        values |= {f"noise/{name}": value for name, value in leakage.noise_test(aligned).items()}
     if corruption.get("kind") == "label_swap":
         for name in ("forget", "test"):
             if name in sets:

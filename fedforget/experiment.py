@@ -630,7 +630,8 @@ class Experiment:
 
     def _marked_sets(self) -> tuple[str, ...]:
         """The audit sets that the corruption is made for."""
-        return {"canary": ("canary",), "trigger": ("trigger",)}.get(self.config.corruption.kind, ())
+        kind = self.config.corruption.kind
+        return (kind,) if kind in ("canary", "trigger", "noise") else ()
 
     def _entry(
         self, k: int, label: str, i: int, stage: str, model: Model, names: tuple[str, ...], marks: bool = True

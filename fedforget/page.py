@@ -197,6 +197,8 @@ GLOSSARY = (
     ("near/, far/, regions/", "share of points around forgotten examples, or test images, whose class differs from the "
      "oracles' (near, far) or the original's (regions); locality = near / (near + far)"),
     ("trigger/, confusion/", "how often a planted trigger works; mistakes between the two classes that were swapped"),
+    ("noise/", "how the model leans along noise that forgotten examples carried (GUS): mean in deviations of a model "
+     "that never saw it (0 expected), and its p value"),
     ("client/n, clients/", "accuracy on retained clients' own holdouts, one by one and as a distribution"),
     ("+r/...", "the same metric after r ordinary rounds on the retained clients"),
     ("relearn/", "accuracy on forgotten examples when they, or a few of them, are taught again, after each round; "

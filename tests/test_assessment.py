@@ -212,6 +212,15 @@ def test_a_stage_that_a_broken_model_never_reached_counts_as_nan(canary_run) -> 
     assert math.isnan(broken.values["+1/canary/auc"]) and math.isfinite(broken.values["canary/auc"])
 
 
+def test_a_run_with_noise_is_judged_by_it_now_and_later(run_small) -> None:
+    experiment, _ = run_small("corruption=noise strategies=[finetune] evaluation.seeds=2 evaluation.durability=[1]")
+    _, rows = report.load(experiment.folder)
+    assert rows["gate"][0]["primary"] == "noise/alignment"
+    values = {(row["label"], row["seed"]): row["values"] for row in rows["result"]}
+    for name in ("noise/alignment", "noise/p", "+1/noise/alignment"):
+        assert values["none", 0][name] == values["original", 0][name] != values["retrain", 0][name]
+
+
 def test_the_primary_metric_is_the_configured_one_or_fits_the_corruption(canary_run) -> None:
     store, header, _ = canary_run
     assert assess(store, header | {"primary": "forget/accuracy"}).gates[0]["primary"] == "forget/accuracy"

@@ -194,6 +194,7 @@ def test_levels_from_leaderboard_on_audit_again() -> None:
         ({"level": "epsilon", "seeds": 256, "durability": (5,)}, "trigger", "add corruption=canary"),
         ({"primary": "canary/auc"}, "none", "primary=canary/auc was not recorded; add corruption=canary"),
         ({"primary": "trigger/success"}, "canary", "primary=trigger/success was not recorded; add corruption=trigger"),
+        ({"primary": "noise/alignment"}, "canary", "primary=noise/alignment was not recorded; add corruption=noise"),
         ({"primary": "confusion/forget_error"}, "none", "add corruption=label_swap"),
         ({"primary": "+20/canary/auc"}, "canary", "needs the audit after 20 rounds; add 20 to evaluation.durability"),
         ({"primary": "+5/canary/auc", "durability": (5,)}, "none", "primary=.5/canary/auc was not recorded; add"),
@@ -234,6 +235,14 @@ def test_canaries_raw_and_calibrated() -> None:
 def test_coins_that_all_fell_alike_give_no_figure() -> None:
     alike = replace(canaries([1, 4, 2, 3]), included=torch.ones(4, dtype=torch.long))
     assert measure({"canary": alike}) == {}
+
+
+def test_marks_of_noise() -> None:
+    """Products 1 and 2 with gradients of length 1 and 4, deviation 0.5: alignments 2 and 1, z = 1.5 sqrt 2."""
+    zeros = torch.zeros(2, dtype=torch.long)
+    answers = Outputs(torch.zeros(2, 3), zeros, zeros, torch.tensor([[1.0, 1.0], [2.0, 4.0]]))
+    values = measure({"noise": answers}, corruption={"kind": "noise", "deviation": 0.5})
+    assert values == pytest.approx({"noise/alignment": 1.5, "noise/p": math.erfc(1.5) / 2})
 
 
 def test_marks_of_a_trigger_and_of_swapped_labels() -> None:
