@@ -10,6 +10,7 @@ stage           the model
 ``+r``          after r ordinary rounds on the retained clients
 ``rejoin r``    after r rounds in which the forgotten data takes part again
 ``few r``       after r rounds of training by its owner on one in `fedforget.data.FEW` of the forgotten examples alone
+``retain r``    after r ordinary rounds on the retained clients, asked about the same forgotten examples as ``few r``
 ``head``        with the original's last layer put back
 ==============  ====================================================================================================
 """
@@ -41,6 +42,7 @@ from fedforget.evaluation import (
     bill,
     canary_scores,
     layer_likeness,
+    layer_probes,
     measure,
 )
 from fedforget.ledger import Cost
@@ -72,7 +74,8 @@ class Assessment(NamedTuple):
         audit: rows of `fedforget.evaluation.audit`.
         costs: rows of `fedforget.evaluation.bill`.
         verdicts: rows of `fedforget.verdicts.judge`, each with its ``request``.
-        gates: for each request what `fedforget.verdicts.gates` found, and the primary metric.
+        gates: for each request what `fedforget.verdicts.gates` found, the primary metric, and ``examples``, the size of
+            each audit set in the first seed.
         figures: data of figures: rows with ``request``, ``kind``, ``label`` and what belongs to the kind.
     """
 
@@ -117,7 +120,8 @@ def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
         results += mine
         models = verdicts.evidence(mine, reader.margins())
         primary = _primary(header, models)
-        gate_rows.append({"request": request, "primary": primary, **verdicts.gates(models, primary)})
+        found = verdicts.gates(models, primary)
+        gate_rows.append({"request": request, "primary": primary, "examples": reader.sizes, **found})
         judged = verdicts.judge(models, primary, header["classes"])
         verdict_rows += [{"request": request, **row} for row in judged]
         figures += [
@@ -178,10 +182,13 @@ class _Reader:
         self.seeds = sorted({seed for label, seed, _ in self.models if label == ORACLE})
         self.layout = Layout(tuple(header["layout"][0]), tuple(map(tuple, header["layout"][1])))
         self._oracle = lru_cache(maxsize=None)(lambda seed, stage: self.outputs(ORACLE, seed, stage))
+        self.sizes: dict[str, int] = {}
         self.kept: dict[tuple[str, int], Sets] = {}  # of every model, what its margins and figures need
         self._original = lru_cache(maxsize=None)(lambda seed: self.outputs(ORIGINAL, seed))
         self._scores = lru_cache(maxsize=None)(self._candidates)
         self._learned = lru_cache(maxsize=None)(lambda seed: self.weights(ORIGINAL, seed))
+        self._retrained = lru_cache(maxsize=None)(lambda seed: self.weights(ORACLE, seed))
+        self._apart = lru_cache(maxsize=None)(lambda: fidelity.spread([self._retrained(k) for k in self.seeds]))
 
     def outputs(self, label: str, seed: int, stage: str = "") -> Sets:
         """A model's answers by audit set."""
@@ -242,6 +249,8 @@ class _Reader:
         corruption = self.header["corruption_config"]
         first = self._oracle(seed, "") if label == ORACLE else self.outputs(label, seed)
         self.kept[label, seed] = {name: replace(sets, features=None) for name, sets in first.items() if name in KEPT}
+        if label == ORACLE and seed == self.seeds[0]:
+            self.sizes = {name: len(answers) for name, answers in first.items()}
         brief = label.startswith(CHECKPOINT)
         values = measure(first, self.references(label, seed, ""), corruption, brief)
         if brief:
@@ -257,19 +266,25 @@ class _Reader:
             elif len(sets["rest"]):
                 kind, _, number = stage.partition(" ")
                 values[f"relearn/{kind}_{number}"] = accuracy(sets["rest"])
-        for kind in ("rejoin", "few"):
+        for kind in ("rejoin", "few", "retain"):
             curve = [value for name, value in values.items() if name.startswith(f"relearn/{kind}_")]
             if curve:
                 values[f"relearn/{kind}"] = float(np.mean(curve))
         if label == ORIGINAL and "forget/accuracy" in values:
             values["head/forget_accuracy"] = values["forget/accuracy"]  # its own head is what would be put back
         if (ORIGINAL, seed, "") in self.entries:
-            shares = representation.layer_shares(self.weights(label, seed), self._learned(seed))
+            model = self.weights(label, seed)
+            shares = representation.layer_shares(model, self._learned(seed))
+            values |= {f"weights/{block}/share": share for block, share in shares.items()}
             values["weights/head_share"] = list(shares.values())[-1]
+            if len(self.seeds) > 1:
+                values["weights/distance"] = fidelity.weight_distance(model, self._retrained(seed), self._apart())
             values |= _regions(first, self._original(seed))
             if "forget_layers" in first:
                 likeness = layer_likeness(first["forget_layers"], self._original(seed)["forget_layers"])
                 values |= {f"layer/{i}/original_cka": similar for i, similar in likeness.items()}
+                known = layer_probes(first["holdout_layers"], first["forget_layers"])
+                values |= {f"layer/{i}/probe": share for i, share in known.items()}
         return values
 
     def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -176,6 +176,7 @@ LATER = (
     "forget/",
     "test/accuracy",
     "matched/",
+    "efficacy/",
     "canary/",
     "rmia/",
     "lira/",
@@ -254,8 +255,8 @@ def measure(
         outputs: by audit set.
         references: the same of oracles of *other* seeds; metrics that need more than there are have no entry.
         corruption: the run's corruption: its ``kind``, ``target_class``, ``classes`` and ``deviation``.
-        brief: leave out what a model of a later stage, or a checkpoint of an oracle, is not judged by: the families
-            probe and efficacy, calibration, likeness, and all scores of matched but the margin.
+        brief: leave out what a model of a later stage, or a checkpoint of an oracle, is not judged by: the family
+            probe, calibration and likeness.
     """
     sets = {name: answers for name, answers in outputs.items() if len(answers)}
     values = {
@@ -270,29 +271,26 @@ def measure(
     values |= _membership(sets, references, brief)
     values |= _marks(sets, references, corruption or {})
     values |= _side_effects(sets, references)
+    values |= _efficacy(sets)
     if not brief:
-        values |= _efficacy(sets) | _likeness(sets, references)
+        values |= _likeness(sets, references)
     return values
 
 
 def _membership(
     sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]], brief: bool
 ) -> dict[str, float]:
-    """The families matched (only its margin, if brief), lira, rmia and probe (not if brief)."""
+    """The families matched, lira, rmia and probe (not if brief)."""
     values: dict[str, float] = {}
     if not {"forget", "holdout"} <= sets.keys():
         return values
     forget, holdout = sets["forget"], sets["holdout"]
     members, others = margins(forget), margins(holdout)
-    if brief:
-        values["matched/margin"] = leakage.auc(members, others)
-    else:
-        values |= {f"matched/{score}": value for score, value in leakage.matched_holdout(forget, holdout).items()}
-        for name, fpr in (("tpr_at_1", 0.01), ("tpr_at_01", 0.001)):
-            rate = leakage.tpr_at_fpr(members, others, fpr)
-            values[f"matched/{name}"] = rate.value
-        if forget.features is not None and holdout.features is not None:
-            values["probe/accuracy"] = representation.linear_probe(holdout, forget)
+    values |= {f"matched/{score}": value for score, value in leakage.matched_holdout(forget, holdout).items()}
+    for name, fpr in (("tpr_at_1", 0.01), ("tpr_at_01", 0.001)):
+        values[f"matched/{name}"] = leakage.tpr_at_fpr(members, others, fpr).value
+    if not brief and forget.features is not None and holdout.features is not None:
+        values["probe/accuracy"] = representation.linear_probe(holdout, forget)
     if references:
         mine = {name: align([sets[name], *(other[name] for other in references)]) for name in ("forget", "holdout")}
         if len(mine["forget"][0]) and len(mine["holdout"][0]):
@@ -395,6 +393,20 @@ def layer_likeness(model: Outputs, other: Outputs) -> dict[int, float]:
         return {}
     assert model.features is not None and other.features is not None
     return dict(enumerate(representation.layer_cka(model.features, other.features), start=1))
+
+
+def layer_probes(train: Outputs, test: Outputs) -> dict[int, float]:
+    """Accuracy on ``test`` of a linear classifier of the outputs of each layer, from 1, fitted on ``train``; nothing
+    if a side is empty."""
+    if not len(train) or not len(test):
+        return {}
+    assert train.features is not None and test.features is not None
+
+    def one(outputs: Outputs, layer: int) -> Outputs:
+        return replace(outputs, features=outputs.features[:, layer])  # type: ignore[index]
+
+    layers = range(train.features.shape[1])
+    return {i + 1: representation.linear_probe(one(train, i), one(test, i)) for i in layers}
 
 
 def audit(results: Sequence[ModelResult]) -> list[dict]:

@@ -49,14 +49,15 @@ def write(folder: Path, header: dict, rows: Rows) -> dict[str, Path]:
     text = render_table(header, rows)
     views = tables.views(header, rows)
     drawings = [figures.draw(header, view) for view in views]
+    sequence = [figures.requests([(header, view) for view in views], sequence=True)] if len(views) > 1 else []
     groups = {"header": [header], **{kind: rows[kind] for kind in KINDS}}
     contents = {
         "table.md": text.encode(),
-        "report.html": page.render(header, views, drawings).encode(),
+        "report.html": page.render(header, views, drawings, sequence).encode(),
         "quality_cost.png": figures.quality_cost(header, views),
         "audit.csv": _csv(rows["audit"]).encode(),
         "verdicts.csv": _csv(rows["verdict"]).encode(),
-        **{f"figures/{drawing.name}.svg": drawing.svg.encode() for mine in drawings for drawing in mine},
+        **{f"figures/{drawing.name}.svg": drawing.svg.encode() for mine in (sequence, *drawings) for drawing in mine},
     }
     make_folder(folder / "figures")
     for name, content in contents.items():

@@ -62,7 +62,8 @@ def contents(results: list, level: str = "leaderboard") -> tuple[dict, dict]:
     rows: dict = {"figure": [], "gate": [], "verdict": [], "result": [asdict(result) for result in results]}
     for request in range(requests):
         models = verdicts.evidence([result for result in results if result.request == request], {})
-        rows["gate"].append({"request": request, "primary": ATTACK, **verdicts.gates(models, ATTACK)})
+        found = verdicts.gates(models, ATTACK)
+        rows["gate"].append({"request": request, "primary": ATTACK, "examples": {"forget": 144}, **found})
         rows["verdict"] += [{"request": request, **row} for row in verdicts.judge(models, ATTACK, classes=10)]
     shown = [result for result in results if result.label != evaluation.ANOTHER]
     return header, rows | {"audit": evaluation.audit(shown), "cost": evaluation.bill(shown)}
@@ -179,6 +180,7 @@ def test_files_are_written_and_made_again(tmp_path: Path, seeds: int, requests: 
     figures = [
         f"figures/{name}-{i + 1}.svg" for i in range(requests) for name in ("distance_cost", "forest", "quality_cost")
     ]
+    figures += ["figures/sequence.svg"] * (requests > 1)
     files = ["audit.csv", "quality_cost.png", "report.html", "results.jsonl", "table.md", "verdicts.csv"]
     assert sorted(paths) == sorted([*files, *figures])
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(paths.values())
