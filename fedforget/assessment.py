@@ -49,7 +49,7 @@ from fedforget.ledger import Cost
 from fedforget.metrics import Outputs, fidelity, leakage, regions, representation
 from fedforget.metrics.outputs import accuracy, align, margins
 from fedforget.params import Layout, Params
-from fedforget.store import load_tensors
+from fedforget.store import DamagedFile, load_tensors
 
 PARTS = ("logits", "labels", "clients", "features", "rows", "included")
 KEPT = frozenset({*verdicts.COMPARED, "canary", "plane"})  # sets that margins and figures are made of
@@ -108,7 +108,7 @@ def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
         header: the run's header: ``models`` is the index; ``corruption_config``, ``classes`` and ``primary`` are used.
 
     Raises:
-        DamagedFile: if a stored file does not match its checksum.
+        DamagedFile: if a stored file is not there or does not match its checksum.
         ValueError: as `fedforget.evaluation.audit`.
     """
     index: list[dict] = header["models"]
@@ -192,7 +192,7 @@ class _Reader:
 
     def outputs(self, label: str, seed: int, stage: str = "") -> Sets:
         """A model's answers by audit set."""
-        tensors, _ = load_tensors(self.store / self.entries[label, seed, stage]["outputs"])
+        tensors = self._load(self.entries[label, seed, stage]["outputs"])
         names = dict.fromkeys(name.partition("/")[0] for name in tensors)
         return {name: Outputs(*(tensors.get(f"{name}/{part}") for part in PARTS)) for name in names}  # type: ignore[arg-type]
 
@@ -205,7 +205,13 @@ class _Reader:
     def weights(self, label: str, seed: int) -> Params:
         """A model's parameters."""
         path, name = self.entries[label, seed, ""]["weights"]
-        return Params(load_tensors(self.store / path)[0][name], self.layout)
+        return Params(self._load(path)[name], self.layout)
+
+    def _load(self, path: str) -> dict[str, Tensor]:
+        try:
+            return load_tensors(self.store / path)[0]
+        except FileNotFoundError as error:
+            raise DamagedFile(self.store / path, "it is not there") from error
 
     def results(self, request: int) -> list[ModelResult]:
         """The metrics of every model, those of later stages among them; to be asked first, because it reads the files.

@@ -136,8 +136,12 @@ class EvaluationConfig:
         """What a run at this level may claim."""
         return LEVELS[self.level].claim
 
-    def check(self, corruption: str) -> None:
-        """Refuse a level or a primary metric whose inputs a run with this corruption does not record.
+    def check(self, corruption: str, holdout: float) -> None:
+        """Refuse a level or a primary metric whose inputs a run does not record.
+
+        Args:
+            corruption: its kind.
+            holdout: share of each client's examples that it never trains on.
 
         Raises:
             ValueError: saying what to add.
@@ -168,6 +172,20 @@ class EvaluationConfig:
             raise ValueError(
                 f"evaluation.primary={self.primary} is unknown; it starts with one of {', '.join(FAMILIES)}"
             )
+        names = [f"{family}/{name}" for name in FAMILIES[family]]
+        if (rest or self.primary) not in names:
+            raise ValueError(f"evaluation.primary={self.primary} is unknown; choose one of {', '.join(names)}")
+        fewest = NEEDED.get(rest or self.primary, 1)
+        if self.seeds < fewest:
+            raise ValueError(
+                f"evaluation.primary={self.primary} compares with oracles of other seeds; use evaluation.seeds="
+                f"{fewest} at least, not {self.seeds}"
+            )
+        if family in MATCHED and not holdout:
+            raise ValueError(
+                f"evaluation.primary={self.primary} needs data of the leaving client that it never trains on; set "
+                "partition.holdout above 0"
+            )
         if family == "relearn" and not self.relearn:
             raise ValueError(f"evaluation.primary={self.primary} needs evaluation.relearn, for instance 5")
 
@@ -184,26 +202,34 @@ LATER = (
     "noise/",
     "confusion/",
 )  # what is measured again later
-FAMILIES = (
-    "forget",
-    "retain",
-    "holdout",
-    "test",
-    "matched",
-    "efficacy",
-    "lira",
-    "rmia",
-    "probe",
-    "canary",
-    "trigger",
-    "noise",
-    "confusion",
-    "clients",
-    "relearn",
-    "near",
-    "far",
-    "regions",
-)
+LIKENESS = ("disagreement", "js_divergence", "activation_distance")
+FAMILIES: dict[str, tuple[str, ...]] = {  # metrics that can be a primary one; those of every client or layer cannot
+    "forget": (*METRICS, *LIKENESS, "cka"),
+    "retain": (*METRICS, *LIKENESS),
+    "holdout": (*METRICS,),
+    "test": (*METRICS, "calibration_error", "brier", *LIKENESS),
+    "matched": (*leakage.SCORES, "tpr_at_1", "tpr_at_01"),
+    "efficacy": (*leakage.SCORES, "logistic"),
+    "lira": ("auc",),
+    "rmia": ("auc",),
+    "probe": ("accuracy",),
+    "canary": ("auc", "calibrated", "p", "epsilon"),
+    "trigger": ("success",),
+    "noise": ("alignment", "p"),
+    "confusion": ("forget_error", "forget_confused", "test_error", "test_confused"),
+    "clients": ("accuracy", "worst", "mean", "worst_decile", "min", "sd", "jain"),
+    "relearn": ("rejoin", "few", "retain"),
+    "near": ("disagreement",),
+    "far": ("disagreement",),
+    "regions": ("near", "far", "locality"),
+}
+MATCHED = ("holdout", "matched", "lira", "rmia", "probe")  # families that ask the leaving client's own holdout
+NEEDED = {  # metrics that need oracles of other seeds, and how many seeds that takes
+    "lira/auc": 3,
+    **dict.fromkeys(("rmia/auc", "canary/calibrated", "near/disagreement", "far/disagreement", "forget/cka"), 2),
+    **{f"{name}/{metric}": 2 for name in ("forget", "retain", "test") for metric in LIKENESS},
+    **{f"clients/{metric}": 2 for metric in ("mean", "worst_decile", "min", "sd", "jain")},
+}
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def requests(runs: Sequence[tuple[Row, View]], sequence: bool = False) -> Drawin
         _legend(figure, *upper.get_legend_handles_labels())
         order = "requests have no order"
         if sequence:
-            order = "each request is served from the model that the one before left, and has oracles of its own"
+            order = "each request starts from the model that the one before left; its oracles saw nothing of any so far"
         caption = (
             "Quality (privacy track), and the gap to the oracle under each request's primary metric as a share of the "
             f"original's. Lines join the values of a method; {order}. A void request has no points."
@@ -435,7 +435,7 @@ def _examples(header: Row, view: View):
         panel.plot(row["x"], row["y"], **({"linewidth": 1.3} | lines[label]))
     usual = [x for label in (ORIGINAL, ANOTHER) if label in curves for x in curves[label]["x"]]
     if usual:  # a destroyed model's curve may leave the picture
-        wider = max(1.0, max(usual) - min(usual))
+        wider = max(1.0, (max(usual) - min(usual)) / 4)
         panel.set_xlim(min(usual) - wider, max(usual) + wider)
     panel.set(ylim=(0, 1), xlabel="margin minus the oracle's, nats", ylabel="share of forgotten examples")
     _legend(figure, *panel.get_legend_handles_labels())

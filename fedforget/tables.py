@@ -311,6 +311,13 @@ def limits_table(header: Row, view: View) -> Table:
         "harmed: share of retained clients with an accuracy below the oracle's by more than seeds explain. at least: "
         "one-sided 95 % limits; indist. quality: the least of forgetting, utility and fidelity."
     )
+    seeds, tested = header["seeds"], sum(row["energy_holm"] is not None for row in view.verdicts.values())
+    least = 2 / math.comb(2 * seeds, seeds)  # with either side first; see fedforget.metrics.fidelity.energy_test
+    if tested and tested * least > 0.05:
+        note += (
+            f" With K = {seeds} no energy p is below {number(least, 3)}, so after the correction for {tested} "
+            "strategies no difference can be shown; use more seeds."
+        )
     return Table("Tests and limits", columns, rows, note)
 
 

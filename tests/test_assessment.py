@@ -235,6 +235,13 @@ def test_the_primary_metric_is_the_configured_one_or_fits_the_corruption(canary_
         assert assess(store, other).gates[0]["primary"] == primary
 
 
+def test_a_file_of_answers_that_is_gone_is_named(canary_run) -> None:
+    store, header, _ = canary_run
+    models = [{**header["models"][0], "outputs": "outputs/gone/outputs.safetensors"}, *header["models"][1:]]
+    with pytest.raises(DamagedFile, match=r"gone/outputs.safetensors is damaged \(it is not there\)"):
+        assess(store, header | {"models": models})
+
+
 def test_a_damaged_file_of_answers_is_named(canary_run) -> None:
     store, header, _ = canary_run
     path = store / next(entry["outputs"] for entry in header["models"] if entry["label"] == "finetune")
