@@ -10,6 +10,7 @@ stage           the model
 ``+r``          after r ordinary rounds on the retained clients
 ``rejoin r``    after r rounds in which the forgotten data takes part again
 ``few r``       after r rounds of training by its owner on one in `fedforget.data.FEW` of the forgotten examples alone
+``retain r``    after r ordinary rounds on the retained clients, asked about the same forgotten examples as ``few r``
 ``head``        with the original's last layer put back
 ==============  ====================================================================================================
 """
@@ -41,19 +42,21 @@ from fedforget.evaluation import (
     bill,
     canary_scores,
     layer_likeness,
+    layer_probes,
     measure,
 )
 from fedforget.ledger import Cost
 from fedforget.metrics import Outputs, fidelity, leakage, regions, representation
 from fedforget.metrics.outputs import accuracy, align, margins
 from fedforget.params import Layout, Params
-from fedforget.store import load_tensors
+from fedforget.store import DamagedFile, load_tensors
 
 PARTS = ("logits", "labels", "clients", "features", "rows", "included")
 KEPT = frozenset({*verdicts.COMPARED, "canary", "plane"})  # sets that margins and figures are made of
 PRIMARIES = (
     ("canary", "canary/calibrated"),
     ("trigger", "trigger/success"),
+    ("noise", "noise/alignment"),
     ("label_swap", "confusion/forget_confused"),
     ("label_random", "matched/margin"),
 )
@@ -71,7 +74,8 @@ class Assessment(NamedTuple):
         audit: rows of `fedforget.evaluation.audit`.
         costs: rows of `fedforget.evaluation.bill`.
         verdicts: rows of `fedforget.verdicts.judge`, each with its ``request``.
-        gates: for each request what `fedforget.verdicts.gates` found, and the primary metric.
+        gates: for each request what `fedforget.verdicts.gates` found, the primary metric, and ``examples``, the size of
+            each audit set in the first seed.
         figures: data of figures: rows with ``request``, ``kind``, ``label`` and what belongs to the kind.
     """
 
@@ -104,7 +108,7 @@ def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
         header: the run's header: ``models`` is the index; ``corruption_config``, ``classes`` and ``primary`` are used.
 
     Raises:
-        DamagedFile: if a stored file does not match its checksum.
+        DamagedFile: if a stored file is not there or does not match its checksum.
         ValueError: as `fedforget.evaluation.audit`.
     """
     index: list[dict] = header["models"]
@@ -116,7 +120,8 @@ def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
         results += mine
         models = verdicts.evidence(mine, reader.margins())
         primary = _primary(header, models)
-        gate_rows.append({"request": request, "primary": primary, **verdicts.gates(models, primary)})
+        found = verdicts.gates(models, primary)
+        gate_rows.append({"request": request, "primary": primary, "examples": reader.sizes, **found})
         judged = verdicts.judge(models, primary, header["classes"])
         verdict_rows += [{"request": request, **row} for row in judged]
         figures += [
@@ -177,14 +182,17 @@ class _Reader:
         self.seeds = sorted({seed for label, seed, _ in self.models if label == ORACLE})
         self.layout = Layout(tuple(header["layout"][0]), tuple(map(tuple, header["layout"][1])))
         self._oracle = lru_cache(maxsize=None)(lambda seed, stage: self.outputs(ORACLE, seed, stage))
+        self.sizes: dict[str, int] = {}
         self.kept: dict[tuple[str, int], Sets] = {}  # of every model, what its margins and figures need
         self._original = lru_cache(maxsize=None)(lambda seed: self.outputs(ORIGINAL, seed))
         self._scores = lru_cache(maxsize=None)(self._candidates)
         self._learned = lru_cache(maxsize=None)(lambda seed: self.weights(ORIGINAL, seed))
+        self._retrained = lru_cache(maxsize=None)(lambda seed: self.weights(ORACLE, seed))
+        self._apart = lru_cache(maxsize=None)(lambda: fidelity.spread([self._retrained(k) for k in self.seeds]))
 
     def outputs(self, label: str, seed: int, stage: str = "") -> Sets:
         """A model's answers by audit set."""
-        tensors, _ = load_tensors(self.store / self.entries[label, seed, stage]["outputs"])
+        tensors = self._load(self.entries[label, seed, stage]["outputs"])
         names = dict.fromkeys(name.partition("/")[0] for name in tensors)
         return {name: Outputs(*(tensors.get(f"{name}/{part}") for part in PARTS)) for name in names}  # type: ignore[arg-type]
 
@@ -197,7 +205,13 @@ class _Reader:
     def weights(self, label: str, seed: int) -> Params:
         """A model's parameters."""
         path, name = self.entries[label, seed, ""]["weights"]
-        return Params(load_tensors(self.store / path)[0][name], self.layout)
+        return Params(self._load(path)[name], self.layout)
+
+    def _load(self, path: str) -> dict[str, Tensor]:
+        try:
+            return load_tensors(self.store / path)[0]
+        except FileNotFoundError as error:
+            raise DamagedFile(self.store / path, "it is not there") from error
 
     def results(self, request: int) -> list[ModelResult]:
         """The metrics of every model, those of later stages among them; to be asked first, because it reads the files.
@@ -241,6 +255,8 @@ class _Reader:
         corruption = self.header["corruption_config"]
         first = self._oracle(seed, "") if label == ORACLE else self.outputs(label, seed)
         self.kept[label, seed] = {name: replace(sets, features=None) for name, sets in first.items() if name in KEPT}
+        if label == ORACLE and seed == self.seeds[0]:
+            self.sizes = {name: len(answers) for name, answers in first.items()}
         brief = label.startswith(CHECKPOINT)
         values = measure(first, self.references(label, seed, ""), corruption, brief)
         if brief:
@@ -256,19 +272,25 @@ class _Reader:
             elif len(sets["rest"]):
                 kind, _, number = stage.partition(" ")
                 values[f"relearn/{kind}_{number}"] = accuracy(sets["rest"])
-        for kind in ("rejoin", "few"):
+        for kind in ("rejoin", "few", "retain"):
             curve = [value for name, value in values.items() if name.startswith(f"relearn/{kind}_")]
             if curve:
                 values[f"relearn/{kind}"] = float(np.mean(curve))
         if label == ORIGINAL and "forget/accuracy" in values:
             values["head/forget_accuracy"] = values["forget/accuracy"]  # its own head is what would be put back
         if (ORIGINAL, seed, "") in self.entries:
-            shares = representation.layer_shares(self.weights(label, seed), self._learned(seed))
+            model = self.weights(label, seed)
+            shares = representation.layer_shares(model, self._learned(seed))
+            values |= {f"weights/{block}/share": share for block, share in shares.items()}
             values["weights/head_share"] = list(shares.values())[-1]
+            if len(self.seeds) > 1:
+                values["weights/distance"] = fidelity.weight_distance(model, self._retrained(seed), self._apart())
             values |= _regions(first, self._original(seed))
             if "forget_layers" in first:
                 likeness = layer_likeness(first["forget_layers"], self._original(seed)["forget_layers"])
                 values |= {f"layer/{i}/original_cka": similar for i, similar in likeness.items()}
+                known = layer_probes(first["holdout_layers"], first["forget_layers"])
+                values |= {f"layer/{i}/probe": share for i, share in known.items()}
         return values
 
     def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:

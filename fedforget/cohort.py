@@ -40,7 +40,18 @@ TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
 
 
 # Audit sets, by who holds them.
-TARGET_SETS = ("forget", "holdout", "canary", "few", "rest", "near", "plane", "forget_layers", "holdout_layers")
+TARGET_SETS = (
+    "forget",
+    "holdout",
+    "canary",
+    "noise",
+    "few",
+    "rest",
+    "near",
+    "plane",
+    "forget_layers",
+    "holdout_layers",
+)
 RETAINED_SETS = ("retain", "clients")  # ``clients``: the retained clients' own holdout splits
 TEST_SETS = ("test", "trigger", "far")  # ``trigger``: the test images with a backdoor's trigger
 # ``near``, ``far``: points around forgotten examples, and around test images; ``plane``: a grid of points on the plane
@@ -60,8 +71,9 @@ class Answers(NamedTuple):
         rows: ``[n]``, where each stands in its holder's data, or the number of a point: the same example has the same
             row for every model.
         included: ``[n]``, 1, or 0 for a candidate canary that the trajectory was not trained on.
-        features: float16, ``[n, p]`` for ``forget`` and ``holdout``, what the last layer was given; ``[n, L, p]`` for
-            ``forget_layers`` and ``holdout_layers``, what comes out of each of L layers; ``None`` for other sets.
+        features: float16 ``[n, p]`` for ``forget`` and ``holdout``, what the last layer was given; ``[n, L, p]`` for
+            ``forget_layers`` and ``holdout_layers``, what comes out of each of L layers; float32 ``[n, 2]`` for
+            ``noise``, see `fedforget.engine.evaluate`; ``None`` for other sets.
     """
 
     logits: NDArray

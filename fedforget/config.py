@@ -194,7 +194,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check_values(self)
         make_learner(self.learning)  # refuses unknown learners and options
-        self.evaluation.check(self.corruption.kind)
+        self.evaluation.check(self.corruption.kind, self.partition.holdout)
         _check_request(self.request, self.learning.rounds)
         _check_clients(self)
         _check_strategies(self)

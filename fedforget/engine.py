@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fedforget import data, models, routines, stacked, vmapped
 from fedforget.messages import GRID, POOL, SPHERE, TEST, Task, Work
-from fedforget.metrics import regions
+from fedforget.metrics import Outputs, regions
 from fedforget.params import FlatModule, Layout, Params, add_exactly, can_add_exactly
 
 EVALUATION_BATCH = 500
@@ -321,8 +321,8 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
         Arrays over the ``n`` examples of all parts, one part after another: ``logits [n, classes]``, ``labels [n]``,
         ``rows [n]`` (where the examples stand in the data, or the numbers of points) and ``included [n]`` (whether the
         trajectory trained on a candidate canary; else 1). As ``"part/features"``, float16, of a split in `PROBED` what
-        the last linear layer was given, ``[m, p]``, and of one in `DEEP` what `_layers` says. And a report by part,
-        with its number of ``examples``.
+        the last linear layer was given, ``[m, p]``, of one in `DEEP` what `_layers` says, and of ``noise`` what
+        `_along` says. And a report by part, with its number of ``examples``.
     """
     bench = _bench(work)
     _multiply_in("float32")
@@ -343,7 +343,9 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
             rows, included = (whole[start:stop] for whole in _audited(bench, work, client, DEEP.get(split, split)))
             labels = (bench.data.test_labels if client == TEST else bench.data.labels)[rows]
             batches = _batches(bench, client, split, rows)
-        if split in DEEP:
+        if split == "noise":
+            logits, features = _along(bench, rows)
+        elif split in DEEP:
             logits, features = _layers(bench.model, batches if len(rows) else ())
         elif split in PROBED:
             features = [torch.zeros(0, last.in_features, dtype=torch.half)]
@@ -386,6 +388,28 @@ def _layers(model: nn.Module, batches: Iterable[Tensor]) -> tuple[list[Tensor], 
             logits.append(model(batch).float().cpu())
             outputs.append(torch.stack([kept[layer] for layer in layers], 1))
     return logits, outputs
+
+
+def _along(bench: Workbench, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The logits of images before noise was added to them, and how the margin grows along that noise, float32.
+
+    The two columns ``[n, 2]`` are the inner product of the noise with the gradient of the margin with respect to the
+    clean image, and that gradient's length. (The loss is a falling function of the margin, so its gradient has the
+    opposite direction, but rounds to 0 where the model is sure.)
+    """
+    logits, found = [], [torch.zeros(0, 2)]
+    for batch in rows.split(EVALUATION_BATCH) if len(rows) else ():
+        clean, noise = (images.to(bench.inputs.device) for images in bench.data.noise(batch))
+        labels = bench.labels[batch.to(bench.labels.device)]
+        with torch.enable_grad():
+            clean.requires_grad_()
+            answers = bench.model(clean)
+            margins = Outputs(answers, labels, labels).margins
+            (gradient,) = torch.autograd.grad(margins.sum(), clean)
+        products = (noise * gradient).flatten(1).sum(1)
+        logits.append(answers.detach().float().cpu())
+        found.append(torch.stack([products, gradient.flatten(1).norm(dim=1)], 1).float().cpu())
+    return logits, found
 
 
 def _audited(bench: Workbench, work: Work, client: int, split: str) -> tuple[Tensor, Tensor]:

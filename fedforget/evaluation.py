@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -136,8 +136,12 @@ class EvaluationConfig:
         """What a run at this level may claim."""
         return LEVELS[self.level].claim
 
-    def check(self, corruption: str) -> None:
-        """Refuse a level or a primary metric whose inputs a run with this corruption does not record.
+    def check(self, corruption: str, holdout: float) -> None:
+        """Refuse a level or a primary metric whose inputs a run does not record.
+
+        Args:
+            corruption: its kind.
+            holdout: share of each client's examples that it never trains on.
 
         Raises:
             ValueError: saying what to add.
@@ -161,12 +165,26 @@ class EvaluationConfig:
                 f"evaluation.primary={self.primary} is not measured again later; use one of {', '.join(LATER)}"
             )
         family = (rest or self.primary).partition("/")[0]
-        needed = {"canary": "canary", "trigger": "trigger", "confusion": "label_swap"}.get(family)
+        needed = {"canary": "canary", "trigger": "trigger", "noise": "noise", "confusion": "label_swap"}.get(family)
         if needed and corruption != needed:
             raise ValueError(f"evaluation.primary={self.primary} was not recorded; add corruption={needed}")
         if family not in FAMILIES:
             raise ValueError(
                 f"evaluation.primary={self.primary} is unknown; it starts with one of {', '.join(FAMILIES)}"
+            )
+        names = [f"{family}/{name}" for name in FAMILIES[family]]
+        if (rest or self.primary) not in names:
+            raise ValueError(f"evaluation.primary={self.primary} is unknown; choose one of {', '.join(names)}")
+        fewest = NEEDED.get(rest or self.primary, 1)
+        if self.seeds < fewest:
+            raise ValueError(
+                f"evaluation.primary={self.primary} compares with oracles of other seeds; use evaluation.seeds="
+                f"{fewest} at least, not {self.seeds}"
+            )
+        if family in MATCHED and not holdout:
+            raise ValueError(
+                f"evaluation.primary={self.primary} needs data of the leaving client that it never trains on; set "
+                "partition.holdout above 0"
             )
         if family == "relearn" and not self.relearn:
             raise ValueError(f"evaluation.primary={self.primary} needs evaluation.relearn, for instance 5")
@@ -176,31 +194,42 @@ LATER = (
     "forget/",
     "test/accuracy",
     "matched/",
+    "efficacy/",
     "canary/",
     "rmia/",
     "lira/",
     "trigger/",
+    "noise/",
     "confusion/",
 )  # what is measured again later
-FAMILIES = (
-    "forget",
-    "retain",
-    "holdout",
-    "test",
-    "matched",
-    "efficacy",
-    "lira",
-    "rmia",
-    "probe",
-    "canary",
-    "trigger",
-    "confusion",
-    "clients",
-    "relearn",
-    "near",
-    "far",
-    "regions",
-)
+LIKENESS = ("disagreement", "js_divergence", "activation_distance")
+FAMILIES: dict[str, tuple[str, ...]] = {  # metrics that can be a primary one; those of every client or layer cannot
+    "forget": (*METRICS, *LIKENESS, "cka"),
+    "retain": (*METRICS, *LIKENESS),
+    "holdout": (*METRICS,),
+    "test": (*METRICS, "calibration_error", "brier", *LIKENESS),
+    "matched": (*leakage.SCORES, "tpr_at_1", "tpr_at_01"),
+    "efficacy": (*leakage.SCORES, "logistic"),
+    "lira": ("auc",),
+    "rmia": ("auc",),
+    "probe": ("accuracy",),
+    "canary": ("auc", "calibrated", "p", "epsilon"),
+    "trigger": ("success",),
+    "noise": ("alignment", "p"),
+    "confusion": ("forget_error", "forget_confused", "test_error", "test_confused"),
+    "clients": ("accuracy", "worst", "mean", "worst_decile", "min", "sd", "jain"),
+    "relearn": ("rejoin", "few", "retain"),
+    "near": ("disagreement",),
+    "far": ("disagreement",),
+    "regions": ("near", "far", "locality"),
+}
+MATCHED = ("holdout", "matched", "lira", "rmia", "probe")  # families that ask the leaving client's own holdout
+NEEDED = {  # metrics that need oracles of other seeds, and how many seeds that takes
+    "lira/auc": 3,
+    **dict.fromkeys(("rmia/auc", "canary/calibrated", "near/disagreement", "far/disagreement", "forget/cka"), 2),
+    **{f"{name}/{metric}": 2 for name in ("forget", "retain", "test") for metric in LIKENESS},
+    **{f"clients/{metric}": 2 for metric in ("mean", "worst_decile", "min", "sd", "jain")},
+}
 
 
 @dataclass(frozen=True)
@@ -241,6 +270,7 @@ def measure(
     probe               accuracy on the forget set of a linear classifier of features, fitted on the holdout
     canary              coin-flip audit: AUC of the margins, the same calibrated by references, p value, epsilon
     trigger, confusion  success of the planted trigger; mistakes between the two classes that were swapped
+    noise               how far the model leans along the noise that was added to forgotten examples (GUS), its p value
     clients             accuracy on the retained clients' own holdouts, and its distance from the references'
     .../disagreement    churn, Jensen-Shannon divergence, activation distance and CKA to the references
     layer               CKA to the references of what comes out of each layer, on forgotten examples
@@ -250,9 +280,9 @@ def measure(
     Args:
         outputs: by audit set.
         references: the same of oracles of *other* seeds; metrics that need more than there are have no entry.
-        corruption: the run's corruption: its ``kind``, ``target_class`` and ``classes``.
-        brief: leave out what a model of a later stage, or a checkpoint of an oracle, is not judged by: the families
-            probe and efficacy, calibration, likeness, and all scores of matched but the margin.
+        corruption: the run's corruption: its ``kind``, ``target_class``, ``classes`` and ``deviation``.
+        brief: leave out what a model of a later stage, or a checkpoint of an oracle, is not judged by: the family
+            probe, calibration and likeness.
     """
     sets = {name: answers for name, answers in outputs.items() if len(answers)}
     values = {
@@ -267,29 +297,26 @@ def measure(
     values |= _membership(sets, references, brief)
     values |= _marks(sets, references, corruption or {})
     values |= _side_effects(sets, references)
+    values |= _efficacy(sets)
     if not brief:
-        values |= _efficacy(sets) | _likeness(sets, references)
+        values |= _likeness(sets, references)
     return values
 
 
 def _membership(
     sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]], brief: bool
 ) -> dict[str, float]:
-    """The families matched (only its margin, if brief), lira, rmia and probe (not if brief)."""
+    """The families matched, lira, rmia and probe (not if brief)."""
     values: dict[str, float] = {}
     if not {"forget", "holdout"} <= sets.keys():
         return values
     forget, holdout = sets["forget"], sets["holdout"]
     members, others = margins(forget), margins(holdout)
-    if brief:
-        values["matched/margin"] = leakage.auc(members, others)
-    else:
-        values |= {f"matched/{score}": value for score, value in leakage.matched_holdout(forget, holdout).items()}
-        for name, fpr in (("tpr_at_1", 0.01), ("tpr_at_01", 0.001)):
-            rate = leakage.tpr_at_fpr(members, others, fpr)
-            values[f"matched/{name}"] = rate.value
-        if forget.features is not None and holdout.features is not None:
-            values["probe/accuracy"] = representation.linear_probe(holdout, forget)
+    values |= {f"matched/{score}": value for score, value in leakage.matched_holdout(forget, holdout).items()}
+    for name, fpr in (("tpr_at_1", 0.01), ("tpr_at_01", 0.001)):
+        values[f"matched/{name}"] = leakage.tpr_at_fpr(members, others, fpr).value
+    if not brief and forget.features is not None and holdout.features is not None:
+        values["probe/accuracy"] = representation.linear_probe(holdout, forget)
     if references:
         mine = {name: align([sets[name], *(other[name] for other in references)]) for name in ("forget", "holdout")}
         if len(mine["forget"][0]) and len(mine["holdout"][0]):
@@ -314,7 +341,7 @@ def _efficacy(sets: Mapping[str, Outputs]) -> dict[str, float]:
 def _marks(
     sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]], corruption: Mapping[str, Any]
 ) -> dict[str, float]:
-    """The families canary, trigger and confusion."""
+    """The families canary, trigger, noise and confusion."""
     values: dict[str, float] = {}
     if "canary" in sets:
         candidates = sets["canary"]
@@ -326,6 +353,11 @@ def _marks(
             values["canary/epsilon"] = leakage.epsilon_bound(scores["canary/auc"], included)
     if "trigger" in sets:
         values["trigger/success"] = leakage.attack_success(sets["trigger"], corruption["target_class"])
+    if "noise" in sets:
+        along = sets["noise"].features
+        assert along is not None, "the engine keeps what the noise is compared with"
+        aligned = leakage.noise_alignment(along[:, 0], along[:, 1], corruption["deviation"])
+        values |= {f"noise/{name}": value for name, value in leakage.noise_test(aligned).items()}
     if corruption.get("kind") == "label_swap":
         for name in ("forget", "test"):
             if name in sets:
@@ -387,6 +419,20 @@ def layer_likeness(model: Outputs, other: Outputs) -> dict[int, float]:
         return {}
     assert model.features is not None and other.features is not None
     return dict(enumerate(representation.layer_cka(model.features, other.features), start=1))
+
+
+def layer_probes(train: Outputs, test: Outputs) -> dict[int, float]:
+    """Accuracy on ``test`` of a linear classifier of the outputs of each layer, from 1, fitted on ``train``; nothing
+    if a side is empty."""
+    if not len(train) or not len(test):
+        return {}
+    assert train.features is not None and test.features is not None
+
+    def one(outputs: Outputs, layer: int) -> Outputs:
+        return replace(outputs, features=outputs.features[:, layer])  # type: ignore[index]
+
+    layers = range(train.features.shape[1])
+    return {i + 1: representation.linear_probe(one(train, i), one(test, i)) for i in layers}
 
 
 def audit(results: Sequence[ModelResult]) -> list[dict]:

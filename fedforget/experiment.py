@@ -58,7 +58,7 @@ AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
 REGION_SETS = ("near", "far")  # points around examples
 LAYER_SETS = ("forget_layers", "holdout_layers")  # a few examples in every layer
 FIRST_SETS = (*AUDIT_SETS, *REGION_SETS, *LAYER_SETS)
-LATER_SETS = ("forget", "holdout", "test")  # when the audit is made again, after further rounds
+LATER_SETS = ("forget", "retain", "holdout", "test")  # when the audit is made again, after further rounds
 
 
 @dataclass(frozen=True)
@@ -575,10 +575,14 @@ class Experiment:
             swapped = replace(model, params=swap_head(model.params, original.params))
             entries.append(self._entry(k, label, i, "head", swapped, ("forget",), marks=False))
         try:
-            for rounds, later in self._later(own, i, model, evaluation.durability, "+"):
-                entries.append(self._entry(k, label, i, f"+{rounds}", later, LATER_SETS))
+            taught = range(1, evaluation.relearn + 1)
+            for rounds, later in self._later(own, i, model, sorted({*evaluation.durability, *taught}), "+"):
+                if rounds in evaluation.durability:
+                    entries.append(self._entry(k, label, i, f"+{rounds}", later, LATER_SETS))
+                if rounds in taught:
+                    entries.append(self._entry(k, label, i, f"retain {rounds}", later, ("rest",), marks=False))
             for kind in ("rejoin", "few"):
-                for rounds, later in self._later(own, i, model, range(1, evaluation.relearn + 1), kind):
+                for rounds, later in self._later(own, i, model, taught, kind):
                     entries.append(self._entry(k, label, i, f"{kind} {rounds}", later, ("rest",), marks=False))
         except TooFewClients as error:
             self.say(f"  note: {label}, seed {k}: no further rounds are possible from this model ({error})")
@@ -635,7 +639,8 @@ class Experiment:
 
     def _marked_sets(self) -> tuple[str, ...]:
         """The audit sets that the corruption is made for."""
-        return {"canary": ("canary",), "trigger": ("trigger",)}.get(self.config.corruption.kind, ())
+        kind = self.config.corruption.kind
+        return (kind,) if kind in ("canary", "trigger", "noise") else ()
 
     def _entry(
         self, k: int, label: str, i: int, stage: str, model: Model, names: tuple[str, ...], marks: bool = True

@@ -53,6 +53,7 @@ def draw(header: Row, view: View) -> list[Drawing]:
         _durability,
         lambda header, view: _relearning(view, "rejoin"),
         lambda header, view: _relearning(view, "few"),
+        lambda header, view: _relearning(view, "retain"),
         _features,
         _layers,
         _clients,
@@ -94,8 +95,13 @@ def quality_cost(header: Row, views: list[View]) -> bytes:
     return image.getvalue()
 
 
-def requests(runs: Sequence[tuple[Row, View]]) -> Drawing:
-    """Quality, and what remains under the primary metric, against the request; a void one has no points."""
+def requests(runs: Sequence[tuple[Row, View]], sequence: bool = False) -> Drawing:
+    """Quality, and what remains under the primary metric, against the request; a void one has no points.
+
+    Args:
+        runs: a header and a view for each request.
+        sequence: whether the requests are those of one run, served one after the other, or each of a run of its own.
+    """
     with _style():
         figure, ((upper,), (lower,)) = _figure(5.0, rows=2)
         names = [view.name for _, view in runs]
@@ -110,7 +116,7 @@ def requests(runs: Sequence[tuple[Row, View]]) -> Drawing:
                 rows = [{} if view.void else view.verdicts.get(label, {}) for _, view in runs]
                 values = [row.get(key) for row in rows]
                 panel.plot(range(len(runs)), _finite([math.nan if v is None else v for v in values]), **style)
-            panel.set_xticks(range(len(runs)), names)
+            panel.set_xticks(range(len(runs)), names, rotation=20 * (len("".join(names)) > 40))
             panel.set_xlim(-0.3, len(runs) - 0.7)
         upper.set_ylabel("quality, 1 = the oracle")
         upper.set_ylim(-0.04, 1.04)
@@ -118,11 +124,15 @@ def requests(runs: Sequence[tuple[Row, View]]) -> Drawing:
         lower.set_yscale("symlog", linthresh=1.0)
         lower.yaxis.set_major_formatter("{x:g}")
         _legend(figure, *upper.get_legend_handles_labels())
+        order = "requests have no order"
+        if sequence:
+            order = "each request starts from the model that the one before left; its oracles saw nothing of any so far"
         caption = (
             "Quality (privacy track), and the gap to the oracle under each request's primary metric as a share of the "
-            "original's. Lines join the values of a method; requests have no order. A void request has no points."
+            f"original's. Lines join the values of a method; {order}. A void request has no points."
         )
-        return Drawing("requests", "Requests compared", caption, _svg(figure, "requests"))
+        name, title = ("sequence", "Request after request") if sequence else ("requests", "Requests compared")
+        return Drawing(name, title, caption, _svg(figure, name))
 
 
 def inline(drawing: Drawing) -> str:
@@ -425,7 +435,7 @@ def _examples(header: Row, view: View):
         panel.plot(row["x"], row["y"], **({"linewidth": 1.3} | lines[label]))
     usual = [x for label in (ORIGINAL, ANOTHER) if label in curves for x in curves[label]["x"]]
     if usual:  # a destroyed model's curve may leave the picture
-        wider = max(1.0, max(usual) - min(usual))
+        wider = max(1.0, (max(usual) - min(usual)) / 4)
         panel.set_xlim(min(usual) - wider, max(usual) + wider)
     panel.set(ylim=(0, 1), xlabel="margin minus the oracle's, nats", ylabel="share of forgotten examples")
     _legend(figure, *panel.get_legend_handles_labels())
@@ -536,6 +546,7 @@ def _relearning(view: View, kind: str):
     how, title = {
         "rejoin": ("after rounds in which the forgotten data takes part again", "Relearning: the data returns"),
         "few": ("after rounds in which its owner trains on a few of them alone", "Relearning from a few examples"),
+        "retain": ("after ordinary rounds on the retained clients", "Relearning without the data"),
     }[kind]
     caption = (
         f"Accuracy on the other forgotten examples {how}, minus that of the oracle, which relearns likewise. A model "
@@ -584,12 +595,13 @@ def _features(header: Row, view: View):
 
 
 def _layers(header: Row, view: View):
-    sides = {"oracles": "cka", "original": "original_cka"}
+    sides = {"CKA to the oracles'": "cka", "CKA to the original's": "original_cka", "probe accuracy": "probe"}
     layers = [name.split("/")[1] for name in view.audits[ORACLE] if re.fullmatch(r"layer/\d+/cka", name)]
     if len(layers) < 2:
         return None
-    figure, panels = _figure(5.2, len(sides))
-    for (panel,), (side, key) in zip(panels, sides.items(), strict=True):
+    sides = {name: key for name, key in sides.items() if f"layer/{layers[0]}/{key}" in view.audits[ORACLE]}
+    figure, panels = _figure(0.4 + 2.4 * len(sides), len(sides))
+    for (panel,), (name_of_axis, key) in zip(panels, sides.items(), strict=True):
         names = [f"layer/{layer}/{key}" for layer in layers]
         oracles = [_by_seed(view, ORACLE, name) for name in names]
         if all(oracles):
@@ -600,13 +612,15 @@ def _layers(header: Row, view: View):
             lines[label] = {**style, "label": label, "markersize": 5, "linewidth": 1.3}
         for label, line in lines.items():
             panel.plot(layers, _finite([view.audits[label][name]["value"] for name in names]), **line)
-        panel.set_ylabel(f"CKA to the {side}'" + ("" if side == "oracles" else "s"))
+        panel.set_ylabel(name_of_axis)
     panels[-1][0].set_xlabel("layer, from the input")
     _legend(figure, *panels[0][0].get_legend_handles_labels())
     caption = (
         "Similarity (linear CKA, 0 to 1, mean over seeds) of what comes out of each layer for 64 forgotten examples: "
-        "above to the oracles of other seeds, below to the original of the same seed. What is wanted is the band: "
-        "there oracles lie. A method outside it in the last layer alone has changed what is said, not what is known."
+        "first to the oracles of other seeds, then to the original of the same seed; last, the accuracy on them of a "
+        "linear classifier of the layer's outputs, fitted on 64 examples of the owner's holdout. What is wanted is the "
+        "band: there oracles lie. A method outside it in the last layer alone has changed what is said, not what is "
+        "known."
     )
     return "layers", "Layer by layer", caption, figure
 

@@ -71,6 +71,18 @@ PAGE = """
 <p class="note">{{ table.note }}</p>
 </figure>
 {% endmacro -%}
+{%- macro show_all(drawings, stamp) %}
+<div class="drawings">
+{% for drawing, svg in drawings %}
+<figure>
+<figcaption class="title">{{ drawing.title }}</figcaption>
+<div role="img" aria-label="{{ drawing.title }}. {{ drawing.caption }}">{{ svg }}</div>
+<p class="stamp">{{ stamp }}</p>
+<p class="note">{{ drawing.caption }}</p>
+</figure>
+{% endfor %}
+</div>
+{% endmacro -%}
 <!DOCTYPE html>
 <html lang="en">
 <head>
@@ -95,6 +107,9 @@ Primary metric: <code>{{ section.view.gate.primary }}</code>.</p>
 {% endfor %}
 </div>
 <nav aria-label="Contents"><ul>
+{% if sequence %}
+<li><a href="#sequence">The sequence</a></li>
+{% endif %}
 {% for section in sections %}
 <li><a href="#request-{{ section.view.number }}">Request {{ section.view.number }}</a></li>
 {% endfor %}
@@ -104,6 +119,11 @@ Primary metric: <code>{{ section.view.gate.primary }}</code>.</p>
 </ul></nav>
 </header>
 <main>
+{% if sequence %}
+<section id="sequence"><h2>The sequence of requests</h2>
+{{ show_all(sequence, stamp) }}
+</section>
+{% endif %}
 {% for section in sections %}
 {% set view = section.view %}
 <section id="request-{{ view.number }}" aria-labelledby="title-{{ view.number }}">
@@ -125,16 +145,7 @@ Primary metric: <code>{{ section.view.gate.primary }}</code>.</p>
 </details>
 {% endif %}
 <h3>Figures</h3>
-<div class="drawings">
-{% for drawing, svg in section.drawings %}
-<figure>
-<figcaption class="title">{{ drawing.title }}</figcaption>
-<div role="img" aria-label="{{ drawing.title }}. {{ drawing.caption }}">{{ svg }}</div>
-<p class="stamp">{{ section.stamp }}</p>
-<p class="note">{{ drawing.caption }}</p>
-</figure>
-{% endfor %}
-</div>
+{{ show_all(section.drawings, section.stamp) }}
 <h3>Details</h3>
 {% for table in section.second %}
 {{ show(table, section.stamp) }}
@@ -197,6 +208,8 @@ GLOSSARY = (
     ("near/, far/, regions/", "share of points around forgotten examples, or test images, whose class differs from the "
      "oracles' (near, far) or the original's (regions); locality = near / (near + far)"),
     ("trigger/, confusion/", "how often a planted trigger works; mistakes between the two classes that were swapped"),
+    ("noise/", "how the model leans along noise that forgotten examples carried (GUS): mean in deviations of a model "
+     "that never saw it (0 expected), and its p value"),
     ("client/n, clients/", "accuracy on retained clients' own holdouts, one by one and as a distribution"),
     ("+r/...", "the same metric after r ordinary rounds on the retained clients"),
     ("relearn/", "accuracy on forgotten examples when they, or a few of them, are taught again, after each round; "
@@ -204,8 +217,8 @@ GLOSSARY = (
 )  # fmt: skip
 
 
-def render(header: Row, views: list[View], drawings: list[list[Drawing]]) -> str:
-    """The page; ``drawings`` has the figures of each view. Every text of the run is escaped."""
+def render(header: Row, views: list[View], drawings: list[list[Drawing]], sequence: list[Drawing]) -> str:
+    """The page; ``drawings`` has the figures of each view, ``sequence`` those of all. Every text is escaped."""
     sections = [
         {
             "view": view,
@@ -232,6 +245,7 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]]) -> str
         void=tables.VOID,
         few=MOST,  # more sentences than these are folded away
         sections=sections,
+        sequence=[(drawing, Markup(inline(drawing))) for drawing in sequence],
         style=Markup(STYLE),
         about=_known([tables.card_table(header), tables.tuning_table(header)]),
         settings=tables.settings_table(header),
@@ -266,6 +280,8 @@ def _facts(header: Row, views: list[View]) -> list[tuple[str, str]]:
     for view in views:
         attacks = ", ".join(view.gate["attacks"]) or "none"
         facts.append((f"attacks that count, request {view.number}", attacks))
+        asked = ", ".join(f"{name} {number}" for name, number in view.gate["examples"].items())
+        facts.append((f"examples asked, request {view.number}", asked))
     facts += [
         ("configuration", header["config"]),
         ("data", header["data"]),

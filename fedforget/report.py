@@ -49,14 +49,15 @@ def write(folder: Path, header: dict, rows: Rows) -> dict[str, Path]:
     text = render_table(header, rows)
     views = tables.views(header, rows)
     drawings = [figures.draw(header, view) for view in views]
+    sequence = [figures.requests([(header, view) for view in views], sequence=True)] if len(views) > 1 else []
     groups = {"header": [header], **{kind: rows[kind] for kind in KINDS}}
     contents = {
         "table.md": text.encode(),
-        "report.html": page.render(header, views, drawings).encode(),
+        "report.html": page.render(header, views, drawings, sequence).encode(),
         "quality_cost.png": figures.quality_cost(header, views),
         "audit.csv": _csv(rows["audit"]).encode(),
         "verdicts.csv": _csv(rows["verdict"]).encode(),
-        **{f"figures/{drawing.name}.svg": drawing.svg.encode() for mine in drawings for drawing in mine},
+        **{f"figures/{drawing.name}.svg": drawing.svg.encode() for mine in (sequence, *drawings) for drawing in mine},
     }
     make_folder(folder / "figures")
     for name, content in contents.items():
@@ -95,7 +96,7 @@ def load(folder: Path) -> tuple[dict, Rows]:
 
     Raises:
         DamagedFile: if the record does not match its checksum.
-        ValueError: if the folder holds no finished run.
+        ValueError: if the folder holds no finished run, or a record that is not one.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -103,11 +104,14 @@ def load(folder: Path) -> tuple[dict, Rows]:
     header: dict = {}
     rows: dict[str, list[Row]] = {kind: [] for kind in KINDS}
     for line in load_lines(path):
-        ((kind, row),) = line.items()
+        kind, row = next(iter(line.items())) if isinstance(line, dict) and len(line) == 1 else ("", None)
+        if kind not in ("header", *KINDS) or not isinstance(row, dict):
+            raise ValueError(f"{path} is no record of a run: a line of it is neither a header nor one of {KINDS}")
         if kind == "header":
             header = _from_json(row)
         else:
             rows[kind].append(_from_json(row))
+    _check_header(header)
     return header, rows
 
 
@@ -134,9 +138,12 @@ def _from_json(value: Any) -> Any:
 
 def render_table(header: dict, rows: Rows) -> str:
     """The report as GitHub Markdown that also reads well in a terminal of 120 columns. Raises as `write` does."""
-    missing = [field for field in HEADER if field not in header]
-    if missing:
-        raise ValueError(f"report header lacks {', '.join(missing)}; it needs {', '.join(HEADER)}")
+    _check_header(header)
+    if any("examples" not in gate for gate in rows["gate"]):
+        raise ValueError(
+            "the record has no sizes of audit sets, because an earlier version wrote it and the store that it could be "
+            "measured from again is gone; run its experiment again"
+        )
     views = tables.views(header, rows)
     seeds = f"{header['seeds']} seed{'s' * (header['seeds'] != 1)}"
     level = f"evidence level {header['level']} ({header['code']}), K = {seeds}. {header['claim']}"
@@ -154,6 +161,12 @@ def render_table(header: dict, rows: Rows) -> str:
     notes = [tables.accuracy_table(header, view).note for view in views[:1]]
     notes = [tables.verdict_table(header, view).note for view in views if not view.void][:1] + notes
     return "\n\n".join([*blocks, *map(_wrap, notes)]) + "\n"
+
+
+def _check_header(header: dict) -> None:
+    missing = [field for field in HEADER if field not in header]
+    if missing:
+        raise ValueError(f"report header lacks {', '.join(missing)}; it needs {', '.join(HEADER)}")
 
 
 def _of_request(header: dict, view: View) -> list[str]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 ORIGINAL, ORACLE = "original", "retrain"  # the two labels that are no strategy's
 NOOP, ANOTHER = "none", "another oracle"
 SETS = ("forget", "retain", "holdout", "test")
+ASKED = (*SETS, "clients", "canary", "noise", "trigger")  # audit sets whose sizes are stated
 NAMES = {ORACLE: "oracle (retrain)"}
 BLANK = "-"
 ATTACKED_FROM = 4  # the first that may claim attacks on single examples; the next one bounds epsilon
@@ -310,6 +311,13 @@ def limits_table(header: Row, view: View) -> Table:
         "harmed: share of retained clients with an accuracy below the oracle's by more than seeds explain. at least: "
         "one-sided 95 % limits; indist. quality: the least of forgetting, utility and fidelity."
     )
+    seeds, tested = header["seeds"], sum(row["energy_holm"] is not None for row in view.verdicts.values())
+    least = 2 / math.comb(2 * seeds, seeds)  # with either side first; see fedforget.metrics.fidelity.energy_test
+    if tested and tested * least > 0.05:
+        note += (
+            f" With K = {seeds} no energy p is below {number(least, 3)}, so after the correction for {tested} "
+            "strategies no difference can be shown; use more seeds."
+        )
     return Table("Tests and limits", columns, rows, note)
 
 
@@ -560,6 +568,10 @@ def metric_table(view: View, label: str) -> Table:
         "original's gap that is gone, blank where the original's gap is within 3 standard deviations between oracles. "
         "±: 95 % t-interval over seeds."
     )
+    asked = [f"{view.gate['examples'][name]} ({name})" for name in ASKED if name in view.gate["examples"]]
+    if asked:
+        note += f" Examples asked, in the first seed: {', '.join(asked)}. A true positive rate at 1 % or 0.1 % false "
+        note += "positives is blank where fewer than 100 or 1000 of the holdout were asked."
     return Table(f"All metrics of {label}", columns, rows, note)
 
 

@@ -27,6 +27,7 @@ ATTACKS = (
     "matched/margin",
     "probe/accuracy",
     "trigger/success",
+    "noise/alignment",
     "confusion/forget_confused",
 )
 # Of no use against leakage by themselves: |metric - the oracle's| does not separate models that never saw the data

@@ -128,14 +128,20 @@ def test_assessing_a_stored_run_again_gives_what_it_printed_and_trains_nothing(c
 def test_every_stage_is_measured(canary_run) -> None:
     store, header, rows = canary_run
     stages = {entry["stage"] for entry in header["models"]}
-    assert stages == {"", "+1", "rejoin 1", "few 1", "head"}
+    assert stages == {"", "+1", "rejoin 1", "few 1", "retain 1", "head"}
     values = {(row["label"], row["seed"]): row["values"] for row in rows["result"]}
     mine, nothing = values["finetune", 0], values["none", 0]
-    for name in ("canary/auc", "canary/calibrated", "+1/canary/calibrated", "+1/rmia/auc", "relearn/few"):
+    leaks = ("+1/canary/calibrated", "+1/rmia/auc", "+1/matched/entropy", "+1/matched/tpr_at_1", "+1/efficacy/logistic")
+    for name in ("canary/auc", "canary/calibrated", *leaks, "relearn/few", "relearn/retain"):
         assert name in mine and name in nothing
     assert mine["relearn/rejoin"] == mine["relearn/rejoin_1"]  # the mean of a curve of one point
     assert "+1/probe/accuracy" not in mine
     assert nothing["weights/head_share"] == 0 < mine["weights/head_share"] <= 1
+    assert mine["weights/1/share"] == 1  # a linear model has one layer, the second of its modules
+    oracle, layers = values["retrain", 0], [name for name in mine if name.startswith("layer/")]
+    assert oracle["weights/distance"] == 0 < mine["weights/distance"] != nothing["weights/distance"]
+    assert layers == ["layer/1/cka", "layer/1/original_cka", "layer/1/probe"] and 0.1 < mine["layer/1/probe"] <= 1
+    assert rows["gate"][0]["examples"]["canary"] == 20
     # Doing nothing is the original, in every stage.
     assert same({**nothing, "head/forget_accuracy": 0}, {**values["original", 0], "head/forget_accuracy": 0})
     assert rows["gate"][0]["primary"] == "canary/calibrated"
@@ -162,7 +168,7 @@ def test_another_oracle_is_a_stored_model_under_this_seeds_coins(canary_run) -> 
             assert torch.equal(answers[name], own[name]) and not torch.equal(answers[name], elsewhere[name])
         assert torch.equal(answers["canary/logits"], elsewhere["canary/logits"])
         assert {stage for name, s, stage in entries if (name, s) == (ANOTHER, k)} == {
-            *("", "+1", "rejoin 1", "few 1", "head")
+            *("", "+1", "rejoin 1", "few 1", "retain 1", "head")
         }
     (judged,) = [row for row in rows["verdict"] if row["label"] == ANOTHER]
     assert judged["seeds"] == 2
@@ -212,12 +218,28 @@ def test_a_stage_that_a_broken_model_never_reached_counts_as_nan(canary_run) -> 
     assert math.isnan(broken.values["+1/canary/auc"]) and math.isfinite(broken.values["canary/auc"])
 
 
+def test_a_run_with_noise_is_judged_by_it_now_and_later(run_small) -> None:
+    experiment, _ = run_small("corruption=noise strategies=[finetune] evaluation.seeds=2 evaluation.durability=[1]")
+    _, rows = report.load(experiment.folder)
+    assert rows["gate"][0]["primary"] == "noise/alignment"
+    values = {(row["label"], row["seed"]): row["values"] for row in rows["result"]}
+    for name in ("noise/alignment", "noise/p", "+1/noise/alignment"):
+        assert values["none", 0][name] == values["original", 0][name] != values["retrain", 0][name]
+
+
 def test_the_primary_metric_is_the_configured_one_or_fits_the_corruption(canary_run) -> None:
     store, header, _ = canary_run
     assert assess(store, header | {"primary": "forget/accuracy"}).gates[0]["primary"] == "forget/accuracy"
     for kind, primary in (("none", "forget/loss"), ("label_random", "matched/margin")):
         other = header | {"corruption_config": {**header["corruption_config"], "kind": kind}}
         assert assess(store, other).gates[0]["primary"] == primary
+
+
+def test_a_file_of_answers_that_is_gone_is_named(canary_run) -> None:
+    store, header, _ = canary_run
+    models = [{**header["models"][0], "outputs": "outputs/gone/outputs.safetensors"}, *header["models"][1:]]
+    with pytest.raises(DamagedFile, match=r"gone/outputs.safetensors is damaged \(it is not there\)"):
+        assess(store, header | {"models": models})
 
 
 def test_a_damaged_file_of_answers_is_named(canary_run) -> None:

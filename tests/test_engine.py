@@ -5,6 +5,7 @@ The hook sees what the model is given, so that every expected value follows from
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fedforget import data, engine
-from fedforget.cohort import Answers, Cohort
+from fedforget.cohort import Answers, Cohort, describe
+from fedforget.data.corruption import CorruptionConfig
 from fedforget.metrics import regions
 from fedforget.params import Params
 from fedforget.request import UnlearningRequest
@@ -156,3 +158,30 @@ def test_a_wide_layer_is_averaged_over_neighbours() -> None:
     assert kept.shape == (2, 2, 256) and kept.dtype == torch.half
     assert kept[:, 0].tolist() == [[1.0] * 128 + [0.0] * 128] * 2
     assert torch.equal(kept[:, 1, :3], logits[0].half()) and not any(m._forward_hooks for m in network.modules())
+
+
+def test_noise_along_the_gradient_of_the_margin_at_the_clean_image(tmp_path: Path) -> None:
+    """Softmax regression: the margin z_y - log sum of the others has the gradient w_y minus the mean of the other w_j,
+    weighted by their softmax among themselves; also where a model is so sure that its loss is 0 in single precision.
+    """
+    toy = Toy(tmp_path)
+    corruption = CorruptionConfig("noise", (2, 4), share=0.5, deviation=0.3)
+    toy.task = replace(toy.task, data=replace(toy.task.data, corruption=corruption))
+    toy.federation = describe(toy.grid, toy.task)
+    federated = data.load(toy.task.data)
+    request = REQUESTS["client"]
+    for model in (toy.start, 1000 * toy.start):
+        found = toy.cohort(request).evaluate(model, {"noise": 2000})["noise"]
+        rows = federated.split(2, "noise", toy.seeds, (), request)
+        assert sorted(found.rows.tolist()) == rows.tolist() and found.features.shape == (len(rows), 2)
+        clean, noise = (images.flatten(1).double() for images in federated.noise(torch.from_numpy(found.rows)))
+        weight, bias = (layer.double() for layer in model.layers().values())
+        labels = torch.from_numpy(found.labels)
+        logits = clean @ weight.T + bias
+        assert torch.allclose(torch.from_numpy(found.logits).double(), logits, rtol=1e-4)
+        others = logits.scatter(1, labels[:, None], -torch.inf).softmax(1)
+        gradient = weight[labels] - others @ weight
+        expected = torch.stack([(noise * gradient).sum(1), gradient.norm(dim=1)], 1)
+        assert torch.allclose(
+            torch.from_numpy(found.features).double(), expected, rtol=1e-3, atol=1e-4 * gradient.norm()
+        )

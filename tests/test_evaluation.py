@@ -8,7 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedforget.evaluation import LEVELS, EvaluationConfig, ModelResult, audit, bill, floor, measure
+from fedforget.evaluation import (
+    FAMILIES,
+    LEVELS,
+    NEEDED,
+    EvaluationConfig,
+    ModelResult,
+    audit,
+    bill,
+    floor,
+    measure,
+)
 from fedforget.ledger import Cost
 from fedforget.metrics import Outputs
 
@@ -194,25 +204,59 @@ def test_levels_from_leaderboard_on_audit_again() -> None:
         ({"level": "epsilon", "seeds": 256, "durability": (5,)}, "trigger", "add corruption=canary"),
         ({"primary": "canary/auc"}, "none", "primary=canary/auc was not recorded; add corruption=canary"),
         ({"primary": "trigger/success"}, "canary", "primary=trigger/success was not recorded; add corruption=trigger"),
+        ({"primary": "noise/alignment"}, "canary", "primary=noise/alignment was not recorded; add corruption=noise"),
         ({"primary": "confusion/forget_error"}, "none", "add corruption=label_swap"),
         ({"primary": "+20/canary/auc"}, "canary", "needs the audit after 20 rounds; add 20 to evaluation.durability"),
         ({"primary": "+5/canary/auc", "durability": (5,)}, "none", "primary=.5/canary/auc was not recorded; add"),
         ({"primary": "+soon/canary/auc"}, "canary", "primary=.soon/canary/auc must name a number of rounds"),
         ({"primary": "forgot/accuracy"}, "none", "primary=forgot/accuracy is unknown; it starts with one of forget, "),
         ({"primary": "relearn/few"}, "none", "primary=relearn/few needs evaluation.relearn, for instance 5"),
+        ({"primary": "forget/marginn"}, "none", "primary=forget/marginn is unknown; choose one of forget/accuracy, "),
+        (
+            {"primary": "+5/rmia/auk", "durability": (5,)},
+            "none",
+            "primary=.5/rmia/auk is unknown; choose one of rmia/auc",
+        ),
+        ({"primary": "lira/auc", "seeds": 2, "level": "smoke"}, "none", "use evaluation.seeds=3 at least, not 2"),
+        ({"primary": "rmia/auc", "seeds": 1, "level": "smoke"}, "none", "use evaluation.seeds=2 at least, not 1"),
+        ({"primary": "matched/margin", "holdout": 0.0}, "none", "never trains on; set partition.holdout above 0"),
     ],
 )
 def test_what_a_run_would_not_record_is_refused(settings: dict, corruption: str, sentence: str) -> None:
+    holdout = settings.get("holdout", 0.2)
+    config = EvaluationConfig(**{name: value for name, value in settings.items() if name != "holdout"})
     with pytest.raises(ValueError, match=sentence):
-        EvaluationConfig(**settings).check(corruption)
+        config.check(corruption, holdout)
 
 
 def test_what_a_run_records_is_accepted() -> None:
-    EvaluationConfig().check("none")
-    EvaluationConfig("attack", 64, durability=(5,)).check("canary")
-    EvaluationConfig(primary="+5/canary/calibrated", durability=(5, 20)).check("canary")
-    EvaluationConfig(primary="confusion/forget_confused").check("label_swap")
-    EvaluationConfig(primary="relearn/few", relearn=5).check("none")
+    EvaluationConfig().check("none", 0.2)
+    EvaluationConfig("attack", 64, durability=(5,)).check("canary", 0.2)
+    EvaluationConfig(primary="+5/canary/calibrated", durability=(5, 20)).check("canary", 0.2)
+    EvaluationConfig(primary="confusion/forget_confused").check("label_swap", 0.2)
+    EvaluationConfig(primary="relearn/few", relearn=5).check("none", 0.2)
+
+
+def test_every_metric_that_can_be_primary_is_measured_and_the_others_are_named() -> None:
+    """The names of `FAMILIES` against what `measure` returns; those that only an assessment adds are the exceptions."""
+    generator = torch.Generator().manual_seed(0)
+
+    def some(n: int, features: int = 2) -> Outputs:
+        labels, clients = torch.arange(n) % 2, torch.arange(n) % 3
+        logits, inside = torch.randn(n, 2, generator=generator), torch.rand(n, features, generator=generator)
+        return Outputs(logits, labels, clients, inside, torch.arange(n), torch.arange(n) % 2)
+
+    names = ("forget", "retain", "holdout", "test", "clients", "canary", "trigger", "noise", "near", "far")
+    references = [{name: some(12) for name in names} for _ in range(2)]
+    planted = {"kind": "label_swap", "classes": (0, 1), "target_class": 0, "deviation": 1.0}
+    found = set(measure({name: some(12) for name in names}, references, planted))
+    known = {f"{family}/{name}" for family, mine in FAMILIES.items() for name in mine}
+    assert {name for name in known - found if not name.startswith(("relearn/", "regions/"))} == set()
+    # Only forgotten examples and the holdout have features in a run, and clients one by one are no primary metric.
+    assert {n for n in found - known if not n.startswith("client/")} == {"retain/cka", "test/cka"}
+    alone = set(measure({name: some(12) for name in names}, (), planted))
+    assert known - alone - set(NEEDED) == {n for n in known if n.startswith(("relearn/", "regions/"))}
+    assert not alone & set(NEEDED)
 
 
 def canaries(margins: list[float]) -> Outputs:
@@ -234,6 +278,14 @@ def test_canaries_raw_and_calibrated() -> None:
 def test_coins_that_all_fell_alike_give_no_figure() -> None:
     alike = replace(canaries([1, 4, 2, 3]), included=torch.ones(4, dtype=torch.long))
     assert measure({"canary": alike}) == {}
+
+
+def test_marks_of_noise() -> None:
+    """Products 1 and 2 with gradients of length 1 and 4, deviation 0.5: alignments 2 and 1, z = 1.5 sqrt 2."""
+    zeros = torch.zeros(2, dtype=torch.long)
+    answers = Outputs(torch.zeros(2, 3), zeros, zeros, torch.tensor([[1.0, 1.0], [2.0, 4.0]]))
+    values = measure({"noise": answers}, corruption={"kind": "noise", "deviation": 0.5})
+    assert values == pytest.approx({"noise/alignment": 1.5, "noise/p": math.erfc(1.5) / 2})
 
 
 def test_marks_of_a_trigger_and_of_swapped_labels() -> None:
@@ -262,6 +314,7 @@ def test_brief_leaves_out_what_a_later_stage_is_not_judged_by() -> None:
     whole, brief = measure(sets, references), measure(sets, references, brief=True)
     left_out = set(whole) - set(brief)
     families = {name.partition("/")[0] for name in left_out}
-    assert brief.items() <= whole.items() and {"probe", "efficacy", "matched"} <= families
-    assert {name for name in brief if name.startswith("matched/")} == {"matched/margin"}
-    assert {"lira/auc", "rmia/auc", "clients/mean", "client/2"} <= set(brief)
+    assert {n: v for n, v in brief.items() if v == v}.items() <= whole.items()  # of 12 examples two rates are NaN
+    assert "probe" in families and "forget/disagreement" in left_out
+    assert not {"matched", "efficacy", "lira", "rmia"} & families  # leakage is measured whole at every stage
+    assert {"matched/entropy", "efficacy/logistic", "lira/auc", "rmia/auc", "clients/mean", "client/2"} <= set(brief)

@@ -66,7 +66,7 @@ def finished(tmp_path_factory) -> tuple[dict, dict]:
 
 def render(header, rows) -> str:
     views = tables.views(header, rows)
-    return page.render(header, views, [figures.draw(header, view) for view in views])
+    return page.render(header, views, [figures.draw(header, view) for view in views], [])
 
 
 def test_the_page_needs_nothing_but_itself(finished) -> None:

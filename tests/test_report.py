@@ -13,6 +13,7 @@ import pytest
 
 from fedforget import evaluation, report, verdicts
 from fedforget.ledger import Cost
+from fedforget.store import save_lines
 
 ATTACK = "matched/margin"
 FULL = Cost(rounds=30, client_examples=48_000, bytes_down=30_000_000, bytes_up=30_000_000)
@@ -62,7 +63,8 @@ def contents(results: list, level: str = "leaderboard") -> tuple[dict, dict]:
     rows: dict = {"figure": [], "gate": [], "verdict": [], "result": [asdict(result) for result in results]}
     for request in range(requests):
         models = verdicts.evidence([result for result in results if result.request == request], {})
-        rows["gate"].append({"request": request, "primary": ATTACK, **verdicts.gates(models, ATTACK)})
+        found = verdicts.gates(models, ATTACK)
+        rows["gate"].append({"request": request, "primary": ATTACK, "examples": {"forget": 144}, **found})
         rows["verdict"] += [{"request": request, **row} for row in verdicts.judge(models, ATTACK, classes=10)]
     shown = [result for result in results if result.label != evaluation.ANOTHER]
     return header, rows | {"audit": evaluation.audit(shown), "cost": evaluation.bill(shown)}
@@ -179,6 +181,7 @@ def test_files_are_written_and_made_again(tmp_path: Path, seeds: int, requests: 
     figures = [
         f"figures/{name}-{i + 1}.svg" for i in range(requests) for name in ("distance_cost", "forest", "quality_cost")
     ]
+    figures += ["figures/sequence.svg"] * (requests > 1)
     files = ["audit.csv", "quality_cost.png", "report.html", "results.jsonl", "table.md", "verdicts.csv"]
     assert sorted(paths) == sorted([*files, *figures])
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(paths.values())
@@ -216,3 +219,36 @@ def test_the_record_is_strict_json_even_where_numbers_are_not_finite(tmp_path: P
     written = json.loads(json.dumps(report._to_json(value), allow_nan=False))
     read = report._from_json(written)
     assert read["a"] == value["a"] and math.isnan(read["c"]) and read["d"] == "text" and read["e"] is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ([{"hello": {"a": 1}}], "is no record of a run: a line of it is neither a header nor one of"),
+        ([[1]], "is no record of a run"),
+        ([{"header": 3}], "is no record of a run"),
+        ([{"header": {"experiment": "x"}}], "report header lacks level, code"),
+    ],
+)
+def test_a_foreign_record_is_refused_in_a_sentence(tmp_path: Path, lines: list, sentence: str) -> None:
+    save_lines(tmp_path / report.RECORD, lines)
+    with pytest.raises(ValueError, match=sentence):
+        report.load(tmp_path)
+
+
+def test_a_record_of_an_earlier_version_without_its_store_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    header, rows = contents(run({"finetune": (0.05, QUARTER)}))
+    gates = [{name: value for name, value in gate.items() if name != "examples"} for gate in rows["gate"]]
+    with pytest.raises(ValueError, match="has no sizes of audit sets, because an earlier version wrote it"):
+        report.write(tmp_path, header, {**rows, "gate": gates})
+
+
+def test_a_sequence_is_drawn_on_the_page_request_after_request(tmp_path: Path) -> None:
+    for requests in (1, 2):
+        header, rows = contents(run({"finetune": (0.05, QUARTER)}, requests=requests))
+        report.write(tmp_path / str(requests), header, rows)
+    one, two = ((tmp_path / name / "report.html").read_text() for name in ("1", "2"))
+    assert "The sequence of requests" in two and "starts from the model that the one before left" in two
+    assert "The sequence" not in one and not (tmp_path / "1" / "figures" / "sequence.svg").exists()
+    drawn = (tmp_path / "2" / "figures" / "sequence.svg").read_text()
+    assert all(text in drawn for text in ("client 3", "client 4", "finetune", "remaining, 0 = the oracle"))

@@ -283,3 +283,17 @@ def test_requests_together_by_hand() -> None:
     assert b[5:] == ["0.40 [0.20, 0.60]", "0.30", "0.10", "41 [41, 41]", "2 equivalent, 1 different"]
     assert a[1] == "2 of 4" and a[5:8] == ["0.60 [0.50, 0.70]", "0.50", "-"]
     assert "chosen, not drawn" in table.note
+
+
+def test_too_many_methods_for_the_seeds_are_said_to_show_nothing() -> None:
+    """At 5 seeds no p is below 2 / 252 = 0.0079: corrected for six methods that is 0.048, for seven 0.056."""
+
+    def note(methods: int, seeds: int = 5) -> str:
+        known = view({f"method {i}": FOUND for i in range(methods)})
+        return tables.limits_table(header("EL2") | {"seeds": seeds}, known).note
+
+    assert "no difference can be shown" not in note(6)
+    assert "With K = 5 no energy p is below 0.008, so after the correction for 7 strategies no difference can" in note(
+        7
+    )
+    assert "no difference can be shown" not in note(48, seeds=10)

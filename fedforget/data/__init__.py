@@ -22,7 +22,7 @@ from fedforget.data.sources import Dataset, TaskConfig, load_source, unknown
 from fedforget.request import UnlearningRequest
 from fedforget.seeds import Seeds
 
-SPLITS = ("train", "retain", "forget", "holdout", "canary", "canary_in", "canary_out", "few", "rest")
+SPLITS = ("train", "retain", "forget", "holdout", "noise", "canary", "canary_in", "canary_out", "few", "rest")
 FEW = 20  # one in so many forgotten examples is known to whoever tries to relearn the others
 
 
@@ -102,6 +102,8 @@ class FederatedData:
         )
         self._labels = self.labels.numpy()
         self._canaries = touched if config.corruption.kind == "canary" else {}
+        self._noised = touched if config.corruption.kind == "noise" else {}
+        self._clean = source.train_inputs if self._noised else None
         positions = {str(client): rows.tolist() for client, rows in touched.items()}
         self.corruption = config.corruption
         self.record: dict[str, Any] = {"kind": config.corruption.kind, "positions": positions} if touched else {}
@@ -132,8 +134,9 @@ class FederatedData:
             client: the client's id.
             name: ``train`` (the training split without canaries whose coin is 0 and without what ``removed`` names);
                 ``retain`` and ``forget`` (``train`` without, and only, what ``request`` names); ``holdout`` (never
-                trained on); ``canary`` (all candidates, whatever was removed), ``canary_in`` and ``canary_out`` (the
-                candidates by coin); ``few`` and ``rest`` (every `FEW`-th example of ``forget``, and the others).
+                trained on); ``noise`` (what of ``forget`` carries noise); ``canary`` (all candidates, whatever was
+                removed), ``canary_in`` and ``canary_out`` (the candidates by coin); ``few`` and ``rest`` (every
+                `FEW`-th example of ``forget``, and the others).
             trajectory: the streams of the training run, from which the canaries' coins come.
             removed: requests served before.
             request: the request being served.
@@ -143,7 +146,7 @@ class FederatedData:
 
         Raises:
             ValueError: if the client or the name is unknown, a position is outside the client's training split, or
-                ``retain`` or ``forget`` lacks a request.
+                a part of ``train`` lacks a request.
         """
         if name not in SPLITS:
             raise unknown("split", name, SPLITS)
@@ -171,6 +174,8 @@ class FederatedData:
                 raise ValueError(f"split {name!r} needs a request, but there is none")
             named = self._named(client, request)
             chosen &= ~named if name == "retain" else named
+        if name == "noise":
+            chosen &= np.isin(np.arange(len(train)), self._noised.get(client, ()))
         rows = torch.from_numpy(train[chosen])
         if name in ("few", "rest"):
             few = torch.arange(len(rows)) % FEW == 0
@@ -186,6 +191,16 @@ class FederatedData:
         if self.corruption.kind != "trigger":
             raise ValueError(f"corruption.kind={self.corruption.kind} plants no trigger; use corruption=trigger")
         return stamp(self.test_inputs, self.corruption.patch, brightest(self.inputs))
+
+    def noise(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The images at ``rows`` before noise was added, and the noise, ``[n, C, H, W]`` each.
+
+        Raises:
+            ValueError: if no noise was added to any.
+        """
+        if self._clean is None:
+            raise ValueError(f"corruption.kind={self.corruption.kind} adds no noise; use corruption=noise")
+        return self._clean[rows], self.inputs[rows] - self._clean[rows]
 
     def check(self, request: UnlearningRequest) -> None:
         """Check a request against the data.

@@ -1,4 +1,4 @@
-"""Marks on the data of clients that will be forgotten: backdoor triggers, wrong labels, coin-flip canaries.
+"""Marks on the data of clients that will be forgotten: triggers, wrong labels, noise, coin-flip canaries.
 
 A mark makes forgetting measurable. Positions in this file are those of requests: they count a client's training split
 from 0.
@@ -6,6 +6,7 @@ from 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from fedforget.data.sources import unknown
 from fedforget.seeds import Seeds
 
-KINDS = ("none", "trigger", "label_swap", "label_random", "canary")
+KINDS = ("none", "trigger", "label_swap", "label_random", "noise", "canary")
 CANARY_LABELS = ("random", "natural")
 
 
@@ -26,14 +27,16 @@ class CorruptionConfig:
 
     Args:
         kind: ``none``; ``trigger`` (a bright square and the target label: a backdoor); ``label_swap`` (two classes
-            change names); ``label_random`` (wrong labels); ``canary`` (candidates that are trained on only where a coin
-            says so: the randomised-inclusion audit, arXiv:2305.08846).
+            change names); ``label_random`` (wrong labels); ``noise`` (Gaussian noise on images, which keep their
+            labels: the Gaussian poisoning of arXiv:2406.17216); ``canary`` (candidates that are trained on only where a
+            coin says so: the randomised-inclusion audit, arXiv:2305.08846).
         clients: whose data is corrupted.
         share: share of each such client's eligible training examples: for ``trigger`` those not of the target class,
-            for ``label_swap`` those of the two classes, for ``label_random`` all. Not for ``canary``.
+            for ``label_swap`` those of the two classes, for ``label_random`` and ``noise`` all. Not for ``canary``.
         target_class: for ``trigger``, the label given to marked images.
         patch: for ``trigger``, side of the square in the lower right corner, in pixels.
         classes: for ``label_swap``, the two classes.
+        deviation: for ``noise``, its standard deviation in each entry of a normalised image, whose own is about 1.
         canaries: for ``canary``, candidates at each client.
         canary_label: for ``canary``, ``random`` (uniform over the wrong labels) or ``natural`` (the true ones).
 
@@ -47,6 +50,7 @@ class CorruptionConfig:
     target_class: int = 0
     patch: int = 3
     classes: tuple[int, int] = (0, 1)
+    deviation: float = 0.5
     canaries: int = 100
     canary_label: str = "random"
 
@@ -65,6 +69,8 @@ class CorruptionConfig:
             raise ValueError(f"corruption.share={self.share} must be above 0 and at most 1")
         if len(set(self.classes)) != 2:
             raise ValueError(f"corruption.classes={list(self.classes)} must be two different classes")
+        if not 0 < self.deviation < math.inf:
+            raise ValueError(f"corruption.deviation={self.deviation} must be above 0 and finite")
         for field in ("patch", "canaries"):
             if getattr(self, field) < 1:
                 raise ValueError(f"corruption.{field}={getattr(self, field)} must be at least 1")
@@ -128,8 +134,9 @@ def corrupt(
         return inputs, labels, {}
     _check(inputs, len(train), num_classes, config)
     touched, marked, renamed = {}, inputs, labels.clone()
-    if config.kind == "trigger":
+    if config.kind in ("trigger", "noise"):
         marked = inputs.clone()
+    if config.kind == "trigger":
         white = brightest(inputs)
     for client in config.clients:
         rng = seeds.numpy("corruption", client)
@@ -138,6 +145,8 @@ def corrupt(
         rows, old = torch.from_numpy(train[client][touched[client]]), old[touched[client]]
         if config.kind == "trigger":
             marked[rows] = stamp(inputs[rows], config.patch, white)
+        if config.kind == "noise":
+            marked[rows] += config.deviation * torch.from_numpy(rng.standard_normal(inputs[rows].shape)).float()
         renamed[rows] = torch.from_numpy(_rename(old, num_classes, config, rng))
     return marked, renamed, touched
 
@@ -184,6 +193,6 @@ def _rename(labels: np.ndarray, num_classes: int, config: CorruptionConfig, rng:
         return np.full_like(labels, config.target_class)
     if config.kind == "label_swap":
         return np.where(labels == config.classes[0], config.classes[1], config.classes[0])
-    if config.kind == "canary" and config.canary_label == "natural":
+    if config.kind == "noise" or (config.kind == "canary" and config.canary_label == "natural"):
         return labels
     return (labels + rng.integers(1, num_classes, size=len(labels))) % num_classes  # uniform over the wrong ones

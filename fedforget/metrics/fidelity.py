@@ -307,7 +307,18 @@ def relative_test(u: Tensor, o: Tensor, m: Tensor, alpha: float = 0.05) -> Relat
     return Relative("unresolved" if p >= alpha else "oracle" if found > 0 else "original", found, p)
 
 
-def weight_distance(model: Params, oracle: Params, oracles: Sequence[Params]) -> float:
+def spread(oracles: Sequence[Params]) -> float:
+    """``mean ||w_Oi - w_Oj||`` over pairs of at least two oracles: the unit of `weight_distance`; [0, inf).
+
+    Raises:
+        ValueError: if there are fewer than two oracles.
+    """
+    if len(oracles) < 2:
+        raise ValueError(f"a distance between oracles needs at least 2 of them, not {len(oracles)}")
+    return float(np.mean([(first.double() - second.double()).norm() for first, second in combinations(oracles, 2)]))
+
+
+def weight_distance(model: Params, oracle: Params, unit: float) -> float:
     """``||w_U - w_O|| / mean ||w_Oi - w_Oj||``: distance to the oracle in units of that between oracles; [0, inf).
 
     Lower = closer, 1 = as far as another oracle. A diagnostic only, never a verdict: equal functions can lie far apart
@@ -318,15 +329,8 @@ def weight_distance(model: Params, oracle: Params, oracles: Sequence[Params]) ->
     Args:
         model: the unlearned model.
         oracle: the oracle of its seed.
-        oracles: at least two oracles, which give the unit.
-
-    Raises:
-        ValueError: if there are fewer than two oracles.
+        unit: `spread` of the oracles.
     """
-    if len(oracles) < 2:
-        raise ValueError(f"a distance between oracles needs at least 2 of them, not {len(oracles)}")
-    apart = [(first.double() - second.double()).norm() for first, second in combinations(oracles, 2)]
-    unit = sum(apart) / len(apart)
     return (model.double() - oracle.double()).norm() / unit if unit else math.nan
 
 

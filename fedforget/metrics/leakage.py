@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.special import logit
-from scipy.stats import binomtest, rankdata
+from scipy.stats import binomtest, norm, rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
 from sklearn.pipeline import make_pipeline
@@ -405,6 +405,55 @@ def attack_success(triggered: Outputs, target: int) -> float:
     if not others.any():
         raise ValueError(f"no triggered example has a true label other than the target {target}")
     return (_predictions(triggered)[others] == target).double().mean().item()
+
+
+def noise_alignment(products: Tensor, norms: Tensor, deviation: float) -> Tensor:
+    """``I_i = <xi_i, g_i> / (s |g_i|)`` of each example with noise ``xi_i ~ N(0, s^2 I)``, ``[n]``. Higher = the model
+    was trained on this noise; (-inf, inf), standard normal for a model that is independent of it.
+
+    ``g_i`` is the gradient of the margin with respect to the example *before* noise was added, so that under the null
+    it is independent of ``xi_i``, and a unit vector's product with Gaussian noise is exactly N(0, s^2), whatever the
+    network. The margin's gradient has the opposite direction of the loss's: training on the noisy example makes the
+    loss fall along the noise. 0 where the gradient is 0, which points nowhere.
+    Source: the Gaussian unlearning score (GUS) of Pawelczyk et al., "Machine Unlearning Fails to Remove Data Poisoning
+    Attacks", ICLR 2025, arXiv 2406.17216 (abstract and summaries; the sign is this project's, so that more is worse).
+
+    Args:
+        products: ``[n]``, ``<xi_i, g_i>``.
+        norms: ``[n]``, ``|g_i|``.
+        deviation: s, above 0.
+
+    Raises:
+        ValueError: if the shapes differ or the deviation is not positive.
+    """
+    if products.ndim != 1 or products.shape != norms.shape:
+        raise ValueError(f"products have shape {tuple(products.shape)}, norms {tuple(norms.shape)}; they must be (n,)")
+    if not deviation > 0:
+        raise ValueError(f"deviation={deviation} must be above 0")
+    aligned = products.double() / (deviation * norms.double())
+    return aligned.where(norms != 0, 0.0)
+
+
+def noise_test(aligned: Tensor) -> dict[str, float]:
+    """What `noise_alignment` says of a model: ``alignment`` and ``p``, both NaN if an entry is.
+
+    - ``alignment``: the mean over examples; higher = more of the noise is left; 0 is expected of a model that never saw
+      it, with the standard deviation ``1 / sqrt n``.
+    - ``p``: one-sided, that of ``sqrt n`` times the mean under N(0, 1): exact for independent noise, whatever the
+      model; (0, 1), small = the model saw the noise. The noise of an example is one draw for all seeds, so the p values
+      of several seeds are not independent evidence.
+
+    Source: as for `noise_alignment`.
+
+    Raises:
+        ValueError: if there is no example.
+    """
+    if not len(aligned):
+        raise ValueError("no example carries noise, so there is nothing to test")
+    if aligned.isnan().any():
+        return dict.fromkeys(("alignment", "p"), float("nan"))
+    mean = aligned.mean().item()
+    return {"alignment": mean, "p": float(norm.sf(mean * len(aligned) ** 0.5))}
 
 
 def confusion_between(outputs: Outputs, a: int, b: int) -> dict[str, float]:

@@ -114,8 +114,11 @@ def fidelity(unlearned: Mapping[str, Distance], original: Mapping[str, Distance]
     ED, the energy distance between two groups of models, is one number for all seeds, so its limit rests on the
     jackknife: the ratio of U's and M's distances is computed without each seed in turn, its standard error is
     ``sqrt((K - 1) / K sum_k (r_k - mean r)^2)``, and the limit ``r + t_{confidence, K-1} se``. The jackknife variance
-    is biased upwards (Efron and Stein 1981), the pessimistic way. Where M's distance without some seed is not positive
-    the ratio has no limit, and the pessimistic value is 0. A NaN distance of U makes the result NaN.
+    is biased upwards (Efron and Stein 1981), the pessimistic way; yet where the true ratio is small but not 0 and all
+    examples of a model move together, the distance is so skewed that the limit covered it less often than it says: of
+    700 simulated runs it missed it in 6 to 8 % at K = 5, and 7 to 14 % at K = 10, instead of 5 %. Where M's distance
+    without some seed is not positive the ratio has no limit, and the pessimistic value is 0. A NaN distance of U makes
+    the result NaN.
 
     Source: energy distance of Szekely and Rizzo 2013; its ratio to doing nothing, of this project's protocol.
 

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 from fedforget.data import DataConfig, FederatedData, load
 from fedforget.data.corruption import CorruptionConfig, brightest, coins, stamp
 from fedforget.data.partition import PartitionConfig
+from fedforget.request import UnlearningRequest
 from fedforget.seeds import Seeds
 
 TRAJECTORY = Seeds(0)
@@ -29,6 +31,7 @@ KINDS: list[dict] = [
     {"kind": "trigger", "target_class": 4, "share": 0.5},
     {"kind": "label_swap", "classes": (2, 7)},
     {"kind": "label_random", "share": 0.25},
+    {"kind": "noise", "share": 0.25, "deviation": 0.3},
     {"kind": "canary", "canaries": 40},
     {"kind": "canary", "canaries": 40, "canary_label": "natural"},
 ]
@@ -81,6 +84,29 @@ def test_random_labels_are_wrong_and_varied() -> None:
     assert (data.labels[rows] != CLEAN.labels[rows]).all() and len(data.labels[rows].unique()) == 10
 
 
+def test_noise_is_known_gaussian_and_on_the_images_alone() -> None:
+    data = corrupted(kind="noise", deviation=0.3)
+    rows = touched(data, 1)
+    clean, noise = data.noise(rows)
+    assert torch.equal(clean, CLEAN.inputs[rows]) and torch.equal(clean + noise, data.inputs[rows])
+    assert torch.equal(data.labels, CLEAN.labels)
+    assert kstest(noise.flatten().numpy() / 0.3, "norm").pvalue > 0.01
+    assert not torch.equal(noise, data.noise(touched(data, 3))[1][: len(noise)])
+    with pytest.raises(ValueError, match="corruption.kind=none adds no noise; use corruption=noise"):
+        CLEAN.noise(rows)
+
+
+def test_the_noise_that_is_asked_about_is_what_must_be_forgotten() -> None:
+    data = corrupted(kind="noise", share=0.25)
+    rows = touched(data, 1)
+    whole = UnlearningRequest("client", (1,))
+    assert torch.equal(data.split(1, "noise", TRAJECTORY, (), whole), rows)
+    some = UnlearningRequest("sample", tuple((1, position) for position in range(40)))
+    named = rows[torch.isin(rows, CLEAN.split(1, "train", TRAJECTORY)[:40])]
+    assert 0 < len(named) < len(rows) and torch.equal(data.split(1, "noise", TRAJECTORY, (), some), named)
+    assert not len(data.split(0, "noise", TRAJECTORY, (), whole))
+
+
 def test_canaries_follow_their_coins() -> None:
     data = corrupted(kind="canary", canaries=40)
     assert len(data.record["positions"]["3"]) == 40
@@ -117,6 +143,7 @@ def test_coins_are_fair_and_depend_on_client_and_trajectory() -> None:
         ({"kind": "label_random", "share": 0.0}, "corruption.share=0.0 must be above 0 and at most 1"),
         ({"kind": "label_random", "share": 0.001}, "touches nothing at client 1"),
         ({"kind": "canary", "canaries": 230}, "corruption.canaries=230 leaves client 1 nothing else to train on"),
+        ({"kind": "noise", "deviation": 0.0}, "corruption.deviation=0.0 must be above 0 and finite"),
         ({"kind": "canary", "canary_label": "wrong"}, "corruption.canary_label=wrong is unknown"),
     ],
 )

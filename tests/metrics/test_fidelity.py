@@ -25,6 +25,7 @@ from fedforget.metrics.fidelity import (
     forgetting_score,
     js_divergence,
     relative_test,
+    spread,
     tug_of_war,
     weight_distance,
 )
@@ -319,11 +320,13 @@ def test_weight_distance_by_hand() -> None:
     first, second, third, model = (
         Params(torch.tensor(point), layout) for point in ([0.0, 0], [3.0, 0], [0.0, 4], [6.0, 8])
     )
-    assert weight_distance(model, first, [first, second, third]) == pytest.approx(2.5)
-    assert weight_distance(first, first, [first, second, third]) == 0
-    assert math.isnan(weight_distance(model, first, [first, first]))
+    unit = spread([first, second, third])
+    assert unit == 4
+    assert weight_distance(model, first, unit) == pytest.approx(2.5)
+    assert weight_distance(first, first, unit) == 0
+    assert math.isnan(weight_distance(model, first, spread([first, first])))
     with pytest.raises(ValueError, match="at least 2 of them, not 1"):
-        weight_distance(model, first, [first])
+        spread([first])
 
 
 # The forgetting score

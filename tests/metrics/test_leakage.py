@@ -25,6 +25,8 @@ from fedforget.metrics.leakage import (
     lira,
     matched_holdout,
     modified_entropy,
+    noise_alignment,
+    noise_test,
     population,
     rmia,
     tpr_at_fpr,
@@ -401,3 +403,45 @@ def test_confusion_between():
         confusion_between(outputs(logits, labels + [0]), 1, 1)
     with pytest.raises(ValueError, match="no example has label 0 or 2"):
         confusion_between(outputs(logits, [1] * 6), 0, 2)
+
+
+def test_noise_is_measured_along_the_unit_gradient_in_its_own_deviations():
+    """Noise (3, 4) of deviation 2 along gradients (1, 0), (0, 5), (3, 4) / 10: 3/2, 4/2 and 5/2. A gradient of length 0
+    points nowhere."""
+    noise = tensor([[3.0, 4.0]] * 4)
+    gradients = tensor([[1.0, 0.0], [0.0, 5.0], [0.3, 0.4], [0.0, 0.0]])
+    found = noise_alignment((noise * gradients).sum(1), gradients.norm(dim=1), 2.0)
+    assert found.tolist() == pytest.approx([1.5, 2.0, 2.5, 0.0], abs=1e-6)
+    assert noise_test(found) == pytest.approx({"alignment": 1.5, "p": norm.sf(3.0)})  # sqrt 4 times 1.5
+    assert all(math.isnan(value) for value in noise_test(tensor([1.0, math.nan])).values())
+    with pytest.raises(ValueError, match="deviation=0 must be above 0"):
+        noise_alignment(tensor([1.0]), tensor([1.0]), 0)
+    with pytest.raises(ValueError, match="no example carries noise"):
+        noise_test(tensor([]))
+
+
+def test_the_alignment_of_independent_noise_is_standard_normal():
+    """Whatever the gradients are, and their p values are uniform: one common direction, and lengths of all sizes."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.3 * torch.randn(400, 50, 64, generator=generator)
+    gradients = (1 + torch.randn(50, 64, generator=generator)) * torch.logspace(-6, 3, 50)[:, None]
+    aligned = noise_alignment((noise * gradients).sum(2).flatten(), gradients.norm(dim=1).repeat(400), 0.3)
+    assert kstest(aligned.numpy(), norm.cdf).pvalue > 0.01
+    p_values = [noise_test(one)["p"] for one in aligned.view(400, 50)]
+    assert kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_what_one_step_of_training_leaves_of_the_noise():
+    """A linear model of two classes at 0, after one step of gradient descent on (x + xi, y), has the margin gradient
+    w_y - w_other = eta (x + xi), as both classes have probability 1/2: an alignment of <xi, x + xi> / (s |x + xi|)."""
+    generator = torch.Generator().manual_seed(1)
+    x, xi = torch.randn(2, 30, generator=generator, dtype=torch.float64)
+    weights = torch.zeros(2, 30, dtype=torch.float64, requires_grad=True)
+    torch.nn.functional.cross_entropy((weights @ (x + 0.5 * xi))[None], tensor([1])).backward()
+    assert weights.grad is not None
+    moved = weights.detach() - 0.1 * weights.grad
+    gradient = moved[1] - moved[0]
+    found = noise_alignment(torch.dot(0.5 * xi, gradient)[None], gradient.norm()[None], 0.5)
+    seen = x + 0.5 * xi
+    assert found.item() == pytest.approx((torch.dot(xi, seen) / seen.norm()).item())
+    assert found.item() > 0
