@@ -24,11 +24,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch.func import functional_call
-from torch.nn.functional import kl_div
-
 from fedforget.exchange import Card
 from fedforget.params import weighted_mean
+from fedforget.routines import divergence
 from fedforget.strategy import UnlearningStrategy
 
 
@@ -103,12 +101,3 @@ def min_step(client):
     gamma, alpha = client.options["gamma"], client.options["alpha"]
     for inputs, labels in client.batches():
         client.step(gamma * client.loss(inputs, labels) + alpha * divergence(client, inputs))
-
-
-def divergence(client, inputs):
-    """``T^2 KL(p_wo^T || p_w^T)``, the mean over a batch, in nats; gradients reach the student alone."""
-    T = client.options["T"]
-    w_o = {name: layer.to(inputs.device) for name, layer in client.vectors["teacher"].layers().items()}
-    log_p_wo = (functional_call(client.model, w_o, (inputs,)) / T).log_softmax(1).detach()
-    log_p_w = (client.model(inputs) / T).log_softmax(1)
-    return T**2 * kl_div(log_p_w, log_p_wo, reduction="batchmean", log_target=True)
