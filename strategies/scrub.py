@@ -9,7 +9,8 @@ aggregation, in which a client that forgets one part of its data and keeps anoth
 The rate drops after (not at) the named epochs, as in the helper that released code takes it from. An epoch is one round
 of the learning's recipe in all but its rate: optimiser, batch size (published: 32 and 64) and local epochs are its own.
 The paper itself was not read. The public code's optimiser holds the teacher, so that its student never moves; here the
-student is what moves. In epoch 1 student and teacher are equal, so its max-step is zero.
+student is what moves. In epoch 1 student and teacher are equal, so its max-step is zero. The server holds the answers
+one by one, not one sum of d numbers, because who forgets a part answers twice (2026-11-28).
 
 Limit: the published rates, ever smaller, end before a client of digits is forgotten (quality 0.00); with a rate that
 stays at 0.3 what is forgotten swings back within five ordinary rounds (0.12; docs/results.md, 2026-11-24).

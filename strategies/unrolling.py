@@ -8,9 +8,9 @@ oracle, 2026-11-24). Metrics: fedforget/metrics/unrolling.py.
 
 Deviations: federated form [SPEC]. A client's E steps a round stand for the uses of a batch, and the round's weights for
 the batch's share; the gradient is asked for in one round from its owner, where a server that foresees the request would
-store it. Momentum and weight decay of the recipe are not in the expansion. ``renormalise`` is this project's: FedAvg
-gives the weight of who leaves to the others, which the paper's SGD, where a batch just goes missing, does not.
-With a learner other than FedAvg, what is added back is what FedAvg would have taken.
+store it (K d numbers, and no round; 2026-11-28). Momentum and weight decay of the recipe are not in the expansion.
+``renormalise`` is this project's: FedAvg gives the weight of who leaves to the others, which the paper's SGD, where a
+batch just goes missing, does not. With a learner other than FedAvg, what is added back is what FedAvg would have taken.
 
 Symbols: w_0 initial weights; g_c mean gradient of the forgotten data of client c at w_0; f_c how many examples that is;
 n_k examples of client k; p_c = f_c / sum_k n_k over the cohort of round t; E local steps; eta_t learning rate; T
