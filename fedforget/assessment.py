@@ -46,6 +46,7 @@ from fedforget.evaluation import (
 from fedforget.ledger import Cost
 from fedforget.metrics import Outputs, fidelity, leakage, regions, representation
 from fedforget.metrics.outputs import accuracy, align, margins
+from fedforget.metrics.unrolling import verification_error
 from fedforget.params import Layout, Params
 from fedforget.store import load_tensors
 
@@ -181,6 +182,7 @@ class _Reader:
         self._original = lru_cache(maxsize=None)(lambda seed: self.outputs(ORIGINAL, seed))
         self._scores = lru_cache(maxsize=None)(self._candidates)
         self._learned = lru_cache(maxsize=None)(lambda seed: self.weights(ORIGINAL, seed))
+        self._retrained = lru_cache(maxsize=None)(lambda seed: self.weights(ORACLE, seed))
 
     def outputs(self, label: str, seed: int, stage: str = "") -> Sets:
         """A model's answers by audit set."""
@@ -263,8 +265,11 @@ class _Reader:
         if label == ORIGINAL and "forget/accuracy" in values:
             values["head/forget_accuracy"] = values["forget/accuracy"]  # its own head is what would be put back
         if (ORIGINAL, seed, "") in self.entries:
-            shares = representation.layer_shares(self.weights(label, seed), self._learned(seed))
+            weights = self.weights(label, seed)
+            shares = representation.layer_shares(weights, self._learned(seed))
             values["weights/head_share"] = list(shares.values())[-1]
+            if (ORACLE, seed, "") in self.entries:
+                values["weights/verification_error"] = verification_error(weights, self._retrained(seed))
             values |= _regions(first, self._original(seed))
             if "forget_layers" in first:
                 likeness = layer_likeness(first["forget_layers"], self._original(seed)["forget_layers"])

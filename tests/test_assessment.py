@@ -136,6 +136,11 @@ def test_every_stage_is_measured(canary_run) -> None:
     assert mine["relearn/rejoin"] == mine["relearn/rejoin_1"]  # the mean of a curve of one point
     assert "+1/probe/accuracy" not in mine
     assert nothing["weights/head_share"] == 0 < mine["weights/head_share"] <= 1
+    # The oracle is where it is itself; doing nothing is as far from it as the original.
+    apart = {
+        label: values[label, 0]["weights/verification_error"] for label in ("retrain", "finetune", "none", "original")
+    }
+    assert apart["retrain"] == 0 < apart["finetune"] and apart["none"] == apart["original"] > 0
     # Doing nothing is the original, in every stage.
     assert same({**nothing, "head/forget_accuracy": 0}, {**values["original", 0], "head/forget_accuracy": 0})
     assert rows["gate"][0]["primary"] == "canary/calibrated"
