@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from fedforget import data
 from fedforget.cohort import Cohort
+from fedforget.history import History
 from fedforget.messages import Task
 from fedforget.models import ModelConfig, initial
 from fedforget.params import Layout, Params
@@ -96,6 +98,22 @@ def test_the_channels_of_the_highest_scores_are_cut_and_stay_cut(tmp_path: Path)
         assert {j for j, bias in enumerate(biases) if not bias} >= chosen
     kept = torch.ones_like(final.flat, dtype=torch.bool) & (models[0].flat != 0)
     assert torch.equal(models[0].flat[kept], final.flat[kept])
+
+
+def test_cut_channels_are_made_zero_again_after_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Rounds that add 1 to every number, as a network could whose cut channels still have a gradient.
+    def grow(self: ClassPruning, cohort: Cohort, initial: Params, rounds: int, first_round: int) -> list[Params]:
+        return [Params(initial.flat + 1, initial.layout)]
+
+    toy, strategy = convolutional(tmp_path), ClassPruning(ClassPruning.Config(share=0.34, rounds=2))
+    cohort = toy.cohort(REQUESTS["class"], strategy.card)
+    monkeypatch.setattr(ClassPruning, "learn", grow)
+    history = cast(History, SimpleNamespace(final=toy.start, rounds=2))
+    first, *later = strategy.unlearn(REQUESTS["class"], history, cohort)
+    kept = first.flat != 0
+    assert 0 < kept.sum() < len(kept)
+    for number, model in enumerate(later, start=1):
+        torch.testing.assert_close(model.flat, first.flat + number * kept)
 
 
 def test_it_costs_a_round_of_activations_and_fine_tuning(tmp_path: Path) -> None:
