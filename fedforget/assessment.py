@@ -48,6 +48,7 @@ from fedforget.evaluation import (
 from fedforget.ledger import Cost
 from fedforget.metrics import Outputs, fidelity, leakage, regions, representation
 from fedforget.metrics.outputs import accuracy, align, margins
+from fedforget.metrics.unrolling import verification_error
 from fedforget.params import Layout, Params
 from fedforget.store import DamagedFile, load_tensors
 
@@ -283,6 +284,8 @@ class _Reader:
             shares = representation.layer_shares(model, self._learned(seed))
             values |= {f"weights/{block}/share": share for block, share in shares.items()}
             values["weights/head_share"] = list(shares.values())[-1]
+            if (ORACLE, seed, "") in self.entries:
+                values["weights/verification_error"] = verification_error(model, self._retrained(seed))
             if len(self.seeds) > 1:
                 values["weights/distance"] = fidelity.weight_distance(model, self._retrained(seed), self._apart())
             values |= _regions(first, self._original(seed))

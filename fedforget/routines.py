@@ -297,6 +297,19 @@ def match(client: Client) -> None:
         client.step(nn.functional.mse_loss(client.model(inputs), targets))
 
 
+def divergence(client: Client, inputs: Tensor) -> Tensor:
+    """``T^2 KL(p_teacher^T || p_w^T)``, the mean over a batch, in nats; gradients reach the model alone.
+
+    ``p^T`` is the softmax of the logits over the option ``T``, the teacher the vector of that name. The factor keeps
+    the gradient's size as T grows (Hinton, Vinyals and Dean, 2015, arXiv 1503.02531).
+    """
+    T = float(client.options["T"])
+    teacher = {name: layer.to(inputs.device) for name, layer in client.vectors["teacher"].layers().items()}
+    log_p = (torch.func.functional_call(client.model, teacher, (inputs,)) / T).log_softmax(1).detach()
+    log_p_w = (client.model(inputs) / T).log_softmax(1)
+    return T**2 * nn.functional.kl_div(log_p_w, log_p, reduction="batchmean", log_target=True)
+
+
 def hvp(client: Client) -> Params:
     """The Hessian of the mean cross-entropy over the whole split, at the parameters sent, times the vector ``v``."""
     gradients = torch.autograd.grad(client.loss(client.inputs, client.labels), client.parameters, create_graph=True)

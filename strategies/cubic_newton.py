@@ -12,7 +12,8 @@ Hessian; N Newton steps.
 Deviations: federated here: each retained client sends its d x d Hessian once a step, and their mean is the pooled one.
 The loss includes the recipe's weight decay. The equation for alpha is solved by bisection in the eigenbasis of H, not
 by Newton on Cholesky factors: the released function divides by zero for a positive definite H, and its step is wrong
-in the hard case (g orthogonal to the lowest eigenvectors of an indefinite H). M = 1 is the code's default.
+in the hard case (g orthogonal to the lowest eigenvectors of an indefinite H). M = 1 is the code's default. Answers are
+in float64 and held one by one: r (d + d^2) numbers at the server, where d^2 is usually counted (2026-11-28).
 
 Limit: for a mean loss near its minimum, where g is short, M = 1 allows short steps only: on digits it forgets nothing,
 while ten steps at M = 0.001 do (quality 0.00 and 0.60; docs/results.md, 2026-11-24).

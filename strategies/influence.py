@@ -15,7 +15,9 @@ batches of 1024 and up to a hundred passes there do not fit a mean Hessian over 
 of products are this project's [SPEC]. Federated here: owners of Z send their gradient,
 all retained clients their share of H (d^2 numbers, once) or a product with it every iteration (one round each), on all
 their data where the paper's LiSSA draws batches. Every example's loss l includes its weight decay, because FedAvg's
-recipe knows no summed regulariser. Scale and damping refer to the mean Hessian H / n; damp is gamma / scale.
+recipe knows no summed regulariser. Scale and damping refer to the mean Hessian H / n; damp is gamma / scale. Answers
+are in float64 and held one by one: with CG (3 + r) d numbers at the server, with H r (d + d^2), where 3 d and d^2 are
+usually counted (2026-11-28).
 
 Limit: the first order forgets nothing at the published tau, and longer steps destroy what they touch (on digits tau =
 0.05: utility 0.16) and are undone by five ordinary rounds. The second order's default damping hides the flat directions

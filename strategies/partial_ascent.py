@@ -14,7 +14,8 @@ project around its title ([SPEC]): either the entries of largest |grad CE(D_f)| 
 or a block that cycles through the layer. The two means of J are taken over the parts of one mixed batch; a batch
 without one of them has that term 0. A client without forgotten data descends on mu CE(D_r) and masks by its own
 gradient. With another optimiser than SGD the mask lies on the step, not the gradient. Updates are billed by their
-non-zero entries and a bitmap of their places (p d + d/32 numbers up under a fixed mask).
+non-zero entries and a bitmap of their places: p d + d/32 numbers up under a fixed mask, where p d is what is usually
+counted, and up to d under a rotating one, whose blocks add up in a round (2026-11-28).
 
 Limit: ascent forgets little before it destroys. On a client of digits the default leaves all there is; with eta = 0.1
 utility falls to 0.37, and five ordinary rounds bring 0.93 of the canaries' signal back (docs/results.md, 2026-11-24).

@@ -13,7 +13,8 @@ Deviations: the paper itself could not be read, only its abstract and summaries;
 project around its title ([SPEC]): either the entries of largest |grad CE(D_f)| at the model sent, fixed for the round,
 or a block that cycles through the layer. D_f and D_r are mixed in one batch, so each counts by its examples. A client
 without forgotten data masks by its own. With another optimiser than SGD the mask lies on the step, not the gradient.
-Updates are billed by their non-zero entries and a bitmap of their places (p d + d/32 numbers up under a fixed mask).
+Updates are billed by their non-zero entries and a bitmap of their places: p d + d/32 numbers up under a fixed mask,
+where p d is what is usually counted, and up to d under a rotating one, whose blocks add up in a round (2026-11-28).
 
 Limit: two rounds in a tenth of each layer change too little to forget a client of digits (quality 0.00; ten rounds in
 all of it: 0.31; docs/results.md, 2026-11-24).

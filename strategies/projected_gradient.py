@@ -12,7 +12,8 @@ entropy.
 
 Deviations: federated form: each retained client sends its C_l once, the server sums them and sends U_l, and only the
 owners of forgotten data compute from then on, E epochs a round. C_l is summed at the request from retained data: it is
-the paper's C_l of all data, kept since training, minus that of the forgotten, without the rounding. ``rank`` caps k.
+the paper's C_l of all data, kept since training, minus that of the forgotten, without the rounding. The server holds
+the C_l of all r clients at once, r sum in_l^2 numbers, where one sum would do (2026-11-28). ``rank`` caps k.
 Biases, norms and weights whose inputs no linear or convolutional module sees (attention's input projection) stay as
 they are. A fixed number of rounds replaces early stopping on validation data, which a server does not have; the default
 is 10, not up to 100 epochs [SPEC].

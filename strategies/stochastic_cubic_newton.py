@@ -16,7 +16,8 @@ the default: all of them, because clients are small here; the protocol: 16 and 8
 numbers, but unequal weights, per client. The loss includes the recipe's weight decay. The protocol's "learning-rate
 decay 0.1" is left out: what it decays was not said. Five inner steps of 0.01 get 79 to 100 % of the model's greatest
 decrease only where the gradient is long against the curvature (tests/test_solvers.py); on this project's models a
-quarter (simulations/newton_rounds.py; 2026-11-21).
+quarter (simulations/newton_rounds.py; 2026-11-21). All is in float64, twice the usual bytes, and such answers are held
+one by one: g, v and one of each of r clients, (2 + r) d numbers where 3 d are usually counted (2026-11-28).
 
 Limit: with these defaults a client of digits is not forgotten (quality 0.00): M = 5 is far too cautious for a mean
 loss, and eta = 0.01 far below one over the curvature (M = 0.001, eta = 1, N_in = 20: 0.39; docs/results.md,

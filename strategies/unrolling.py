@@ -4,13 +4,15 @@ Thudi, Deza, Chandrasekaran and Papernot, "Unrolling SGD: Understanding Factors 
 EuroS&P 2022, arXiv 2109.13398. Expanding SGD around w_0, every step on the forgotten data moved the model by about
 -eta grad(w_0), so that is added back. Its error grows with eta, with the number of steps and with the Hessian's largest
 singular value; beyond small eta E T it is worse than doing nothing (digits, eta E T = 800: 38 times the way to the
-oracle, 2026-11-24). Metrics: fedforget/metrics/unrolling.py.
+oracle, 2026-11-24). The true error is the audit's `weights/verification_error`; its proxy e is estimated on request.
 
 Deviations: federated form [SPEC]. A client's E steps a round stand for the uses of a batch, and the round's weights for
 the batch's share; the gradient is asked for in one round from its owner, where a server that foresees the request would
-store it. Momentum and weight decay of the recipe are not in the expansion. ``renormalise`` is this project's: FedAvg
-gives the weight of who leaves to the others, which the paper's SGD, where a batch just goes missing, does not.
-With a learner other than FedAvg, what is added back is what FedAvg would have taken.
+store it (K d numbers, and no round; 2026-11-28). Momentum and weight decay of the recipe are not in the expansion.
+``renormalise`` is this project's: FedAvg gives the weight of who leaves to the others, which the paper's SGD, where a
+batch just goes missing, does not. With a learner other than FedAvg, what is added back is what FedAvg would have taken.
+For e the paper averages sigma over training; here it is that of the retained clients' mean loss at w_T, by power
+iteration (a round a product), t counts the steps of the owner with most of them, and eta is that of round 1.
 
 Symbols: w_0 initial weights; g_c mean gradient of the forgotten data of client c at w_0; f_c how many examples that is;
 n_k examples of client k; p_c = f_c / sum_k n_k over the cohort of round t; E local steps; eta_t learning rate; T
@@ -18,6 +20,7 @@ rounds.
 
     plain:          w_u = w_T + sum_t sum_c p_c E eta_t g_c
     renormalised:   w_u = w_0 + sum_t (w_t - w_{t-1} + sum_c p_c E eta_t g_c) / (1 - sum_c p_c)
+    unlearning error:   e = eta^2 (||w_T - w_0|| / t) sigma (t^2 - t) / 2,  t steps, sigma largest singular value of H
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import torch
+
 from fedforget.exchange import Card
+from fedforget.params import Params
 from fedforget.strategy import UnlearningStrategy
 
 
@@ -37,12 +43,17 @@ class Unrolling(UnlearningStrategy):
         """Settings."""
 
         renormalise: bool = field(default=False, metadata={"help": "the others take over the weight", "symbol": ""})
+        products: int = field(default=0, metadata={"help": "Hessian products to note e; 0: it is not", "symbol": ""})
+
+        def __post_init__(self):
+            if self.products < 0:
+                raise ValueError(f"unrolling.products={self.products} must not be negative")
 
     @property
     def card(self):
         """One gradient from the owner of the data; the global models only to renormalise each round."""
         records = "globals" if self.config.renormalise else "nothing"
-        return Card(records=records, target_online=True, retained_online=False)
+        return Card(records=records, target_online=True, retained_online=self.config.products > 0)
 
     def check(self, cohort):
         """The recipe must be SGD."""
@@ -50,7 +61,8 @@ class Unrolling(UnlearningStrategy):
             raise ValueError(f"unrolling expands SGD; local.optimizer={cohort.task.local.optimizer!r} must be 'sgd'")
 
     def unlearn(self, request, history, cohort):
-        """One round, at the initial weights."""
+        """One round, at the initial weights, after those that estimate e."""
+        yield from self.note_error(history, cohort)
         local, w_0 = cohort.task.local, history.initial
         routine = "fedforget.routines:gradient"
         cohort.hold(w_0)
@@ -62,7 +74,7 @@ class Unrolling(UnlearningStrategy):
                 c = reply.client
                 if c in n:
                     p = reply.num_examples / sum(n.values())
-                    E = local.steps or local.epochs * math.ceil(n[c] / local.batch_size)
+                    E = steps(local, n[c])
                     eta = local.lr * local.lr_decay ** (t - 1)
                     p_all, added = p_all + p, added + p * E * eta * reply.update
             if not self.config.renormalise:
@@ -70,3 +82,25 @@ class Unrolling(UnlearningStrategy):
             elif p_all < 1:  # a round of forgotten data alone taught nothing that stays
                 w = w + (history.model(t) - history.model(t - 1) + added) / (1 - p_all)
         yield w
+
+    def note_error(self, history, cohort):
+        """Note the unlearning error of the model as it is."""
+        if not self.config.products:
+            return
+        w = history.final
+        start = torch.randn(w.layout.size, generator=cohort.seeds.torch("unrolling"))
+        v = Params(start / start.norm(), w.layout)
+        for _ in range(self.config.products):
+            Hv = cohort.hvp(w, v)
+            sigma = Hv.norm()
+            v = Hv / sigma if sigma > 0 else v
+            yield w
+        rounds = [history.weights(t) for t in range(1, history.rounds + 1)]
+        t = max(sum(steps(cohort.task.local, n[c]) for n in rounds if c in n) for c in cohort.targets)
+        e = cohort.task.local.lr**2 * (w - history.initial).norm() * sigma * max(t - 1, 0) / 2
+        cohort.notes.append(f"unlearning error {e:.3g} (sigma={sigma:.3g}, t={t})")
+
+
+def steps(local, n):
+    """E, the local steps a round of a client with ``n`` examples."""
+    return local.steps or local.epochs * math.ceil(n / local.batch_size)

@@ -142,6 +142,11 @@ def test_every_stage_is_measured(canary_run) -> None:
     assert oracle["weights/distance"] == 0 < mine["weights/distance"] != nothing["weights/distance"]
     assert layers == ["layer/1/cka", "layer/1/original_cka", "layer/1/probe"] and 0.1 < mine["layer/1/probe"] <= 1
     assert rows["gate"][0]["examples"]["canary"] == 20
+    # The oracle is where it is itself; doing nothing is as far from it as the original.
+    apart = {
+        label: values[label, 0]["weights/verification_error"] for label in ("retrain", "finetune", "none", "original")
+    }
+    assert apart["retrain"] == 0 < apart["finetune"] and apart["none"] == apart["original"] > 0
     # Doing nothing is the original, in every stage.
     assert same({**nothing, "head/forget_accuracy": 0}, {**values["original", 0], "head/forget_accuracy": 0})
     assert rows["gate"][0]["primary"] == "canary/calibrated"

@@ -177,6 +177,25 @@ def test_a_random_choice_stores_values_only() -> None:
     assert list(stored) == ["values"] and bytes_of(stored) == 5 * 2
 
 
+@pytest.mark.parametrize(
+    ("form", "share"),
+    [
+        ({}, 1.0),
+        ({"keep": 0.05}, 0.05 + 1 / 32),  # values and a bitmap
+        ({"keep": 0.02}, 2 * 0.02),  # values and indices
+        ({"keep": 0.05, "select": "random"}, 0.05),  # values alone
+        ({"keep": 0.05, "dtype": "bfloat16"}, 0.05 / 2 + 1 / 32),
+    ],
+)
+def test_pruned_updates_are_as_much_smaller_on_disk(tmp_path: Path, form: dict[str, Any], share: float) -> None:
+    layout = Layout(("w",), ((200, 200),))
+    vectors = [Params(torch.randn(40_000, generator=Seeds(i).torch()), layout) for i in range(3)]
+    recording = Recording(tmp_path, layout, HistoryConfig("all", **form), (), Seeds(3))
+    recording.add(1, vectors[0], Replies(Reply(k, vectors[k], 1, 0.0) for k in (1, 2)), [], last=True)
+    on_disk = recording.path(1).stat().st_size - 4 * 40_000  # without the global model
+    assert on_disk == pytest.approx(2 * share * 4 * 40_000, abs=1000)  # names and a checksum
+
+
 # ---------------------------------------------------------------------- recordings
 
 PAIR = Layout(("a", "b"), ((2,), (1,)))  # 3 entries are 12 bytes

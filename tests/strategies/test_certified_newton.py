@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy.stats import norm
 
 from fedforget import data
+from fedforget.params import Params
 from fedforget.routines import LocalConfig
 from fedforget.strategy import LearningConfig
 from fedforget.testing import REQUESTS, Toy
@@ -30,6 +32,39 @@ def test_the_certificate_by_hand():
     assert certificate(0.3, 0.6, 1.5 / math.e**2) == pytest.approx(1)
     # The paper's epsilon 0.1 at delta 0.01 with sigma 1 allows a residual of 0.1 / sqrt(2 ln 150) = 0.03159.
     assert certificate(0.03159, 1.0, 0.01) == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("delta", [1e-6, 0.01, 0.2])
+def test_the_certificate_holds_for_the_gaussian_it_is_about(delta):
+    # Removal with residual u has the distribution of the exact minimiser whose b is shifted by u, and w -> b is one to
+    # one: so epsilon must bound how far N(0, sigma^2) and N(r, sigma^2) can be told apart, for every r. The exact delta
+    # of that pair is Phi(t/2 - epsilon/t) - e^epsilon Phi(-t/2 - epsilon/t), t = r / sigma (Balle and Wang 2018).
+    def exact(epsilon, t):
+        return norm.cdf(t / 2 - epsilon / t) - math.exp(epsilon) * norm.cdf(-t / 2 - epsilon / t)
+
+    for t in (0.001, 0.01, 0.1, 0.2, 0.25, 0.3):
+        epsilon = certificate(3 * t, 3.0, delta)
+        assert 0 < exact(epsilon, t) <= delta or epsilon > 1
+    # The t that epsilon = 1 allows is safe as well; the one that epsilon = 10 would allow is not.
+    assert exact(1.0, 1 / certificate(1.0, 1.0, delta)) <= delta
+    assert exact(10.0, 10 / certificate(1.0, 1.0, 0.01)) == pytest.approx(0.0334, abs=1e-4)
+
+
+@pytest.mark.parametrize("regularisation", [3.0, 30.0, 300.0])
+def test_the_residual_bounds_the_distance_to_the_exact_minimiser(toy, regularisation):
+    # L_b is lambda-strongly convex, so ||w - w*|| <= r / lambda, and its curvature is at most L: ||w - w*|| >= r / L.
+    cohort = toy.cohort(REQUEST)
+    *_, w = unlearn(toy, cohort, epsilon=1.0, sigma=5.0, regularisation=regularisation)
+    residual, n = perturbed_gradient(toy, w, "retain", cohort.retained, 5.0, regularisation)
+    best = w.double()
+    for _ in range(8):  # Newton's method from nearby
+        _, H = toy.cohort(REQUEST).hessian(best)
+        H = n * H + regularisation * torch.eye(650, dtype=torch.float64)
+        g = perturbed_gradient(toy, best, "retain", cohort.retained, 5.0, regularisation)[0]
+        best = best - Params(torch.linalg.solve(H, g), best.layout)
+    assert g.norm() < 1e-8
+    distance, L = (w.double() - best).norm(), float(torch.linalg.eigvalsh(H)[-1])
+    assert 0.5 * residual.norm() / L < distance <= residual.norm() / regularisation
 
 
 def perturbed_gradient(toy, w, split, clients, sigma, regularisation):
@@ -114,6 +149,7 @@ def test_it_runs_on_softmax_regression_only(run_small, tmp_path):
     ("options", "message"),
     [
         ({"epsilon": 0.0}, "certified_newton.epsilon=0.0 must be finite and positive"),
+        ({"epsilon": 2.0}, "certified_newton.epsilon=2.0 must be at most 1, or the bound may not hold"),
         ({"sigma": float("inf")}, "certified_newton.sigma=inf must be finite and positive"),
         ({"delta": 1.0}, "certified_newton.delta=1.0 must lie strictly between 0 and 1"),
         ({"steps": 0}, "certified_newton.steps=0 must be at least 1"),

@@ -133,12 +133,12 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
         {"iterations": 3, "tolerance": 0.0},
         Bill(1 + 3, 2 * (f + 3 * r) * d, 2 * (f + 3 * r * 2) * d, ALL, held=(3 + r) * 2 * d),
     ),
-    # SAPS: the diagonal from all, then G from the owners, whole (q d if they were told which).
-    "SAPS": ("saps", {}, Bill(2, (r + f) * d, (r + f) * d, ALL, held=2 * d)),
+    # SAPS: the diagonal from all, then the owners are told S (d numbers) and send q d of G and a bitmap of places.
+    "SAPS": ("saps", {"share": 0.2}, Bill(2, r * d + f * (0.2 * d + BITMAP), (r + 2 * f) * d, ALL, held=2 * d)),
     "SAPS, probes": (
         "saps",
         {"curvature": "hutchinson", "probes": 3},
-        Bill(4, (3 * r + f) * d, (6 * r + f) * d, ALL, held=3 * d),
+        Bill(4, 3 * r * d + f * (0.1 * d + BITMAP), (6 * r + 2 * f) * d, ALL, held=3 * d),
     ),
     # PBU: F, then w, w_o and the stiffness of the well go down.
     "PBU": ("pbu", {"rounds": 2}, Bill(1 + 2, 3 * f * d, (1 + 2 * 3) * f * d, FORGETTING, held=3 * d)),
@@ -212,6 +212,8 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
         Bill(1, r * d, r * d, RETAINED, T / 2 * K * d, r * d),
     ),
     "FedRecovery": ("fedrecovery", {}, Bill(0, 0, 0, NOBODY, K * T * d, 0)),
+    # KD: a running sum of everybody is kept; then student and teacher go down to those who stay.
+    "KD": ("distillation", {"rounds": 3}, Bill(3, 3 * r * d, 3 * r * 2 * d, RETAINED, K * d, 2 * d)),
     "FedOSD": (  # all gradients; in post-training those of the retained and the model before
         "fedosd",
         {"rounds": 2, "post_rounds": 3},

@@ -12,9 +12,14 @@ import torch
 from fedforget.params import Layout, Params
 from fedforget.seeds import Seeds
 from fedforget.testing import REQUESTS, Toy, serve
-from strategies.saps import SharpnessAware, select, sign_vector
+from strategies.saps import SharpnessAware, sharpest, sign_vector
 
 LAYOUT = Layout(("a", "b"), ((2,), (2,)))
+
+
+def select(G: Params, H: Params, q: float) -> Params:
+    """G on the sharpest coordinates, as clients send it."""
+    return Params(G.flat * sharpest(H, q).flat, G.layout)
 
 
 def point(*values: float) -> Params:

@@ -16,7 +16,7 @@ from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
 from fedforget.testing import REQUESTS, Toy, serve
 from strategies.retrain import Retrain
-from strategies.sifu import InformedRollback, bound, influences, rollback
+from strategies.sifu import InformedRollback, bound, influences, rollback, true_delta
 
 LAYOUT = Layout(("w",), ((2,),))
 
@@ -24,6 +24,27 @@ LAYOUT = Layout(("w",), ((2,),))
 def test_the_bound_by_hand() -> None:
     # delta = 1.25 / e^2: ln 1.25 - ln delta = 2, root of 4 is 2: 10 * 0.05 / 2.
     assert bound(10.0, 0.05, 1.25 / math.e**2) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("epsilon", "ratio"), [(0.1, 0.05), (1.0, 0.5), (1.0, 3.0), (10.0, 3.2183)])
+def test_the_true_delta_is_the_mass_by_which_one_density_exceeds_the_other(epsilon: float, ratio: float) -> None:
+    # delta = integral of max(0, p - e^epsilon q), p and q unit Gaussians around ratio and 0; here by a fine sum.
+    x = torch.linspace(-12, 16, 1_000_001, dtype=torch.float64)
+    p, q = (torch.exp(-((x - mean) ** 2) / 2) / math.sqrt(2 * math.pi) for mean in (ratio, 0.0))
+    excess = (p - math.exp(epsilon) * q).clamp(min=0).sum().item() * 28e-6
+    assert true_delta(epsilon, ratio) == pytest.approx(excess, rel=1e-4, abs=1e-12)
+
+
+def test_what_is_certified_is_said_where_the_published_bound_is_too_wide(tmp_path: Path) -> None:
+    # Up to epsilon = 1 it is safe; at 10 and delta = 0.01 the shift is 10 / sqrt(2 ln 125) = 3.218 deviations.
+    for delta in (1e-6, 0.01, 0.2, 0.9):
+        assert all(true_delta(epsilon, bound(epsilon, 1.0, delta)) <= delta for epsilon in (0.01, 0.1, 0.5, 1.0))
+    assert bound(10.0, 1.0, 0.01) == pytest.approx(3.2183, abs=1e-3)
+    notes = {}
+    for epsilon in (1.0, 10.0):
+        strategy = InformedRollback(InformedRollback.Config(epsilon=epsilon, delta=0.01), Toy.learning)
+        notes[epsilon] = serve(Toy(tmp_path), strategy, REQUESTS["client"])[1].notes
+    assert notes == {1.0: [], 10.0: ["epsilon=10 is certified at delta=0.041, not at delta=0.01"]}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fedforget.cohort import Cohort
 from fedforget.exchange import Card, Replies, Reply
 from fedforget.history import History, HistoryConfig, Recording
 from fedforget.ledger import Cost
-from fedforget.metrics.unrolling import verification_error
+from fedforget.metrics.unrolling import unlearning_error, verification_error
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
 from fedforget.routines import LocalConfig
@@ -57,7 +57,8 @@ def unlearn(folder: Path, cohort: FakeCohort, rounds: int = 3, **options: Any) -
     recording.finish(3, Cost())
     history = History(recording, rounds, point(*MODELS[3]), strategy.card, frozenset(), (0,))
     request = UnlearningRequest("client", (0,))
-    [w] = strategy.unlearn(request, history, cast(Cohort, cohort))
+    *before, w = strategy.unlearn(request, history, cast(Cohort, cohort))
+    assert all(model.equals(history.final) for model in before) and len(before) == strategy.config.products
     return w.flat.tolist()
 
 
@@ -94,6 +95,22 @@ def test_renormalised_rounds_by_hand(tmp_path: Path) -> None:
     assert unlearn(tmp_path, FakeCohort(LocalConfig(lr=0.1, steps=3)), renormalise=True) == pytest.approx(expected)
 
 
+def test_the_unlearning_error_by_power_iteration(tmp_path: Path) -> None:
+    # H = diag(3, -5): sigma = 5. Client 0 made 3 steps in each of rounds 1 and 3: t = 6. ||(3, 5)|| = sqrt 34, and e =
+    # 0.1^2 sqrt 34 / 6 * 5 * (36 - 6) / 2.
+    cohort = FakeCohort(LocalConfig(lr=0.1, steps=3))
+    cohort.seeds, cohort.notes, asked = Seeds(0), [], []
+
+    def hvp(w: Params, v: Params) -> Params:
+        asked.append(w.flat.tolist())
+        return Params(v.flat * torch.tensor([3.0, -5.0]), LAYOUT)
+
+    cohort.hvp = hvp
+    assert unlearn(tmp_path, cohort, products=40) == pytest.approx([3.9, 3.2])
+    expected = unlearning_error(point(*MODELS[0]), point(*MODELS[3]), steps=6, lr=0.1, sigma=5.0)
+    assert cohort.notes == [f"unlearning error {expected:.3g} (sigma=5, t=6)"] and asked == [[3.0, 5.0]] * 40
+
+
 def test_other_optimisers_are_refused() -> None:
     Unrolling().check(cast(Cohort, FakeCohort(LocalConfig())))
     with pytest.raises(ValueError, match="local.optimizer='adam' must be 'sgd'"):
@@ -103,6 +120,9 @@ def test_other_optimisers_are_refused() -> None:
 def test_what_it_assumes() -> None:
     assert Unrolling().card == Card("nothing", target_online=True, retained_online=False)
     assert Unrolling(Unrolling.Config(True)).card == Card("globals", target_online=True, retained_online=False)
+    assert Unrolling(Unrolling.Config(products=3)).card == Card("nothing", target_online=True)
+    with pytest.raises(ValueError, match="unrolling.products=-1 must not be negative"):
+        Unrolling.Config(products=-1)
 
 
 @pytest.mark.parametrize("scope", ["client", "sample", "class"])
@@ -131,3 +151,10 @@ def test_the_oracle_has_no_verification_error(tmp_path: Path) -> None:
     first, _, _ = serve(Toy(tmp_path / "a", 1), Retrain(), REQUESTS["client"])
     second, _, _ = serve(Toy(tmp_path / "b", 3), Retrain(), REQUESTS["client"])
     assert verification_error(first[-1], second[-1]) == 0
+
+
+def test_a_run_that_learns_with_the_sd_loss_reports_both_errors(run_small: Any) -> None:
+    experiment, said = run_small("local.sd_gamma=0.5 strategies=[unrolling] strategy.unrolling.products=3")
+    assert any("note: unrolling, seed 0: unlearning error" in line for line in said)
+    audit = (experiment.folder / "audit.csv").read_text()
+    assert "0,unrolling,weights/verification_error," in audit
