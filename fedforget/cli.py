@@ -80,7 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="versions, devices, data found, and a self-test of some seconds")
     doctor.add_argument("folders", nargs="*", type=Path, help="folders of parquet files to look into")
 
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # overrides behind an option, where argparse expects no more of them
+        options.overrides = [*options.overrides, *rest]
     from fedforget.store import CannotWrite
 
     sys.path[:0] = _own_folder()

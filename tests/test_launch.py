@@ -92,6 +92,16 @@ sys.exit(cli.main(["run", "quickstart", "--output-dir", sys.argv[1]]))
 """
 
 
+def test_overrides_may_stand_behind_options(tmp_path, capsys):
+    command = ["run", "quickstart", "seed=3", "--output-dir", str(tmp_path), "--verbose", "learning.runds=3"]
+    assert main(command) == 2
+    assert "did you mean 'learning.rounds'?" in capsys.readouterr().err
+    for stranger in (["run", "quickstart", "--output-dir", str(tmp_path), "--verbos"], ["list", "seed=3"]):
+        with pytest.raises(SystemExit):
+            main(stranger)
+        assert "unrecognized arguments: " + stranger[-1] in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_however_the_launcher_ends_it_leaves_nothing_behind(tmp_path, number):
     process = subprocess.Popen(
