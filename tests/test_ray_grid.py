@@ -216,7 +216,7 @@ def test_a_worker_killed_from_outside_is_replaced_and_nobody_is_left_out(federat
 
 def test_all_workers_killed_between_rounds_leave_nobody_out(ray, federation):
     """While the server aggregates, nobody holds a message that would tell; there are more workers than messages."""
-    toy, cohort = federation(workers=5)
+    toy, cohort = federation(workers=4)
     before = cohort.train(toy.start, range(6), round=1)
     workers = list(cohort.grid._workers.values())
     for process in [ray.get(worker.__ray_call__.remote(lambda _: os.getpid())) for worker in workers]:
