@@ -59,7 +59,7 @@ TEST_SETS = ("test", "trigger", "far")  # ``trigger``: the test images with a ba
 # ``near``, ``far``: points around forgotten examples, and around test images; ``plane``: a grid of points on the plane
 # through three examples of the first target. Points are made where the examples are, and stay there.
 ANCHORS = 20  # examples with points around them, at most
-FEATURED = ("forget", "holdout", "forget_layers", "holdout_layers")  # splits whose answers have features
+FEATURED = ("forget", "holdout", "noise", "forget_layers", "holdout_layers")  # splits whose answers have features
 # ``forget_layers``, ``holdout_layers``: the first examples of these sets, in every layer of the network.
 DEEP = 64  # of these, at most
 
@@ -919,6 +919,7 @@ def _misanswer(
         features = arrays.get(f"{place}/features")
         if (features is not None) != (split in FEATURED):
             return f"sent {'no' if features is None else 'unwanted'} features of {split}"
-        if features is not None and (features.dtype != "float16" or features.shape[:1] != (size,)):
+        kind = "float32" if split == "noise" else "float16"
+        if features is not None and (features.dtype != kind or features.shape[:1] != (size,)):
             return f"sent features of {features.dtype, features.shape} for {size} examples of {split}"
     return ""
