@@ -50,7 +50,7 @@ from fedforget.metrics import Outputs, fidelity, leakage, regions, representatio
 from fedforget.metrics.outputs import accuracy, align, margins
 from fedforget.metrics.unrolling import verification_error
 from fedforget.params import Layout, Params
-from fedforget.store import DamagedFile, load_tensors
+from fedforget.store import DamagedFile, load_tensors, within
 
 PARTS = ("logits", "labels", "clients", "features", "rows", "included")
 KEPT = frozenset({*verdicts.COMPARED, "canary", "plane"})  # sets that margins and figures are made of
@@ -209,10 +209,11 @@ class _Reader:
         return Params(self._load(path)[name], self.layout)
 
     def _load(self, path: str) -> dict[str, Tensor]:
+        file = within(self.store, path)
         try:
-            return load_tensors(self.store / path)[0]
+            return load_tensors(file)[0]
         except FileNotFoundError as error:
-            raise DamagedFile(self.store / path, "it is not there") from error
+            raise DamagedFile(file, "it is not there") from error
 
     def results(self, request: int) -> list[ModelResult]:
         """The metrics of every model, those of later stages among them; to be asked first, because it reads the files.

@@ -398,11 +398,15 @@ def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 def _split(options: argparse.Namespace) -> int:
     from fedforget.config import absolute_paths, compose
     from fedforget.data import DataConfig, divide
+    from fedforget.store import CannotWrite
 
     config = compose(options.experiment, absolute_paths(options.overrides, Path.cwd()))
     data = DataConfig(config.task, config.partition, config.corruption, config.seed)
-    for folder in divide(data, options.to.expanduser()):
-        print(folder)
+    try:
+        folders = divide(data, options.to.expanduser())
+    except OSError as error:
+        raise CannotWrite(options.to, error.strerror or str(error)) from error
+    print(*folders, sep="\n")
     return 0
 
 

@@ -12,6 +12,7 @@ examples, and count as one round.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from fedforget.seeds import Seeds
 TRAIN_ROUTINE = "fedforget.routines:train"
 GROUP = {"cpu": 12, "cuda": 32}  # most clients in a group: more no longer fit a core's cache; on a GPU not measured
 LATE = "did not answer in time"
+MOST_SAID = 500  # characters of a reason that a node gave
 TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
 
 
@@ -57,6 +59,7 @@ TEST_SETS = ("test", "trigger", "far")  # ``trigger``: the test images with a ba
 # ``near``, ``far``: points around forgotten examples, and around test images; ``plane``: a grid of points on the plane
 # through three examples of the first target. Points are made where the examples are, and stay there.
 ANCHORS = 20  # examples with points around them, at most
+FEATURED = ("forget", "holdout", "noise", "forget_layers", "holdout_layers")  # splits whose answers have features
 # ``forget_layers``, ``holdout_layers``: the first examples of these sets, in every layer of the network.
 DEEP = 64  # of these, at most
 
@@ -191,10 +194,7 @@ def describe(grid: Grid, task: Task, timeout: float = 600.0) -> Federation:
             raise ValueError(f"a SuperNode did not describe itself within {timeout:g} s")
         if replies[node].has_error():
             raise ValueError(f"a SuperNode could not describe itself: {replies[node].error.reason}")
-        _, report = messages.unpack_reply(replies[node].content)
-        node_about = report.pop("node")
-        if "error" in node_about:
-            raise ValueError(node_about["error"])
+        node_about, clients = _description(replies[node])
         if about and node_about["data"] != about["data"]:
             raise ValueError("two SuperNodes hold different data for the same task; give them the same files")
         if about and _device_type(node_about) != _device_type(about):
@@ -203,10 +203,41 @@ def describe(grid: Grid, task: Task, timeout: float = 600.0) -> Federation:
                 "would depend on who answers; set engine.device=cpu"
             )
         about = about or node_about
-        hosts[node] = frozenset(map(int, report))
-        num_train.update({int(client): entry["num_train"] for client, entry in report.items()})
-        counts.update({int(client): entry["class_counts"] for client, entry in report.items()})
+        hosts[node] = frozenset(clients)
+        for client, class_counts in clients.items():
+            if counts.setdefault(client, class_counts) != class_counts:
+                raise ValueError(f"two SuperNodes hold different data of client {client}; a client has one home")
+            num_train[client] = sum(class_counts)
     return Federation(hosts, num_train, counts, about)
+
+
+def _description(reply: Message) -> tuple[dict[str, Any], dict[int, list[int]]]:
+    """What a node says of itself, and the class counts of the clients that it hosts.
+
+    Raises:
+        ValueError: if it cannot be read, or says what is wrong with the node.
+    """
+    try:
+        _, report = messages.unpack_reply(reply.content)
+        about = report.pop("node")
+        error = about.get("error", "")
+        clients = {int(client): entry["class_counts"] for client, entry in report.items()}
+        kinds = {"device": str, "data": str, "num_test": int, "num_classes": int, "input_shape": list}
+        wrong = {name: about.get(name) for name, kind in kinds.items() if not isinstance(about.get(name), kind)}
+        for client, counts in clients.items():
+            whole = len(counts) == about["num_classes"] and all(type(count) is int and count >= 0 for count in counts)
+            if client < 0 or not whole or sum(counts) != report[str(client)]["num_train"]:
+                wrong[f"client {client}"] = report[str(client)]
+        if wrong and not error:
+            raise ValueError(f"it says {wrong}")
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(
+            f"a SuperNode's description of itself cannot be read ({_said(problem)}); "
+            "run the same version of fedforget on all of them"
+        ) from problem
+    if error:
+        raise ValueError(_said(error))
+    return about, clients
 
 
 @dataclass
@@ -273,6 +304,10 @@ class Cohort(Grid):
         """Clients that keep at least one training example once the request is served."""
         kept = self._kept(self.removed if self.request is None else (*self.removed, self.request))
         return tuple(client for client in self.federation.clients if kept[client] > 0)
+
+    @property
+    def _classes(self) -> int:
+        return int(self.federation.about["num_classes"])
 
     def _kept(self, requests: tuple[UnlearningRequest, ...]) -> Mapping[int, int]:
         """`Federation.kept`, counted once: every exchange asks for it several times."""
@@ -530,6 +565,7 @@ class Cohort(Grid):
     ) -> tuple[Replies, Cost, list[str]]:
         content = messages.pack(work, vectors)
         payload = sum(len(array.data) for array in content.array_records[messages.ARRAYS].values())
+        dtype = vectors["model"].flat.numpy().dtype
         good: dict[int, Reply] = {}
         weights: dict[int, int] = {}  # of the clients in the pool
         losses: dict[int, float] = {}
@@ -545,20 +581,18 @@ class Cohort(Grid):
             wanted = replace(work, pooled=tuple(client for client in work.pooled if client in reasons))
             reasons = dict.fromkeys(reasons, LATE)
             for asked, arrays, report in self._ask(content, wanted, missing, tried, seconds):
-                pool = arrays.get(messages.POOL)
-                spoiled = "" if pool is None else _misfit(pool, layout)
+                problems = self._problems(asked, arrays, report, wanted, layout, dtype)
+                added = False
                 for client in asked:
-                    entry = report.get(str(client))
-                    if client not in reasons or entry is None:
+                    if client not in reasons:
                         continue
-                    pooled = bool(entry.get("pooled")) and pool is not None
-                    vector = None if pooled else arrays.get(str(client))
-                    problem = spoiled if pooled else _problem(vector, entry, layout)
-                    if problem:
-                        reasons[client] = problem
+                    if problems[client]:
+                        reasons[client] = problems[client]
                         continue
                     del reasons[client]
-                    if pooled:
+                    entry, vector = report[str(client)], arrays.get(str(client))
+                    if entry.get("pooled"):
+                        added = True
                         weights[client], losses[client] = entry["num_examples"], entry["loss"]
                     elif vector is None:  # it holds no such data
                         continue
@@ -566,8 +600,8 @@ class Cohort(Grid):
                         update = Params(torch.from_numpy(np.array(vector)), layout)
                         good[client] = Reply(client, update, entry["num_examples"], entry["loss"])
                     billed.append(entry)
-                if pool is not None and not spoiled:
-                    pools.append(pool)
+                if added:
+                    pools.append(arrays[messages.POOL])
             if not reasons:
                 break
         notes = [f"round {work.round}: client {c} left out ({reason})" for c, reason in sorted(reasons.items())]
@@ -582,6 +616,48 @@ class Cohort(Grid):
         cost = Cost(int(begins), steps, examples, payload * len(work.clients), up, 0, spent)
         pool_of_all = Pool(Params(torch.from_numpy(_sum(pools)), layout), weights, losses) if pools else None
         return Replies((good[client] for client in sorted(good)), pool_of_all, work.scale), cost, notes
+
+    def _problems(
+        self,
+        asked: Sequence[int],
+        arrays: Mapping[str, NDArray],
+        report: Mapping[str, Mapping[str, Any]],
+        wanted: Work,
+        layout: Layout,
+        dtype: np.dtype,
+    ) -> dict[int, str]:
+        """What is wrong with the answer of each client that a message asked; empty where nothing is.
+
+        Who is in one sum with a client whose entry is wrong must be asked again too: that client's share of the sum
+        cannot be taken out of it.
+        """
+        found = {}
+        for client in asked:
+            entry, vector = report.get(str(client)), arrays.get(str(client))
+            if entry is None:
+                found[client] = "its node's answer does not name it"
+            elif "error" in entry:
+                found[client] = _said(entry["error"])
+            elif vector is None and not entry.get("pooled"):
+                found[client] = "" if entry.get("num_examples") == 0 else "sent no vector"
+            else:
+                found[client] = _miscount(entry, self.federation.num_train[client])
+                if not found[client] and vector is not None:
+                    found[client] = _misfit(vector, layout, dtype)
+        summed = {name for name, entry in report.items() if entry.get("pooled")}
+        if not summed:
+            return found
+        pool, may = arrays.get(messages.POOL), {str(client) for client in asked if client in wanted.pooled}
+        wrong = next((client for client in asked if str(client) in summed and found[client]), None)
+        if summed - may:
+            spoiled = "is in a sum that was not asked for"
+        elif pool is None:
+            spoiled = "sent no vector"
+        elif wrong is not None:
+            spoiled = f"is in one sum with client {wrong}, which {found[wrong]}"
+        else:
+            spoiled = _misfit(pool, layout, np.dtype(np.float64))
+        return {c: problem or (spoiled if str(c) in summed else "") for c, problem in found.items()}
 
     def _attempts(self) -> Iterator[float]:
         """Seconds that each of a round's two attempts may take: half of the time, then what is left of it."""
@@ -622,14 +698,16 @@ class Cohort(Grid):
         replies = list(self.grid.send_and_receive([message for message, _ in sent], timeout=seconds))
         asked = {message.metadata.message_id: what for message, what in sent}  # ids are given when a message is sent
         for reply in replies:
-            what = asked[reply.metadata.reply_to_message_id]
+            if reply.metadata.reply_to_message_id not in asked:
+                continue  # to a message that was given up: it must not enter another round
+            what = asked.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
-                yield what, {}, {}, str(reply.error.reason)
+                yield what, {}, {}, _said(reply.error.reason)
                 continue
             try:
                 arrays, report = messages.unpack_reply(reply.content)
-            except (ValueError, KeyError) as error:
-                yield what, {}, {}, f"sent what cannot be read ({error})"
+            except ValueError as error:
+                yield what, {}, {}, f"sent what cannot be read ({_said(error)})"
                 continue
             yield what, arrays, report, ""
 
@@ -694,6 +772,7 @@ class Cohort(Grid):
             ]
             problem = f"a node did not evaluate the model within {self.timeout:g} s"
             for share, arrays, report, wrong in self._answers(sent, seconds):
+                wrong = wrong or _misanswer([parts[i] for i in share], arrays, report, self._classes)
                 if wrong:
                     problem = f"a node could not evaluate the model: {wrong}"
                     continue
@@ -788,17 +867,59 @@ def round_half_up(value: float) -> int:
     return int(value + 0.5)
 
 
-def _problem(vector: NDArray | None, report: Mapping[str, Any], layout: Layout) -> str:
-    """What is wrong with a client's answer; empty if nothing is."""
-    if "error" in report:
-        return report["error"]
-    if vector is None:
-        return "" if report["num_examples"] == 0 else "sent no vector"
-    return _misfit(vector, layout)
+def _said(reason: object) -> str:
+    """What a node gave as its reason, as part of one sentence: whole tracebacks and worse may arrive."""
+    text = " ".join(str(reason).split())
+    return text if len(text) <= MOST_SAID else f"... {text[-MOST_SAID:]}"
 
 
-def _misfit(vector: NDArray, layout: Layout) -> str:
+def _miscount(entry: Mapping[str, Any], holds: int) -> str:
+    """What is wrong with the numbers in a client's report; empty if nothing is. ``holds``: its training examples."""
+    for name in ("num_examples", "steps", "examples", "bytes"):
+        if type(entry.get(name)) is not int or entry[name] < 0:
+            return f"says {name}={_said(repr(entry.get(name)))}"
+    for name in ("loss", "seconds"):  # a loss may be infinite: some routines climb
+        if type(entry.get(name)) not in (int, float):
+            return f"says {name}={_said(repr(entry.get(name)))}"
+    if not 0 < entry["num_examples"] <= holds:
+        return f"says num_examples={entry['num_examples']}, but holds {holds}"
+    return "" if 0 <= entry["seconds"] < math.inf else f"says seconds={entry['seconds']}"
+
+
+def _misfit(vector: NDArray, layout: Layout, dtype: np.dtype) -> str:
     """What is wrong with a vector that arrived; empty if nothing is."""
     if vector.shape != (layout.size,):
         return f"sent a vector of shape {vector.shape}, expected ({layout.size},)"
+    if vector.dtype != dtype:
+        return f"sent a vector of {vector.dtype}, expected {dtype}"
     return "" if np.isfinite(vector).all() else "sent NaN or infinite values"
+
+
+def _misanswer(
+    parts: Sequence[tuple[int, str, int, int]], arrays: Mapping[str, NDArray], report: Mapping[str, Any], classes: int
+) -> str:
+    """What is wrong with a node's answer to an evaluation of ``parts``; empty if nothing is.
+
+    Logits may be anything, because a model may be ruined; what they belong to may not.
+    """
+    sizes = [report.get(str(place), {}).get("examples") for place in range(len(parts))]
+    for (_, split, start, stop), size in zip(parts, sizes, strict=True):
+        if type(size) is not int or not 0 <= size <= stop - start:
+            return f"says that {split} has {_said(repr(size))} examples"
+    total = sum(sizes)
+    for name in ("logits", "labels", "rows", "included"):
+        shape, dtype = ((total, classes), "float32") if name == "logits" else ((total,), "int64")
+        array = arrays.get(name)
+        if array is None or array.shape != shape or array.dtype != dtype:
+            found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+            return f"sent {found} as {name}, expected {dtype} {shape}"
+    if total and not 0 <= arrays["labels"].min() <= arrays["labels"].max() < classes:
+        return f"sent labels that are no classes below {classes}"
+    for place, ((_, split, *_), size) in enumerate(zip(parts, sizes, strict=True)):
+        features = arrays.get(f"{place}/features")
+        if (features is not None) != (split in FEATURED):
+            return f"sent {'no' if features is None else 'unwanted'} features of {split}"
+        kind = "float32" if split == "noise" else "float16"
+        if features is not None and (features.dtype != kind or features.shape[:1] != (size,)):
+            return f"sent features of {features.dtype, features.shape} for {size} examples of {split}"
+    return ""

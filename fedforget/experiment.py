@@ -51,7 +51,17 @@ from fedforget.metrics.representation import swap_head
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
 from fedforget.seeds import Seeds
-from fedforget.store import CannotWrite, DamagedFile, Store, digest, load_tensors, make_folder, save_tensors, write_text
+from fedforget.store import (
+    CannotWrite,
+    DamagedFile,
+    Store,
+    digest,
+    discard,
+    load_tensors,
+    make_folder,
+    save_tensors,
+    write_text,
+)
 from fedforget.strategy import UnlearningStrategy, find
 
 AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
@@ -321,7 +331,7 @@ class Experiment:
                 self.say(f"  note: {error}")
                 self.store.remove(recording.folder)
                 recording, notes = find(), None
-            journal = FileJournal(recording.folder / "journal")
+            journal = FileJournal(recording.folder / "journal", self.say)
             if not recording.is_complete:
                 cohort = self._cohort(seeds, None)
                 cohort.journal, cohort.progress = journal, self._progress(what, config.learning.rounds)
@@ -388,7 +398,7 @@ class Experiment:
         folder = self.store.folder("models", key)
         path = folder / "model.safetensors"
         with self.store.lock("models", key):
-            journal, stored = FileJournal(folder / "journal"), self._stored(path)
+            journal, stored = FileJournal(folder / "journal", self.say), self._stored(path)
             if stored is None:
                 cohort = self._cohort(self._seeds(k), i)
                 rounds = request.after_round or self.config.learning.rounds
@@ -446,7 +456,7 @@ class Experiment:
             return None
         except DamagedFile as error:
             self.say(f"  note: {error}")
-            path.unlink()
+            discard(path)
             return None
 
     def _checkpoints(self, rounds: int) -> set[int]:

@@ -167,7 +167,8 @@ class RayGrid(_LocalGrid):
     Each distinct array of a round is put into the object store once, whichever messages hold it, and is read there
     without a copy. Any worker serves any node: messages wait in one queue, and a worker holds one at a time, so that
     what hangs or dies takes no other message with it. A worker that died, or that holds a message nobody waits for any
-    more, is replaced by a new one; a message that its worker died of is answered with an error.
+    more, is replaced by a new one; a message that its worker died of is answered with an error. Idle workers
+    are looked after then, so that what is asked again meets living ones.
 
     Args:
         grid: the grid that Flower handed to the ServerApp; its nodes stay the addressees.
@@ -205,7 +206,7 @@ class RayGrid(_LocalGrid):
         self._workers = {place: self._start(place) for place in self._machines}
         self._idle = deque(self._workers)  # the places of workers that hold no message
         self._queue: deque[tuple[Message, tuple[Any, ...]]] = deque()
-        self._running: dict[Any, tuple[Message, int]] = {}
+        self._running: dict[Any, tuple[Message | None, int]] = {}  # without a message: a worker that is looked after
         self._wake = threading.Event()
         threading.Thread(target=self._collect, daemon=True, name="ray-grid").start()
 
@@ -274,13 +275,26 @@ class RayGrid(_LocalGrid):
             message, place = self._running.pop(future)
             if died:
                 self._replace(place)
+                self._look_after_idle()
             self._idle.append(place)
             self._hand_out()
-        if answer is None:
-            self._answer(message, Message(Error(CLIENT_FAILED, reason), reply_to=message))
-        else:
-            content, *buffers = answer
-            self._answer(message, Message(_attach(content, buffers), reply_to=message))
+            if message is None:
+                return
+            if answer is None:
+                reply = Message(Error(CLIENT_FAILED, reason), reply_to=message)
+            else:
+                content, *buffers = answer
+                reply = Message(_attach(content, buffers), reply_to=message)
+            self._answer(message, reply)  # still under the lock: nobody can give the message up in between
+
+    def _look_after_idle(self) -> None:
+        """See which idle workers live, before they get messages: what ended one may have ended them too.
+
+        A message that is asked again would else meet one dead worker after the other, and its client be left out.
+        """
+        while self._idle:
+            place = self._idle.popleft()
+            self._running[self._workers[place].alive.remote()] = (None, place)
 
     def _replace(self, place: int) -> None:
         self._ray.kill(self._workers[place])
@@ -292,7 +306,7 @@ class RayGrid(_LocalGrid):
             held = {
                 future: place
                 for future, (message, place) in self._running.items()
-                if message.metadata.message_id in message_ids
+                if message is not None and message.metadata.message_id in message_ids
             }
             for future, place in held.items():
                 del self._running[future]
@@ -310,6 +324,9 @@ class _Worker:
         keep_freed_memory()
         self._client_app = load_client_app()
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, 0, 0
+
+    def alive(self) -> None:
+        """Answers if the process is there."""
 
     def handle(self, envelope: Message, node: int, *buffers: Any) -> Any:
         """Answer one message; returns the reply's content without its arrays, and the arrays' bytes."""

@@ -6,7 +6,7 @@ the strategies that need it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,17 @@ from fedforget.exchange import RECORDS, Card, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.params import Layout, Params
 from fedforget.seeds import Seeds
-from fedforget.store import DamagedFile, Store, digest, load_json, load_tensors, make_folder, save_json, save_tensors
+from fedforget.store import (
+    DamagedFile,
+    Store,
+    digest,
+    discard,
+    load_json,
+    load_tensors,
+    make_folder,
+    save_json,
+    save_tensors,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SELECTORS = ("top", "random", "bottom")
@@ -357,16 +367,27 @@ class FileJournal:
 
     Args:
         folder: where they lie.
+        say: is told, in one line, of damage.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = make_folder(folder)
+    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
+        self.folder, self.say = make_folder(folder), say
 
     def get(self, number: int) -> tuple[Replies, Cost, list[str]] | None:
-        """Exchange ``number``, or ``None`` if it is not there or damaged (it is then asked for again)."""
+        """Exchange ``number``, or ``None`` if it has to be made: it is not there, or damaged, which is said.
+
+        What follows a damaged one is deleted, because who answers the second time may be others, and what was asked
+        afterwards was asked of a model made from the first answers.
+        """
         try:
             tensors, metadata = load_tensors(self._path(number))
-        except (FileNotFoundError, DamagedFile):
+        except FileNotFoundError:
+            return None
+        except DamagedFile as error:
+            self.say(f"  note: {error}")
+            for later in self.folder.glob("*.safetensors"):
+                if later.name >= self._path(number).name:
+                    discard(later)
             return None
         entries = {int(client): entry for client, entry in metadata["replies"].items()}
         names, shapes = metadata["layout"]

@@ -156,13 +156,13 @@ def encode(array: NDArray) -> Array:
 
 
 def decode(array: Array) -> NDArray:
-    """The NumPy array in a Flower `Array`, read-only where no copy is needed.
+    """The NumPy array in a Flower `Array` that `encode` made, read-only.
 
     Raises:
-        ValueError: if the bytes do not fit the stated type and shape.
+        ValueError: if it is encoded in another way, or its bytes do not fit the stated type and shape.
     """
-    if array.stype != RAW:
-        return array.numpy()
+    if array.stype != RAW:  # NumPy's own form gets the memory that it claims before a byte of it is read
+        raise ValueError(f"a message holds an array encoded as {array.stype!r}; expected {RAW!r}")
     if array.dtype not in TYPES:
         raise ValueError(f"a message holds an array of type {array.dtype!r}; expected one of {', '.join(TYPES)}")
     return np.frombuffer(array.data, dtype=np.dtype(array.dtype).newbyteorder("<")).reshape(array.shape)
@@ -192,9 +192,19 @@ def pack_reply(arrays: Mapping[str, NDArray], report: Mapping[str, dict]) -> Rec
 
 
 def unpack_reply(content: RecordDict) -> tuple[dict[str, NDArray], dict[str, dict]]:
-    """The arrays and the report that `pack_reply` wrote."""
-    arrays = {name: decode(array) for name, array in content.array_records[ARRAYS].items()}
-    return arrays, json.loads(str(content.config_records[REPORT]["json"]))
+    """The arrays and the report that `pack_reply` wrote.
+
+    Raises:
+        ValueError: if it wrote nothing of the kind.
+    """
+    try:
+        arrays = {name: decode(array) for name, array in content.array_records[ARRAYS].items()}
+        report = json.loads(str(content.config_records[REPORT]["json"]))
+    except (KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if not isinstance(report, dict) or not all(isinstance(entry, dict) for entry in report.values()):
+        raise ValueError("its report is not one entry a client")
+    return arrays, report
 
 
 class LearnerArray(Array):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedforget import figures, page, tables
-from fedforget.store import load_lines, make_folder, save_lines, write_bytes
+from fedforget.store import load_lines, make_folder, save_lines, write_bytes, write_text
 from fedforget.tables import Row, Rows, Table, View
 
 WIDTH = 118
@@ -84,10 +84,10 @@ def write_together(folder: Path, runs: Sequence[tuple[dict, Rows]]) -> dict[str,
     ]
     scores = [_grid(table), *void, _wrap(table.note)] if table.rows else [_wrap(tables.VOID), *void]
     blocks = [_wrap(title), *scores]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     contents = {"requests.md": "\n\n".join(blocks) + "\n", "requests.svg": figures.requests(several).svg}
     for name, text in contents.items():
-        (folder / name).write_text(text)
+        write_text(folder / name, text)
     return {name: folder / name for name in contents}
 
 

@@ -8,6 +8,7 @@ update (model after minus model before), or it returns `Params`, and they are th
 from __future__ import annotations
 
 import importlib
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -407,13 +408,15 @@ def masked_step(client: Client, loss: Tensor, masks: list[Tensor]) -> None:
 def find(name: str) -> Routine:
     """The routine called ``"module:function"``.
 
-    Names arrive in messages, so only packages that hold routines are imported.
+    Names arrive in messages, so only packages that hold routines are imported, and only public functions are given.
 
     Raises:
         ValueError: if the name is malformed, lies outside the packages of routines, or does not exist.
     """
     module, _, function = name.partition(":")
-    if not function.isidentifier() or not (module == PACKAGES[0] or module.startswith(PACKAGES[1])):
+    file = module.removeprefix(PACKAGES[1])
+    known = module == PACKAGES[0] or (module.startswith(PACKAGES[1]) and file.isidentifier())
+    if not known or not function.isidentifier() or "_" in (file[0], function[0]):
         raise ValueError(
             f"routine {name!r} is refused; routines are 'fedforget.routines:NAME' or 'strategies.FILE:NAME'"
         )
@@ -421,8 +424,8 @@ def find(name: str) -> Routine:
         routine = vars(importlib.import_module(module))[function]
     except (ImportError, KeyError) as error:
         raise ValueError(f"there is no routine {name!r}") from error
-    if getattr(routine, "__module__", None) != module:
-        raise ValueError(f"routine {name!r} is refused; {function} is not defined in {module}")
+    if not inspect.isfunction(routine) or routine.__module__ != module:
+        raise ValueError(f"routine {name!r} is refused; {function} is not a function defined in {module}")
     return routine
 
 

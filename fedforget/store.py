@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -18,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 MISMATCH = "its checksum does not match"
+_UNFINISHED = re.compile(r"\..+\.\d+\.\d+")  # what `_replace` writes to
 
 
 class DamagedFile(ValueError):
@@ -148,31 +151,82 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         try:
-            write_text(make_folder(root) / ".writable", "")
-        except CannotWrite as error:
-            why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else str(error)
-            raise ValueError(f"cannot write to {root}: {why}; choose another output-dir") from error
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root):  # it has no name, so that nothing stays behind
+                pass
+        except OSError as error:
+            raise ValueError(f"cannot write to {root}: {error.strerror}; choose another output-dir") from error
 
     def folder(self, kind: str, key: str) -> Path:
         """The folder of the object ``key``; it is made if it is not there."""
         return make_folder(self.root / kind / key)
 
-    def lock(self, kind: str, key: str) -> FileLock:
+    def lock(self, kind: str, key: str) -> Lock:
         """Held while the object ``key`` is being made, so that two runs never make it at once."""
         locks = make_folder(self.root / "locks")
-        return FileLock(locks / f"{kind}-{key}", thread_local=False)
+        return Lock(locks / f"{kind}-{key}", thread_local=False)
 
     @staticmethod
     def tidy(folder: Path) -> None:
         """Delete what a process that was killed while it wrote left in a folder; the folder's lock is held."""
-        for unfinished in folder.glob(".*"):
-            unfinished.unlink()
+        for file in folder.glob(".*"):
+            if _UNFINISHED.fullmatch(file.name):
+                discard(file)
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """Delete a folder and what is in it, if it is there."""
-        if folder.exists():
-            shutil.rmtree(folder)
+        """Delete a folder and what is in it, if it is there.
+
+        Raises:
+            CannotWrite: if it cannot be deleted.
+        """
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise CannotWrite(folder, error.strerror or str(error)) from error
+
+
+class Lock(FileLock):
+    """A file's lock, which ends with the process that holds it."""
+
+    def acquire(self, *arguments: Any, **named: Any) -> Any:
+        """As in `filelock.FileLock`.
+
+        Raises:
+            CannotWrite: if the disk does not take the file, or cannot lock files.
+        """
+        try:
+            return super().acquire(*arguments, **named)
+        except Timeout:
+            raise
+        except (OSError, NotImplementedError) as error:
+            why = (error.strerror if isinstance(error, OSError) else "") or str(error)
+            raise CannotWrite(Path(self.lock_file), why) from error
+
+
+def discard(path: Path) -> None:
+    """Delete a file.
+
+    Raises:
+        CannotWrite: if it cannot be deleted.
+    """
+    try:
+        path.unlink()
+    except OSError as error:
+        raise CannotWrite(path, error.strerror or str(error)) from error
+
+
+def within(root: Path, relative: str) -> Path:
+    """The file of a folder that a stored index names.
+
+    Raises:
+        ValueError: if that would lie outside of the folder.
+    """
+    path = Path(relative)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"an index names the file {relative!r}, which is not in {root}; do not use its results.jsonl")
+    return root / path
 
 
 def make_folder(folder: Path) -> Path:

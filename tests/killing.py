@@ -1,6 +1,6 @@
 """Ends runs with SIGKILL at chosen moments, resumes them, and compares what they leave with an undisturbed run's.
 
-    python tests/killing.py FOLDER --points 50
+    python tests/killing.py FOLDER --points 50 --also "evaluation.seeds=3"
 
 prints one JSON object: ``messages`` (training messages of the undisturbed run) and ``points``, where each says in which
 phase, at which event the run died, how many training messages were sent in all, and what differs (nothing should).
@@ -16,6 +16,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -40,9 +41,11 @@ from fedforget.evaluation import ORACLE
 from fedforget.grid import InProcessGrid
 
 PHASES = ("learning", "oracle", "unlearning", "audit", "report")
+# Further rounds after the audit, relearning, and a rehearsal in which strategies are tuned are all in it.
 RUN = (
     "model=linear learning.rounds=6 partition.clients=5 evaluation=smoke evaluation.seeds=2 engine.device=cpu "
-    "evaluation.durability=[1] learning.learner=fedavgm learning.options='{server_momentum: 0.5}' "
+    "evaluation.durability=[1] evaluation.relearn=1 tuning.trials=2 "
+    "learning.learner=fedavgm learning.options='{server_momentum: 0.5}' "
     "strategies=[finetune,federaser,amnesiac] strategy.finetune.rounds=3"
 )
 
@@ -116,15 +119,18 @@ class Watch:
         return app(message, context)
 
 
-def run(output: Path, log: Path, last: tuple[str, int] | None = None, seconds: float | None = None) -> int:
-    """One run in a child, which ends itself at ``last``, or is ended after ``seconds``; returns its wait status."""
+def run(output: Path, log: Path, also: str, last: tuple[str, int] | None = None, seconds: float | None = None) -> int:
+    """One run in a child, which ends itself at ``last``, or is ended after ``seconds``; returns its wait status.
+
+    ``also``: overrides beside `RUN`.
+    """
     child = os.fork()
     if child == 0:
         try:
             sys.stdout = output.with_suffix(".said").open("a")
             watch = Watch(log, last)
             watch.install()
-            experiment.Experiment(compose("quickstart", RUN), InProcessGrid(watch.answer, 2), output).run()
+            experiment.Experiment(compose("quickstart", f"{RUN} {also}"), InProcessGrid(watch.answer, 2), output).run()
             os._exit(0)
         except BaseException as error:  # noqa: BLE001 (a child must never go on as its parent)
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -136,23 +142,32 @@ def run(output: Path, log: Path, last: tuple[str, int] | None = None, seconds: f
 
 
 def trace(output: Path) -> dict[str, object]:
-    """Everything that a run leaves, by file, without the seconds that things took."""
+    """Everything that a run leaves, by file: its content to the bit, but for the seconds that things took."""
     left: dict[str, object] = {}
     for path in sorted(output.rglob("*")):
         name = str(path.relative_to(output))
-        if path.suffix == ".safetensors":
-            tensors, metadata = store.load_tensors(path)
-            metadata.pop("cost", None)
-            metadata.pop("checkpoints", None)
-            content = {key: tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for key, tensor in tensors.items()}
-            left[name] = (content, metadata)
-        elif path.name in ("table.md", "audit.csv", "verdicts.csv", "config.yaml"):
-            left[name] = path.read_bytes()
-        elif path.name == "journal" or path.name.startswith(".") and path.name != ".writable":
+        if path.name == "journal" or path.name.startswith("."):
             left[name] = "something unfinished"
+        elif path.suffix == ".safetensors":
+            tensors, metadata = store.load_tensors(path)
+            content = {key: tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for key, tensor in tensors.items()}
+            left[name] = (content, timeless(metadata))
+        elif path.name == "complete.json":
+            left[name] = timeless(store.load_json(path))
+        elif path.name == "results.jsonl":
+            left[name] = timeless(store.load_lines(path))
+        elif path.name == "report.html":
+            left[name] = re.sub(r"<td>[\d.e+-]+s</td>", "<td>seconds</td>", path.read_text())
         elif path.is_file() and not name.startswith("store/locks"):
-            left[name] = "a file"
+            left[name] = path.read_bytes()
     return left
+
+
+def timeless(value: object) -> object:
+    """A JSON value without the seconds that things took, and what is made of them."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if not key.startswith("seconds")}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
 def main() -> None:
@@ -161,12 +176,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--points", type=int, default=7, help="how many moments")
     parser.add_argument("--first", type=int, default=0, help="the seed of the first of them")
+    parser.add_argument("--also", default="", help="further overrides of the run")
     options = parser.parse_args()
     for kind in ("svg", "png"):  # so that children find fonts loaded
         figure.Figure().savefig(io.BytesIO(), format=kind)
     undisturbed, log = options.folder / "undisturbed", options.folder / "undisturbed.log"
     began = time.monotonic()
-    assert run(undisturbed, log) == 0
+    assert run(undisturbed, log, options.also) == 0
     length = time.monotonic() - began
     lines = log.read_text().splitlines()
     totals = Counter(line.rpartition(" ")[2] for line in lines)
@@ -179,12 +195,12 @@ def main() -> None:
         place = point % (len(PHASES) + 1)
         if place < len(PHASES):
             last = (PHASES[place], draw.randrange(1, totals[PHASES[place]] + 1))
-            status = run(output, log, last)
+            status = run(output, log, options.also, last)
         else:
-            status = run(output, log, seconds=draw.random() * length)
+            status = run(output, log, options.also, seconds=draw.random() * length)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         before = log.read_text().splitlines()
-        resumed = run(output, log)
+        resumed = run(output, log, options.also)
         found = trace(output)
         differs = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         points.append(

@@ -59,14 +59,17 @@ def raylets_of_workers(home):
     found = set()
     for process in processes_of(home):
         with contextlib.suppress(psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
-            if "ray::_Worker" in " ".join(process.cmdline()):
-                found.add(process.ppid())
+            parent = process.parent()  # a worker too, for the moment in which a child that it started has its name
+            if "ray::_Worker" in " ".join(process.cmdline()) and parent and parent.name() == "raylet":
+                found.add(parent.pid)
     return found
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The folder and address of two raylets, and the process of the second one."""
+    """The folder and address of two raylets that have found each other, and the process of the second one."""
+    import ray
+
     home = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the paths of its sockets must be short
     port = free_port()
     address = f"127.0.0.1:{port}"
@@ -81,6 +84,13 @@ def cluster():
             assert head.poll() is None, "the head of the cluster ended"
             time.sleep(0.2)
         second = start(home, f"--address={address}")
+        ray.init(address, log_to_driver=False)
+        try:  # a run takes the machines that are there when it starts
+            while sum(node["Alive"] for node in ray.nodes()) < 2:
+                assert second.poll() is None, "the second machine of the cluster ended"
+                time.sleep(0.2)
+        finally:
+            ray.shutdown()
         yield home, address, second
     finally:
         for process in processes_of(home):

@@ -366,3 +366,33 @@ def test_every_strategy_and_every_model_has_a_file_of_its_name():
 def test_every_file_says_in_its_first_line_what_it_is():
     assert all((CONFIGS / path).read_text().startswith("# ") for path in CONFIGS.glob("**/*.yaml"))
     assert describe()["groups"]["evaluation"]["screen"].startswith("Three seeds: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: !!python/object/apply:os.system ['touch {trap}']",
+        "seed: !!python/name:os.system",
+        "seed: ${{eval:1+1}}",
+        "strategies: [../../x]",
+        "strategies: [/x]",
+        "task: ../../x",
+        "model: {{use: ../../x}}",
+    ],
+)
+def test_a_file_executes_nothing_and_names_no_file_outside_its_folders(tmp_path: Path, text: str) -> None:
+    path, trap = tmp_path / "experiment.yaml", tmp_path / "executed"
+    path.write_text(text.format(trap=trap))
+    with pytest.raises(ValueError) as caught:
+        compose(str(path))
+    assert "\n" not in str(caught.value) and not trap.exists()
+    key, _, value = path.read_text().partition(": ")
+    with pytest.raises(ValueError):
+        compose("quickstart", [f"{key}={value}"])
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", ["../quickstart", "..", "/etc/passwd", "experiment/../quickstart", "relative.yaml"])
+def test_an_experiment_is_a_known_name_or_an_absolute_file(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown experiment|is relative"):
+        compose(name)

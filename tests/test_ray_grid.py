@@ -214,6 +214,18 @@ def test_a_worker_killed_from_outside_is_replaced_and_nobody_is_left_out(federat
     assert cohort.notes == []
 
 
+def test_all_workers_killed_between_rounds_leave_nobody_out(ray, federation):
+    """While the server aggregates, nobody holds a message that would tell; there are more workers than messages."""
+    toy, cohort = federation(workers=4)
+    before = cohort.train(toy.start, range(6), round=1)
+    workers = list(cohort.grid._workers.values())
+    for process in [ray.get(worker.__ray_call__.remote(lambda _: os.getpid())) for worker in workers]:
+        os.kill(process, signal.SIGKILL)
+    assert equal(cohort.train(toy.start, range(6), round=1), before)
+    assert cohort.notes == []
+    assert equal(cohort.train(toy.start, range(6), round=2), toy.cohort().train(toy.start, range(6), round=2))
+
+
 def test_a_trajectory_that_waits_behind_a_hanging_client_loses_nothing(federation):
     """Two trajectories share two workers; one of them hangs in both attempts, the other does round after round."""
     toy, ill = federation(loader("hang"), workers=2)

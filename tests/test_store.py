@@ -14,7 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedforget import store
-from fedforget.store import DamagedFile, Store, digest, load_json, load_tensors, save_json, save_tensors, write_text
+from fedforget.store import (
+    CannotWrite,
+    DamagedFile,
+    Store,
+    digest,
+    load_json,
+    load_tensors,
+    save_json,
+    save_tensors,
+    within,
+    write_text,
+)
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -239,3 +250,53 @@ def test_a_lock_keeps_a_second_holder_out(tmp_path: Path) -> None:
         holder.join(10)
     with second.lock("oracles", "k").acquire(timeout=10):
         pass
+
+
+@pytest.mark.parametrize("why", ["No space left on device", "Is a directory"])
+def test_a_lock_that_cannot_be_made_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    made = Store(tmp_path)
+    if why == "Is a directory":
+        (tmp_path / "locks" / "models-k").mkdir(parents=True)
+    else:
+
+        def full(self: object) -> None:
+            raise OSError(28, why)
+
+        monkeypatch.setattr(store.Lock, "_acquire", full)
+    with (
+        pytest.raises(CannotWrite, match=r"cannot write .*models-k: .*; mend that") as caught,
+        made.lock("models", "k"),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_lock_file_with_anything_in_it_is_a_lock(tmp_path: Path) -> None:
+    made = Store(tmp_path)
+    for content in (b"", b"\xff\x00rubbish", b"1\nelsewhere\n"):
+        (tmp_path / "locks").mkdir(exist_ok=True)
+        (tmp_path / "locks" / "models-k").write_bytes(content)
+        with made.lock("models", "k").acquire(timeout=10), pytest.raises(Timeout):
+            made.lock("models", "k").acquire(timeout=0.05)
+
+
+def test_tidying_deletes_what_this_module_left_and_nothing_else(tmp_path: Path) -> None:
+    left = [tmp_path / ".model.safetensors.4711.140094", tmp_path / ".config.yaml.1.2"]
+    others = [tmp_path / name for name in (".nfs000001", ".gitignore", "model.safetensors")]
+    for path in [*left, *others]:
+        path.write_text("")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    Store.tidy(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / ".ipynb_checkpoints"])
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    Store(tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/secret", "outputs/../../secret"])
+def test_an_index_names_only_files_of_its_store(tmp_path: Path, path: str) -> None:
+    assert within(tmp_path, "outputs/1/outputs.safetensors") == tmp_path / "outputs/1/outputs.safetensors"
+    with pytest.raises(ValueError, match="which is not in"):
+        within(tmp_path, path)
