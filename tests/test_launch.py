@@ -96,7 +96,7 @@ def test_overrides_may_stand_behind_options(tmp_path, capsys):
     command = ["run", "quickstart", "seed=3", "--output-dir", str(tmp_path), "--verbose", "learning.runds=3"]
     assert main(command) == 2
     assert "did you mean 'learning.rounds'?" in capsys.readouterr().err
-    for stranger in (["run", "quickstart", "--output-dir", str(tmp_path), "--verbos"], ["list", "seed=3"]):
+    for stranger in (["run", "quickstart", "--output-dir", str(tmp_path), "--wordy"], ["list", "seed=3"]):
         with pytest.raises(SystemExit):
             main(stranger)
         assert "unrecognized arguments: " + stranger[-1] in capsys.readouterr().err
