@@ -647,7 +647,7 @@ class Cohort(Grid):
         summed = {name for name, entry in report.items() if entry.get("pooled")}
         if not summed:
             return found
-        pool, may = arrays.get(messages.POOL), {str(client) for client in asked if client in wanted.pooled}
+        pool, may = arrays.get(messages.POOL), {str(client) for client in set(asked).intersection(wanted.pooled)}
         wrong = next((client for client in asked if str(client) in summed and found[client]), None)
         if summed - may:
             spoiled = "is in a sum that was not asked for"
