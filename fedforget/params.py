@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-BLOCK = 1 << 16  # entries; sums over long vectors go block by block, so that a block stays in a core's cache
+BLOCK = 1 << 14  # entries; sums over long vectors go block by block, so that blocks stay in a core's own cache
 EXACT_LIMIT = 512.0  # largest entry of an update that can be summed exactly, see `add_exactly`
 EXACT_QUANTUM = 2.0**-42  # what its entries are rounded to, as a share of the sum's scale
 ALIGNED = 16  # entries of which the tensors of a `FlatModule` start at a multiple: 64 bytes, as torch's own tensors do
