@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from overhead import SEEDS, Case, machine, write_random
+from common import SEEDS, Case, machine, row, write_random
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -99,8 +99,8 @@ def compare(case: Case, device: str, rounds: int, folder: str, peaks: dict[str, 
     for (mode, precision), each in median.items():
         chosen = "auto" if mode == task.engine(device) else ""
         share = total / each / peaks[precision]
-        row = [case.title, mode, precision, chosen, f"{each:.4f}", f"{base / each:.2f}", f"{100 * share:.1f} %"]
-        print(f"| {' | '.join(row)} |", flush=True)
+        figures = f"{each:.4f}", f"{base / each:.2f}", f"{100 * share:.1f} %"
+        print(row(case.title, mode, precision, chosen, *figures), flush=True)
 
 
 def main() -> None:
@@ -119,7 +119,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with TemporaryDirectory() as folder:
         for name in options.cases:
-            write_random(Path(folder), CASES[name])
+            write_random(Path(folder), SHAPE, CASES[name].examples)
             compare(CASES[name], device, options.rounds, folder, peaks)
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
 import torch
@@ -153,9 +154,9 @@ class Client:
     _optimizer: Optimizer | None = None
     _sent: list[Tensor] = field(default_factory=list)
 
-    @property
+    @cached_property
     def parameters(self) -> list[Tensor]:
-        """The module's trainable parameters, in the layout's order."""
+        """The module's trainable parameters, in the layout's order (found once: every step asks for them)."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def vector(self, tensors: Iterable[Tensor]) -> Params:
