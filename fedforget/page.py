@@ -289,5 +289,5 @@ def _facts(header: Row, views: list[View]) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {version}" for name, version in header["versions"].items())),
     ]
     facts += [(f"{label} failed", why) for label, why in header["failed"].items()]
-    facts += [(f"left out of {model}", why) for model, why in header["left_out"].items()]
+    facts += [(f"noted of {model}", why) for model, why in header["left_out"].items()]
     return facts

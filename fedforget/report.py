@@ -36,8 +36,8 @@ def write(folder: Path, header: dict, rows: Rows) -> dict[str, Path]:
     Args:
         folder: where to write; created if absent.
         header: the fields in `HEADER` (as the experiment writes them; ``failed``: label -> why, of strategies that did
-            not finish; ``left_out``: model -> which clients were left out of which round, and why), and anything else
-            worth keeping; all of it JSON.
+            not finish; ``left_out``: model -> what was noted of it: clients left out of a round and why, certificates),
+            and anything else worth keeping; all of it JSON.
         rows: by kind, `KINDS`; from `fedforget.assessment.Assessment.rows`.
 
     Returns:
@@ -157,7 +157,7 @@ def render_table(header: dict, rows: Rows) -> str:
         blocks.append("\n".join(failed))
     left_out = [_item(f"{model}: {why}") for model, why in header["left_out"].items()]
     if left_out:
-        blocks.append("\n".join([_wrap("Not every client that was asked took part:"), *left_out]))
+        blocks.append("\n".join([_wrap("Noted while the run went on:"), *left_out]))
     notes = [tables.accuracy_table(header, view).note for view in views[:1]]
     notes = [tables.verdict_table(header, view).note for view in views if not view.void][:1] + notes
     return "\n\n".join([*blocks, *map(_wrap, notes)]) + "\n"
