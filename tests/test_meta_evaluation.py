@@ -196,8 +196,8 @@ def _judged(scenario: str, primary: str) -> Judged:
         "labels flipped": made(lab.flip),
     }
     known["head reset, then tuned"] = made(lambda k, model: lab.tune(k, model, 3), known["head reset"])
-    # Not longer: after 5 rounds what was destroyed has relearned so much that it is no model of a known answer. Its quality
-    # was then 0.52 on one make of processor and below 0.5 on another; after 3 it is 0.28.
+    # Not longer: after 5 rounds what was destroyed has relearned so much that its answer is not known beforehand. Its
+    # quality was then 0.52 on one make of processor and below 0.5 on another; after 3 it is 0.28.
     for name in ("mild ascent", "ascent"):
         known[f"{name}, then tuned"] = made(lambda k, model: lab.tune(k, model, 3), known[name])
     corruption = asdict(lab.config.corruption)
