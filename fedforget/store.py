@@ -200,7 +200,7 @@ class Lock(FileLock):
             return super().acquire(*arguments, **named)
         except Timeout:
             raise
-        except (OSError, NotImplementedError) as error:  # the second: filelock, where a file system has no locks
+        except (OSError, NotImplementedError) as error:  # the second: no locks on this disk
             why = (error.strerror if isinstance(error, OSError) else "") or str(error)
             raise CannotWrite(Path(self.lock_file), why) from error
 
