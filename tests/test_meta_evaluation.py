@@ -197,7 +197,7 @@ def _judged(scenario: str, primary: str) -> Judged:
     }
     known["head reset, then tuned"] = made(lambda k, model: lab.tune(k, model, 3), known["head reset"])
     known["mild ascent, then tuned"] = made(lambda k, model: lab.tune(k, model, 5), known["mild ascent"])
-    # After 5 rounds what was destroyed has relearned (utility 0.74), and its quality lies on the bound: 0.52 on one make
+    # After 5 rounds what was destroyed has relearned (utility 0.74), its quality lies on the bound: 0.52 on one make
     # of processor, less on another (docs/evaluation.md).
     known["ascent, then tuned"] = made(lambda k, model: lab.tune(k, model, 3), known["ascent"])
     corruption = asdict(lab.config.corruption)
