@@ -27,6 +27,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
 from fedforget import data, models
+from fedforget.cli import RAY
 from fedforget.client_app import app as fedforget_app
 from fedforget.cohort import Cohort, describe
 from fedforget.data.partition import PartitionConfig
@@ -225,10 +226,9 @@ def folder_for(case: Case, mnist: Path, temporary: Path) -> str:
 
 
 def environment() -> dict[str, str]:
-    """That of a fresh process: it finds the project and this folder, and its Ray workers keep their cores."""
-    # Ray runs its workers at niceness 15; on a machine that is not idle, they would lose their cores to others.
+    """That of a fresh process: it finds the project and this folder, and its Ray is set up as by ``fedforget run``."""
     path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "benchmarks")))
-    return {**os.environ, "RAY_worker_niceness": "0", "PYTHONPATH": path}
+    return {**os.environ, **RAY, "PYTHONPATH": path}
 
 
 def in_fresh_process(function: Callable, *arguments: Any) -> Any:

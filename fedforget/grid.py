@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import platform
 import threading
 import time
@@ -26,6 +27,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import InMemoryGrid
 
+INLINE = "RAY_max_direct_call_object_size"  # Ray's setting: most bytes that travel with a call, not by its store
 KEPT = 1 << 30  # bytes of freed memory that a process keeps
 CLIENT_FAILED = 0  # Flower's error code "unknown": the reason is in the text
 DIED = "its worker process died"
@@ -165,7 +167,7 @@ class RayGrid(_LocalGrid):
     """Ray actors of its own behind a Flower grid: no polling, one copy of the model in the object store a round.
 
     Each distinct array of a round is put into the object store once, whichever messages hold it, and is read there
-    without a copy. Any worker serves any node: messages wait in one queue, and a worker holds one at a time, so that
+    without a copy; one so small that Ray would send it along with a call is sent so (`INLINE`). Any worker serves any node: messages wait in one queue, and a worker holds one at a time, so that
     what hangs or dies takes no other message with it. A worker that died, or that holds a message nobody waits for any
     more, is replaced by a new one; a message that its worker died of is answered with an error. Idle workers
     are looked after then, so that what is asked again meets living ones.
@@ -186,6 +188,7 @@ class RayGrid(_LocalGrid):
         keep_freed_memory()
         self._ray = ray
         self._load_client_app = load_client_app
+        self._inline = int(os.environ.get(INLINE, 0))
         self._share = config.gpus_per_worker
         if config.device == "cuda" and not self._share:
             raise ValueError(
@@ -229,7 +232,8 @@ class RayGrid(_LocalGrid):
             content, buffers = _detach(message.content)
             for buffer in buffers:
                 if id(buffer) not in stored:
-                    stored[id(buffer)] = self._ray.put(np.frombuffer(buffer, np.uint8))
+                    array = np.frombuffer(buffer, np.uint8)
+                    stored[id(buffer)] = array if array.nbytes <= self._inline else self._ray.put(array)
             node = message.metadata.dst_node_id
             envelope = Message(content, node, message.metadata.message_type)
             calls.append((message, (envelope, node, *(stored[id(buffer)] for buffer in buffers))))

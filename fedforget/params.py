@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-BLOCK = 1 << 14  # entries; sums over long vectors go block by block, so that blocks stay in a core's own cache
+BLOCK = 1 << 15  # entries; sums over long vectors go block by block, so that blocks stay in a core's own cache
 EXACT_LIMIT = 512.0  # largest entry of an update that can be summed exactly, see `add_exactly`
 EXACT_QUANTUM = 2.0**-42  # what its entries are rounded to, as a share of the sum's scale
 ALIGNED = 16  # entries of which the tensors of a `FlatModule` start at a multiple: 64 bytes, as torch's own tensors do
@@ -276,17 +276,17 @@ def add_exactly(total: Tensor, terms: Iterable[tuple[Tensor, int]], scale: float
         scale: see `exact_scale`; the same for all terms of a sum.
         minus: float32 ``[d]``, subtracted in float32 from each vector; ``None`` for 0.
     """
-    terms = list(terms)
     # A number this large has a last digit worth q. The product before it is exact, so it is rounded only once.
     shift = torch.tensor(1.5 * 2.0**52 * EXACT_QUANTUM * scale, dtype=torch.float64)
     # Block by block, so that what is not in the vectors stays in a core's cache.
+    pieces = [(vector.split(BLOCK), weight) for vector, weight in terms]
+    bases = minus.split(BLOCK) if minus is not None else ()
     change = torch.empty(min(BLOCK, total.numel()), dtype=torch.float32, device=total.device)
     term = torch.empty_like(change, dtype=torch.float64)
-    for start in range(0, total.numel(), BLOCK):
-        here = slice(start, min(start + BLOCK, total.numel()))
-        change, term, sums = change[: here.stop - start], term[: here.stop - start], total[here]
-        for vector, weight in terms:
-            term.copy_(vector[here] if minus is None else torch.sub(vector[here], minus[here], out=change))
+    for number, sums in enumerate(total.split(BLOCK)):
+        change, term = change[: len(sums)], term[: len(sums)]
+        for blocks, weight in pieces:
+            term.copy_(torch.sub(blocks[number], bases[number], out=change) if bases else blocks[number])
             sums += torch.add(shift, term, alpha=weight, out=term).sub_(shift)
 
 
