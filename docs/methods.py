@@ -52,6 +52,7 @@ def _needs(card: Card) -> str:
         "the forgotten data": card.target_online,
         "retained clients": card.retained_online,
         "data at the server": card.server_data,
+        "records at the clients": card.client_records,
     }
     return ", ".join(what for what, needed in needs.items() if needed) or "nobody"
 

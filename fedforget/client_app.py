@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,12 +12,14 @@ from flwr.clientapp import ClientApp
 
 from fedforget import engine, messages
 from fedforget.messages import TEST, Task, Work
+from fedforget.store import digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # In the node config of a deployed SuperNode:
 HOSTED = "client-id"  # the one client that it serves
+SHELVES = "shelf-path"  # an absolute folder for what it keeps of its training, see `fedforget.exchange.Card`
 FOLDER = "data-path"  # the folder with that client's data and nobody else's (fedforget/data/holder.py)
 
 app = ClientApp()
@@ -79,13 +82,24 @@ def _accepted(message: Message, context: Context) -> tuple[Work, dict[str, NDArr
         if source != "holder":
             raise ValueError(f"a SuperNode serves only its own {FOLDER}; use task.source=holder instead of {source}")
         own = replace(task.data, task=replace(task.data.task, path=str(folder)))
-        work = replace(work, task=replace(task, data=own).to_json())
+        work = replace(work, task=replace(task, data=own).to_json(), shelves=_own_shelves(work, context))
     if HOSTED in context.node_config:
         hosted = _hosted(engine.workbench(work.task), context)
         asked = {*work.clients, *(client for client, *_ in work.parts if client != TEST)}
         if not asked.issubset(hosted):
             raise ValueError(f"a SuperNode serves only client {hosted[0]}, but was asked for {sorted(asked)}")
     return work, vectors
+
+
+def _own_shelves(work: Work, context: Context) -> str:
+    """The folder of this node for what the message would have clients keep in another, if it would.
+
+    Raises:
+        ValueError: if its node config names none.
+    """
+    if work.shelves and not context.node_config.get(SHELVES):
+        raise ValueError(f"this strategy has clients keep records of their own, but a node config has no {SHELVES}")
+    return str(Path(str(context.node_config[SHELVES])) / digest(Path(work.shelves).parts[-3:])) if work.shelves else ""
 
 
 def _hosted(bench: engine.Workbench, context: Context) -> tuple[int, ...]:

@@ -257,6 +257,8 @@ class Cohort(Grid):
         request: the request being served; ``None`` while learning.
         card: what may be asked; ``None`` allows everything (learning).
         journal: remembers exchanges; ``None`` to remember nothing.
+        planned: requests that clients know of while they learn.
+        shelves: the folder in which clients keep vectors of this trajectory; empty: they keep none.
         next_round: the number of the next round.
         progress: called after each exchange with the number of the round.
         separate: for a learner that only averages, the clients whose updates are wanted one by one all the same;
@@ -276,6 +278,8 @@ class Cohort(Grid):
     request: UnlearningRequest | None = None
     card: Card | None = None
     journal: Journal | None = None
+    planned: tuple[UnlearningRequest, ...] = ()
+    shelves: str = ""
     next_round: int = 1
     progress: Callable[[int], None] = lambda round: None
     separate: Collection[int] | None = None
@@ -423,6 +427,8 @@ class Cohort(Grid):
             options,
             pooled=pooled,
             scale=scale,
+            planned=self.planned,
+            shelves=self.shelves,
         )
         sent, layout = {**(vectors or {}), "model": model}, layout or self.layout
         part = _Part(round, sent, frozenset((client, split) for client in asked))

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import torch
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from fedforget import data, models, routines, stacked, vmapped
 from fedforget.messages import GRID, POOL, SPHERE, TEST, Task, Work
 from fedforget.metrics import Outputs, regions
 from fedforget.params import FlatModule, Layout, Params, add_exactly, can_add_exactly
+from fedforget.store import Shelf
 
 EVALUATION_BATCH = 500
 PROBED = ("forget", "holdout")  # splits whose features are kept
@@ -291,6 +293,11 @@ def _client(job: _Job, client: int) -> routines.Client | None:
     forgotten = torch.zeros_like(mine, dtype=torch.bool)
     if work.request:
         forgotten = torch.isin(mine, bench.data.split(client, "forget", work.seeds, work.removed, work.request))
+    planned = torch.full_like(mine, -1)
+    for number, request in enumerate(work.planned):
+        planned[torch.isin(mine, bench.data.split(client, "forget", work.seeds, work.planned[:number], request))] = (
+            number
+        )
     index = mine.to(bench.labels.device)
     return routines.Client(
         id=client,
@@ -305,6 +312,8 @@ def _client(job: _Job, client: int) -> routines.Client | None:
         options=work.options,
         vectors={name: vector for name, vector in job.params.items() if name != "model"},
         forgotten=forgotten.to(bench.labels.device),
+        planned=planned.to(bench.labels.device),
+        shelf=Shelf(Path(work.shelves) / f"client-{client}") if work.shelves else None,
         bfloat16=job.precision == "bfloat16",
     ).with_recipe()
 

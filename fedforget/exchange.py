@@ -26,6 +26,8 @@ class Card:
         target_online: the forgotten data's owner must take part in unlearning with that data.
         retained_online: retained clients take part in unlearning.
         server_data: the server needs data of its own.
+        client_records: clients keep vectors on their own disks while they learn, about data that they know beforehand
+            they may be asked to forget: the requests of the run.
         keep: share of each layer's entries that the server keeps of a recorded update; the history reads the rest as 0.
         select: which entries: ``top``, ``random`` or ``bottom``, as in `fedforget.history.HistoryConfig`.
         storage: what is billed: ``records`` (the global models and updates that ``records`` names), ``updates`` (no
@@ -41,6 +43,7 @@ class Card:
     target_online: bool = False
     retained_online: bool = True
     server_data: bool = False
+    client_records: bool = False
     keep: float = 1.0
     select: str = "top"
     storage: str = "records"

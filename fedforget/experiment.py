@@ -336,6 +336,8 @@ class Experiment:
                 cohort = self._cohort(seeds, None)
                 cohort.journal, cohort.progress = journal, self._progress(what, config.learning.rounds)
                 strategy = self._strategy(learner or self._specs()[0])
+                if strategy.card.client_records:
+                    cohort.planned, cohort.shelves = self.requests, _shelves(recording)
                 recording.begin(start)
                 with _code_of_strategy(learner) if learner else nullcontext():
                     for _ in strategy.learn(cohort, start, config.learning.rounds, recording=recording):
@@ -403,7 +405,7 @@ class Experiment:
                 cohort = self._cohort(self._seeds(k), i)
                 rounds = request.after_round or self.config.learning.rounds
                 cohort.card, cohort.next_round = card, rounds + 1
-                cohort.journal = journal
+                cohort.journal, cohort.shelves = journal, _shelves(recording) if card.client_records else ""
                 cohort.progress = self._progress(f"{spec.label}, {_seed(k)}", None)
                 gone = frozenset(
                     c for earlier in self.requests[:i] if earlier.scope == "client" for c in earlier.targets
@@ -732,8 +734,10 @@ class Experiment:
     def _trajectory_key(self, k: int, learner: StrategySpec | None = None) -> str:
         """Address of a trajectory: the common one, or that of a strategy that learns itself."""
         if learner:
-            code = _code_of(self._strategy(learner))
-            return digest([self._trajectory_key(k), learner.name, asdict(learner.options), code])
+            strategy = self._strategy(learner)
+            planned = [request.to_dict() for request in self.requests] if strategy.card.client_records else []
+            mine = [learner.name, asdict(learner.options), _code_of(strategy), *planned]
+            return digest([self._trajectory_key(k), *mine])
         config, about, learning = self.config, self.federation.about, asdict(self.config.learning)
         return digest(
             {
@@ -816,6 +820,11 @@ def _options(spec: StrategySpec) -> list[dict]:
         }
         for option in fields(spec.options)
     ]
+
+
+def _shelves(recording: Recording) -> str:
+    """Where clients of a simulation keep what they record of this trajectory."""
+    return str(recording.folder / "clients")
 
 
 def _seed(k: int) -> str:

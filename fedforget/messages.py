@@ -113,6 +113,9 @@ class Work:
         groups: the clients cut into groups that are trained together; empty: one by one.
         pooled: the clients whose answers are wanted as one weighted sum.
         scale: the scale of that sum, see `fedforget.params.exact_scale`.
+        planned: requests that clients know of while they learn.
+        shelves: the folder in which clients keep vectors, each in one of its own; empty where they keep none. It stands
+            for what a deployed node keeps in a folder of its own (client_app.py).
     """
 
     task: str
@@ -128,11 +131,14 @@ class Work:
     groups: tuple[tuple[int, ...], ...] = ()
     pooled: tuple[int, ...] = ()
     scale: float = 1.0
+    planned: tuple[UnlearningRequest, ...] = ()
+    shelves: str = ""
 
     def to_json(self) -> str:
         """JSON of the work; `from_json` inverts it."""
         fields = {**vars(self), "seeds": vars(self.seeds), "options": dict(self.options)}
         fields["removed"] = [request.to_dict() for request in self.removed]
+        fields["planned"] = [request.to_dict() for request in self.planned]
         fields["request"] = self.request and self.request.to_dict()
         return json.dumps(fields)
 
@@ -141,10 +147,13 @@ class Work:
         """The work that `to_json` wrote."""
         fields = json.loads(text)
         seeds = Seeds(fields["seeds"]["root"], tuple(fields["seeds"]["path"]))
-        removed = tuple(UnlearningRequest.from_dict(request) for request in fields["removed"])
+        removed, planned = (
+            tuple(UnlearningRequest.from_dict(request) for request in fields[name]) for name in ("removed", "planned")
+        )
         request = fields["request"] and UnlearningRequest.from_dict(fields["request"])
         clients, parts = tuple(fields["clients"]), tuple(tuple(part) for part in fields["parts"])
         parsed = {"seeds": seeds, "removed": removed, "request": request, "clients": clients, "parts": parts}
+        parsed["planned"] = planned
         parsed["groups"] = tuple(tuple(group) for group in fields["groups"])
         parsed["pooled"] = tuple(fields["pooled"])
         return cls(**{**fields, **parsed})

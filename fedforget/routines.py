@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,16 @@ class Optimizer:
         torch._foreach_addcdiv_(self.parameters, self.first, denominator, -self.lr / (1 - beta1**self.steps))
 
 
+class Shelf(Protocol):
+    """Where a client keeps vectors on its own disk, by name (`fedforget.store.Shelf`)."""
+
+    def put(self, name: str, vector: Tensor) -> None:
+        """Keep a vector."""
+
+    def get(self, name: str) -> Tensor:
+        """The vector of that name; an error if there is none."""
+
+
 @dataclass
 class Client:
     """One client at work on one split of its data, as a routine sees it.
@@ -130,6 +141,8 @@ class Client:
         vectors: parameter vectors that the strategy sent along, by name.
         seeds: the client's random streams in this round.
         forgotten: which examples the request being served names, booleans ``[n]``.
+        planned: number of the first of the requests known beforehand that names each example, ``[n]``; -1 if none does.
+        shelf: where the client keeps vectors for later, if its strategy's card says ``client_records``.
         sparse: whether the reply is billed by its non-zero entries (set by routines that change only some).
         bfloat16: whether `logits` multiplies in bfloat16; parameters and gradients are in float32 all the same.
     """
@@ -146,6 +159,8 @@ class Client:
     options: Mapping[str, int | float | str] = field(default_factory=dict)
     vectors: Mapping[str, Params] = field(default_factory=dict)
     forgotten: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    planned: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    shelf: Shelf | None = None
     steps: int = 0
     examples: int = 0
     total_loss: Tensor | float = 0.0

@@ -138,6 +138,39 @@ def write_bytes(path: Path, content: bytes) -> None:
     _replace(path, lambda temporary: temporary.write_bytes(content))
 
 
+class Shelf:
+    """Vectors that a client keeps on a disk of its own, by name.
+
+    Args:
+        folder: an absolute folder of this client alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, name: str, vector: Tensor) -> None:
+        """Keep a vector; one of that name is replaced."""
+        make_folder(self.folder)
+        save_tensors(self._path(name), {"vector": vector}, {})
+
+    def get(self, name: str) -> Tensor:
+        """The vector of that name.
+
+        Raises:
+            ValueError: if there is none, or the file does not match its checksum.
+        """
+        try:
+            return load_tensors(self._path(name))[0]["vector"]
+        except (FileNotFoundError, DamagedFile) as error:
+            lost = "is not there" if isinstance(error, FileNotFoundError) else "is damaged"
+            again = "delete the folder of its trajectory and run again to learn it anew"
+            raise ValueError(f"what a client kept in {self._path(name)} {lost}; {again}") from error
+
+    def _path(self, name: str) -> Path:
+        assert re.fullmatch(r"[\w-]+", name), "a name is no path"
+        return self.folder / f"{name}.safetensors"
+
+
 class Store:
     """Content-addressed folders under one root, shared by runs.
 

@@ -490,17 +490,29 @@ def comparable_table(header: Row, view: View) -> Table:
 
 def card_table(header: Row) -> Table:
     """The assumption card of each strategy."""
-    columns = ["method", "recorded", "every", "owner online", "others online", "server data", "kept", "billed"]
+    columns = [
+        "method",
+        "recorded",
+        "every",
+        "owner online",
+        "others online",
+        "server data",
+        "client records",
+        "kept",
+        "billed",
+    ]
     rows = []
     for label, card in header["strategies"].items():
-        words = [_yes(card[name]) for name in ("target_online", "retained_online", "server_data")]
+        # A run of an earlier version says nothing of client records.
+        said = ("target_online", "retained_online", "server_data", "client_records")
+        words = [_yes(card.get(name, False)) for name in said]
         kept = f"{100 * card['keep']:.3g} %" + ("" if card["keep"] == 1 else f", {card['select']}")
         rows.append([NAMES.get(label, label), card["records"], str(card["every"]), *words, kept, card["storage"]])
     note = (
         "A run refuses a method what it did not declare. recorded during learning: nothing, global "
         "models, these and the updates of clients that later leave (targets), or all updates, of every so-many-th "
         "round; owner online: the forgotten data's owner takes part in unlearning with it; others online: retained "
-        "clients take part; kept: share of a recorded update's entries; billed: which of the records count as stored."
+        "clients take part; client records: clients keep vectors on their own disks while they learn; kept: share of a recorded update's entries; billed: which of the records count as stored."
     )
     return Table("What each method assumes", columns, rows, note)
 

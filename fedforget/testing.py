@@ -85,13 +85,22 @@ class Toy:
         cohort.next_round = self.learning.rounds + 1 if request else 1
         return cohort
 
-    def learn(self, strategy: UnlearningStrategy, targets: tuple[int, ...] = ()) -> tuple[Recording, Params]:
-        """The recorded trajectory and its last model."""
+    @property
+    def shelves(self) -> str:
+        """Where clients keep records of their own."""
+        return str(self.folder / f"clients-{self.num_nodes}")
+
+    def learn(
+        self, strategy: UnlearningStrategy, targets: tuple[int, ...] = (), request: UnlearningRequest | None = None
+    ) -> tuple[Recording, Params]:
+        """The recorded trajectory and its last model; clients whose strategy keeps records know of the request."""
         config = HistoryConfig(self.record)
         recording = Recording(
             self.folder / f"{self.record}-{self.num_nodes}", self.start.layout, config, targets, self.seeds
         )
         cohort, final = self.cohort(), self.start
+        if request and strategy.card.client_records:
+            cohort.planned, cohort.shelves = (request,), self.shelves
         recording.begin(self.start)
         for final in strategy.learn(cohort, self.start, self.learning.rounds, recording=recording):  # noqa: B007
             pass
@@ -104,7 +113,8 @@ def serve(toy: Toy, strategy: UnlearningStrategy, request: UnlearningRequest) ->
     card = strategy.card
     toy.record = card.records
     cohort = toy.cohort(request, card)
-    recording, final = toy.learn(strategy, cohort.targets)
+    cohort.shelves = toy.shelves if card.client_records else ""
+    recording, final = toy.learn(strategy, cohort.targets, request)
     history = History(recording, toy.learning.rounds, final, card, frozenset(), cohort.targets)
     toy.grid.work.clear()
     toy.grid.sent.clear()

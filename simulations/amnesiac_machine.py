@@ -72,7 +72,8 @@ def study(model: str, local: LocalConfig, seed: int, epochs: int = 10) -> Iterat
     def machine(rows: torch.Tensor, epochs: int, stream: str) -> Client:
         places, recipe = torch.arange(int(rows.sum())), replace(local, epochs=epochs)
         data = inputs[rows], labels[rows], places, len(places)
-        return Client(0, 1, network, *data, recipe, seeds.child(stream), forgotten=forgotten[rows])
+        planned = forgotten[rows].long() - 1  # to be forgotten by request 0, or by none
+        return Client(0, 1, network, *data, recipe, seeds.child(stream), planned=planned)
 
     @torch.no_grad()
     def accuracies() -> list[float]:
@@ -80,7 +81,7 @@ def study(model: str, local: LocalConfig, seed: int, epochs: int = 10) -> Iterat
         tested = network(digits.test_inputs).argmax(1) == digits.test_labels
         return [100 * float(hits.float().mean()) for hits in (learned, tested[to_test], tested[~to_test])]
 
-    taken_back = sensitive_steps(machine(torch.ones_like(forgotten), epochs, "learn"))
+    taken_back = sensitive_steps(machine(torch.ones_like(forgotten), epochs, "learn"))[0]
     w = Params.from_module(network)
     yield "original", accuracies()
     (w - taken_back).copy_to(network)

@@ -1,25 +1,23 @@
 """Amnesiac unlearning at the client: take back the steps whose batches held what is forgotten.
 
-Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981. The client keeps the updates of
-its sensitive batches; when it must forget, it sends what they added to its models, and the server takes that back. Of
-a client that leaves, every batch is sensitive: the sum is all it ever sent, and this is `amnesiac` without a record of
-updates at the server.
+Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981. While it learns, the client keeps
+what the steps on its sensitive batches change; when it must forget, it sends their sum, and the server takes that back.
+Of a client that leaves, every batch is sensitive: the sum is all it ever sent, and this is `amnesiac` without a record
+of updates at the server.
 
-Symbols: w global weights; SB_c^t batches of client c in round t that hold forgotten examples; Delta_sb what the step on
-such a batch changed; p_c^t the client's share n_c / sum_k n_k of the round's cohort; T rounds; R repair rounds.
+Symbols: w global weights; SB_c^t batches of client c in round t that hold examples to be forgotten; Delta_sb what the
+step on such a batch changed; N_t examples of round t's cohort, n_c of client c; p_c^t = n_c / N_t; R repair rounds.
 
-    w <- w - sum_t p_c^t sum_{sb in SB_c^t} Delta_sb
+    w <- w - sum_c n_c sum_t 1/N_t sum_{sb in SB_c^t} Delta_sb
 
-The client's storage in the paper is one d-vector for every sensitive batch, or one in all if it is known beforehand
-what may be forgotten; it sends one d-vector, in no extra round.
+Cost: one upload of d by each client that forgets, and no training. The client keeps one d-vector for each round that it
+took part in and each request, on its own disk; the server keeps nothing but the numbers n_c.
 
-Deviations: the steps are recomputed, not recorded: in each of its rounds the client trains again from that round's
-global model with the same random stream. The bill is that of recomputing: the global models stored at the server, and
-one exchange (d down, d up, the client's steps) for each round in which a target took part; with kept records it would
-be one upload of d. Steps are equal to the original's (to rounding, where it was trained in groups) where FedAvg learned
-in float32 and nothing was removed before; FedProx's proximal term is left out, and after an earlier request the batches
-are those without its data. Retained clients are contacted only for repair, though a target that keeps other data counts
-as one.
+Deviations: the paper keeps every sensitive batch's update, here those of a round are added up at once, because which
+data may be asked for is known while learning (the run's requests); where two requests are in one batch, its step is
+the earlier one's. The server sends the model and T numbers 1/N_t with the request, the model for nothing. It learns by
+FedAvg, in rounds of its own, with each client by itself: the same numbers as the shared trajectory's where that trains
+clients one by one, and else the same up to rounding.
 
 Limit: where nearly every batch holds forgotten examples, what is taken back is nearly everything (see `amnesiac`).
 """
@@ -32,12 +30,12 @@ import torch
 
 from fedforget import routines
 from fedforget.exchange import Card
-from fedforget.params import Params
+from fedforget.params import Layout, Params
 from fedforget.strategy import UnlearningStrategy
 
 
 class AmnesiacClient(UnlearningStrategy):
-    """Take back the sensitive steps, then repair."""
+    """Take back the sensitive steps that clients kept, then repair."""
 
     @dataclass(frozen=True)
     class Config:
@@ -51,32 +49,65 @@ class AmnesiacClient(UnlearningStrategy):
 
     @property
     def card(self):
-        """Those who forget repeat their rounds from the recorded global models."""
-        return Card(records="globals", target_online=True)
+        """Those who forget send what they kept; others are asked for repair alone."""
+        return Card(target_online=True, retained_online=self.config.repair_rounds > 0, client_records=True)
+
+    def check(self, cohort):
+        """What is taken back was weighted as FedAvg weights."""
+        if self.learning.learner != "fedavg":
+            raise ValueError(f"amnesiac_client learns by fedavg; learning.learner is {self.learning.learner!r}")
+
+    def learn(self, cohort, initial, rounds, first_round=1, recording=None):
+        """FedAvg in which clients keep their sensitive steps; unrecorded rounds are ordinary ones."""
+        if recording is None:
+            yield from super().learn(cohort, initial, rounds, first_round)
+            return
+        w, last = initial, first_round + rounds - 1
+        for t in range(first_round, last + 1):
+            noted = len(cohort.notes)
+            cohort.reduce(w, routine="strategies.amnesiac_client:train_and_keep", round=t)
+            w = cohort.last_replies.added_to(w)
+            recording.add(t, w, cohort.last_replies, cohort.notes[noted:], t == last)
+            yield w
 
     def unlearn(self, request, history, cohort):
-        """Each round's sensitive steps, weighted as the round's updates were; then R ordinary rounds."""
-        w = history.final
-        for t in range(1, history.rounds + 1):
-            n = history.weights(t)
-            targets = [c for c in cohort.targets if c in n]
-            if targets:
-                routine = "strategies.amnesiac_client:sensitive_steps"
-                Delta = cohort.train(history.model(t - 1), targets, routine=routine, split="train", round=t).by_client()
-                for c in Delta:
-                    w = w - n[c] / sum(n.values()) * Delta[c]
-            yield w
+        """Each target's kept sum, weighted as its updates were; then R ordinary rounds."""
+        w, first = history.final, cohort.next_round
+        n = {t: history.weights(t) for t in range(1, history.rounds + 1)}
+        for c in cohort.targets:
+            shares = {f"share-{t}": 1 / sum(n[t].values()) for t in n if c in n[t]}
+            if shares:
+                asked = {"routine": "strategies.amnesiac_client:sum_kept", "split": "forget", "round": first}
+                kept = cohort.train(history.final, [c], **asked, number=len(cohort.removed), **shares)
+                n_c = next(n[t][c] for t in n if c in n[t])
+                w = w - n_c * kept.by_client()[c]
+        yield w
         yield from self.learn(cohort, w, self.config.repair_rounds, first_round=history.rounds + 1)
 
 
-def sensitive_steps(client: routines.Client) -> Params:
-    """The sum of what the steps on batches with forgotten examples change, in an ordinary local training."""
-    total = [torch.zeros_like(parameter) for parameter in client.parameters]
+def train_and_keep(client: routines.Client) -> None:
+    """`fedforget.routines.train`, after which what its sensitive steps changed lies on the client's shelf."""
+    for number, total in sensitive_steps(client).items():
+        client.shelf.put(f"{number}-{client.round}", total.flat)
+
+
+def sensitive_steps(client: routines.Client) -> dict[int, Params]:
+    """Ordinary local training; returns the sum of its sensitive steps, by the number of the request."""
+    planned = client.planned[client.planned >= 0].unique().tolist()
+    totals = {number: [torch.zeros_like(p) for p in client.parameters] for number in planned}
     for batch in client.batch_indices():
+        named = client.planned[batch]
         before = [parameter.detach().clone() for parameter in client.parameters]
         logits = client.logits(client.inputs[batch])
         client.step(routines.sd_loss(logits, client.labels[batch], client.local.sd_gamma))
-        if client.forgotten[batch].any():
+        if (named >= 0).any():
             change = torch._foreach_sub([parameter.detach() for parameter in client.parameters], before)
-            torch._foreach_add_(total, change)
-    return client.vector(total)
+            torch._foreach_add_(totals[int(named[named >= 0].min())], change)
+    return {number: client.vector(total) for number, total in totals.items()}
+
+
+def sum_kept(client: routines.Client) -> Params:
+    """What the client kept for the request ``number``: each round's sum, times that round's share."""
+    number, shares = client.options["number"], [name for name in client.options if name.startswith("share-")]
+    kept = (client.options[name] * client.shelf.get(f"{number}-{name.removeprefix('share-')}") for name in shares)
+    return Params(sum(kept), Layout.of(client.model))

@@ -178,6 +178,23 @@ def test_a_folder_that_changed_is_refused(holders, tmp_path):
         run_in_process(f"{UNLEARNING} task=holder", tmp_path, grid)
 
 
+def test_records_of_clients_lie_where_their_node_says(holders, tmp_path):
+    """Each node keeps its own client's steps, and nothing where the server's message says; the models are those of a
+    simulation."""
+    overrides, labels = f"{FEDERATION}[amnesiac_client]", {"none", "retrain", "amnesiac_client"}
+    simulated = run_in_process(overrides, tmp_path / "simulated", InProcessGrid(app, 2))
+    shelves = [tmp_path / f"shelf-{client}" for client in range(HOLDERS)]
+    nodes = {n + 1: {**own(holders, n), "shelf-path": str(shelf)} for n, shelf in enumerate(shelves)}
+    deployed = run_in_process(f"{overrides} task=holder", tmp_path / "deployed", InProcessGrid(app, HOLDERS, nodes))
+    assert_same(deployed, simulated, labels)
+    assert [len(list(shelf.rglob("client-*/0-1.safetensors"))) for shelf in shelves] == [0, 1, 0]
+    assert list(simulated.rglob("clients/client-1")) and not list(deployed.rglob("clients"))
+    grid = InProcessGrid(app, HOLDERS, {node: own(holders, node - 1) for node in range(1, HOLDERS + 1)})
+    left_out = run_in_process(f"{overrides} task=holder", tmp_path / "without", grid)
+    (results,) = left_out.glob("runs/*/results.jsonl")
+    assert "a node config has no shelf-path" in results.read_text() and stored(left_out).keys() == {"none", "retrain"}
+
+
 # ---------------------------------------------------------------------- SuperLink and SuperNodes
 
 

@@ -150,8 +150,8 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
         {"steps": 2, "products": 3, "tolerance": 0.0},
         Bill(2 * (1 + 3), 2 * (1 + 3) * r * 2 * d, 2 * (1 + 2 * 3) * r * 2 * d, RETAINED, held=(1 + r + 3) * 2 * d),
     ),
-    # Amnesiac at the client: the global models are stored, and the owner repeats its T rounds.
-    "amnesiac, client": ("amnesiac_client", {}, Bill(T, T * f * d, T * f * d, FORGETTING, (1 + T) * d, d)),
+    # Amnesiac at the client: it sends what it kept, once; the model goes down with the question.
+    "amnesiac, client": ("amnesiac_client", {}, Bill(1, f * d, f * d, FORGETTING, held=d)),
     # DMM: of K = 6 clients two are left out of each of three trainings, so 4 work T rounds; then the trained models,
     # the original and the current one go down to all.
     "DMM": (
@@ -228,7 +228,8 @@ def test_the_bill_is_that_of_the_formula(tmp_path: Path, method: str) -> None:
     strategy_class, toy = find(name), Toy(tmp_path, 1, LearningConfig(rounds=T))
     strategy, request = strategy_class(strategy_class.Config(**options), toy.learning), REQUESTS["client"]
     toy.record, cohort = strategy.card.records, toy.cohort(request, strategy.card)
-    recording, final = toy.learn(strategy, cohort.targets)
+    cohort.shelves = toy.shelves if strategy.card.client_records else ""
+    recording, final = toy.learn(strategy, cohort.targets, request)
     history = History(recording, T, final, strategy.card, frozenset(), cohort.targets)
     for _ in strategy.serve(request, history, cohort):
         pass
