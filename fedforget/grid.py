@@ -167,10 +167,11 @@ class RayGrid(_LocalGrid):
     """Ray actors of its own behind a Flower grid: no polling, one copy of the model in the object store a round.
 
     Each distinct array of a round is put into the object store once, whichever messages hold it, and is read there
-    without a copy; one so small that Ray would send it along with a call is sent so (`INLINE`). Any worker serves any node: messages wait in one queue, and a worker holds one at a time, so that
-    what hangs or dies takes no other message with it. A worker that died, or that holds a message nobody waits for any
-    more, is replaced by a new one; a message that its worker died of is answered with an error. Idle workers
-    are looked after then, so that what is asked again meets living ones.
+    without a copy; one so small that Ray would send it along with a call is sent so (`INLINE`). Any worker serves any
+    node: messages wait in one queue, and a worker holds one at a time, so that what hangs or dies takes no other
+    message with it. A worker that died, or that holds a message nobody waits for any more, is replaced by a new one; a
+    message that its worker died of is answered with an error. Idle workers are looked after then, so that what is
+    asked again meets living ones.
 
     Args:
         grid: the grid that Flower handed to the ServerApp; its nodes stay the addressees.

@@ -490,17 +490,8 @@ def comparable_table(header: Row, view: View) -> Table:
 
 def card_table(header: Row) -> Table:
     """The assumption card of each strategy."""
-    columns = [
-        "method",
-        "recorded",
-        "every",
-        "owner online",
-        "others online",
-        "server data",
-        "client records",
-        "kept",
-        "billed",
-    ]
+    online = ["owner online", "others online", "server data", "client records"]
+    columns = ["method", "recorded", "every", *online, "kept", "billed"]
     rows = []
     for label, card in header["strategies"].items():
         # A run of an earlier version says nothing of client records.
@@ -509,10 +500,11 @@ def card_table(header: Row) -> Table:
         kept = f"{100 * card['keep']:.3g} %" + ("" if card["keep"] == 1 else f", {card['select']}")
         rows.append([NAMES.get(label, label), card["records"], str(card["every"]), *words, kept, card["storage"]])
     note = (
-        "A run refuses a method what it did not declare. recorded during learning: nothing, global "
-        "models, these and the updates of clients that later leave (targets), or all updates, of every so-many-th "
-        "round; owner online: the forgotten data's owner takes part in unlearning with it; others online: retained "
-        "clients take part; client records: clients keep vectors on their own disks while they learn; kept: share of a recorded update's entries; billed: which of the records count as stored."
+        "A run refuses a method what it did not declare. recorded during learning: nothing, global models, these and "
+        "the updates of clients that later leave (targets), or all updates, of every so-many-th round; owner online: "
+        "the forgotten data's owner takes part in unlearning with it; others online: retained clients take part; "
+        "client records: clients keep vectors on their own disks while they learn; kept: share of a recorded update's "
+        "entries; billed: which of the records count as stored."
     )
     return Table("What each method assumes", columns, rows, note)
 

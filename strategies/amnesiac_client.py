@@ -1,9 +1,9 @@
 """Amnesiac unlearning at the client: take back the steps whose batches held what is forgotten.
 
-Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981. While it learns, the client keeps
-what the steps on its sensitive batches change; when it must forget, it sends their sum, and the server takes that back.
-Of a client that leaves, every batch is sensitive: the sum is all it ever sent, and this is `amnesiac` without a record
-of updates at the server.
+Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981. While it learns, the client
+keeps what the steps on its sensitive batches change; when it must forget, it sends their sum, and the server takes that
+back. Of a client that leaves, every batch is sensitive: the sum is all it ever sent, and this is `amnesiac` without a
+record of updates at the server.
 
 Symbols: w global weights; SB_c^t batches of client c in round t that hold examples to be forgotten; Delta_sb what the
 step on such a batch changed; N_t examples of round t's cohort, n_c of client c; p_c^t = n_c / N_t; R repair rounds.

@@ -11,7 +11,6 @@ from torch import nn
 
 from fedforget.exchange import Card
 from fedforget.history import History
-from fedforget.params import Params
 from fedforget.request import UnlearningRequest
 from fedforget.routines import Client, LocalConfig
 from fedforget.seeds import Seeds
@@ -95,7 +94,7 @@ def told(one: Toy, request: UnlearningRequest) -> History:
 
 
 def test_forgetting_all_samples_takes_back_all_updates(tmp_path: Path) -> None:
-    """Every batch is then sensitive, so what a client kept adds up to what it really sent, in the rounds it took part."""
+    """Every batch is then sensitive: what a client kept adds up to what it really sent, in the rounds it took part."""
     one = toy(tmp_path)
     asked = {c: sum(c in one.cohort().sample(t) for t in range(1, 5)) for c in one.federation.clients}
     target = next(c for c, rounds in asked.items() if 1 < rounds < 4)
