@@ -240,13 +240,14 @@ def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[Para
     routine made there, the network stands for it, which would otherwise be computed for nothing.
     """
     bench, network = job.bench, job.network
-    states = {client: _client(job, client) for client in group}
+    states = {client: _client(job, client, stacked=len(group) > 1) for client in group}
     working = {client: state for client, state in states.items() if state is not None}
     replies: dict[int, Params | FlatModule] = {}
     if len(group) > 1 and working:
         sent, as_asked = job.params["model"], bench.task.engine(bench.labels.device.type)
         stack = vmapped.VmapStack(bench.model) if as_asked == "vmap" else stacked.LinearStack(bench.model)
-        updates = stacked.train(list(working.values()), sent.flat.to(bench.labels.device), stack)
+        start = sent.flat.to(bench.labels.device)
+        updates = stacked.train(list(working.values()), start, stack, bench.inputs)
         replies = {client: Params(u.cpu(), sent.layout) for client, u in zip(working, updates, strict=True)}
     else:
         for client, state in working.items():
@@ -281,8 +282,8 @@ def _billed(reply: Params | FlatModule, sparse: bool) -> int:
     return min(flat.nbytes, int(flat.count_nonzero()) * flat.element_size() + -(-len(flat) // 8))
 
 
-def _client(job: _Job, client: int) -> routines.Client | None:
-    """A client with the split it works on; ``None`` if it holds no such data."""
+def _client(job: _Job, client: int, stacked: bool) -> routines.Client | None:
+    """A client with the split it works on; ``None`` if it holds no such data. One in a stack has its rows alone."""
     work, bench = job.work, job.bench
     whole = bench.data.split(client, "train", work.seeds)
     all_of_it = work.split == "train" and not work.removed
@@ -303,7 +304,7 @@ def _client(job: _Job, client: int) -> routines.Client | None:
         id=client,
         round=work.round,
         model=job.network.module,
-        inputs=bench.inputs[index].to(job.params["model"].flat.dtype),
+        inputs=bench.inputs[:0] if stacked else bench.inputs[index].to(job.params["model"].flat.dtype),
         labels=bench.labels[index],
         places=torch.searchsorted(whole, mine) if part else torch.arange(mine.numel()),
         capacity=max(whole.numel(), mine.numel()),
@@ -311,6 +312,7 @@ def _client(job: _Job, client: int) -> routines.Client | None:
         seeds=work.seeds.child("client", client, work.round),
         options=work.options,
         vectors={name: vector for name, vector in job.params.items() if name != "model"},
+        rows=index,
         forgotten=forgotten.to(bench.labels.device),
         planned=planned.to(bench.labels.device),
         shelf=Shelf(Path(work.shelves) / f"client-{client}") if work.shelves else None,

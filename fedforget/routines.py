@@ -131,7 +131,7 @@ class Client:
         id: the client id.
         round: the round it works in; it fixes the learning rate and the random stream.
         model: the module, holding the parameters that the server sent.
-        inputs: examples of the split, ``[n, C, H, W]``.
+        inputs: examples of the split, ``[n, C, H, W]``; none for a client in a stack, which reads its ``rows``.
         labels: their labels, ``[n]``.
         places: where each example stands in the client's whole training split, ``[n]``. Shuffles permute the whole
             split and then drop what is absent, so an oracle sees its data in the original's order.
@@ -140,6 +140,7 @@ class Client:
         options: what the strategy sent along, by name.
         vectors: parameter vectors that the strategy sent along, by name.
         seeds: the client's random streams in this round.
+        rows: where each example stands among all that the process holds, ``[n]``.
         forgotten: which examples the request being served names, booleans ``[n]``.
         planned: number of the first of the requests known beforehand that names each example, ``[n]``; -1 if none does.
         shelf: where the client keeps vectors for later, if its strategy's card says ``client_records``.
@@ -158,6 +159,7 @@ class Client:
     seeds: Seeds
     options: Mapping[str, int | float | str] = field(default_factory=dict)
     vectors: Mapping[str, Params] = field(default_factory=dict)
+    rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     forgotten: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     planned: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     shelf: Shelf | None = None

@@ -103,7 +103,7 @@ class LinearStack(Stack):
             yield left, given
 
 
-def train(clients: Sequence[Client], sent: Tensor, stack: Stack) -> list[Tensor]:
+def train(clients: Sequence[Client], sent: Tensor, stack: Stack, images: Tensor) -> list[Tensor]:
     """`routines.train` for a group of clients at once.
 
     Args:
@@ -111,6 +111,7 @@ def train(clients: Sequence[Client], sent: Tensor, stack: Stack) -> list[Tensor]
             alone.
         sent: the parameters that all of them start from, a flat vector ``[d]``.
         stack: their network.
+        images: all examples of the process, ``[N, C, H, W]``, of which clients have ``rows``.
 
     Returns:
         The updates ``[d]``, one a client, in the order given.
@@ -121,13 +122,13 @@ def train(clients: Sequence[Client], sent: Tensor, stack: Stack) -> list[Tensor]
     model, local = clients[0].model, clients[0].local
 
     steps = [client.planned_steps() for client in clients]
-    inputs = torch.cat([stack.features(client.inputs) for client in clients])
+    examples = torch.cat([client.rows for client in clients])
     labels = torch.cat([client.labels for client in clients])
     index = _plan(clients, steps)
     filled = index >= 0
-    share = filled.to(inputs.dtype) / filled.sum(2, keepdim=True).clamp(min=1)
-    for client, examples in zip(clients, filled.sum((0, 2)).tolist(), strict=True):
-        client.examples += examples
+    share = filled.to(sent.dtype) / filled.sum(2, keepdim=True).clamp(min=1)
+    for client, seen in zip(clients, filled.sum((0, 2)).tolist(), strict=True):
+        client.examples += seen
     index.clamp_(min=0)
 
     shapes = [parameter.shape for parameter in model.parameters()]
@@ -136,13 +137,14 @@ def train(clients: Sequence[Client], sent: Tensor, stack: Stack) -> list[Tensor]
     trained = [layer.expand(len(clients), *layer.shape).clone() for layer in layers]
     optimizer = Optimizer(trained, local, clients[0].round)
     mu = float(clients[0].options.get("proximal-mu", 0.0))
-    losses = torch.zeros(len(clients), dtype=inputs.dtype, device=labels.device)
+    losses = torch.zeros(len(clients), dtype=sent.dtype, device=labels.device)
     for step in range(steps[0]):
         active = sum(length > step for length in steps)
         optimizer.narrow(active)
         rows = index[step, :active]
-        with products(clients[0].bfloat16, inputs.device):
-            logits = stack.logits(optimizer.parameters, inputs[rows])
+        inputs = stack.features(images[examples[rows.flatten()]].to(sent.dtype)).unflatten(0, rows.shape)
+        with products(clients[0].bfloat16, images.device):
+            logits = stack.logits(optimizer.parameters, inputs)
             loss, slope = _loss(logits, labels[rows], share[step, :active], local.sd_gamma)
             if optimizer.is_plain and not mu:
                 stack.descend(optimizer.parameters, slope, optimizer.lr)
