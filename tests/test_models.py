@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -235,3 +237,26 @@ def test_config_rejects(name, width, message):
 def test_build_rejects(name, input_shape, num_classes, message):
     with pytest.raises(ValueError, match=message):
         build(ModelConfig(name), input_shape, num_classes)
+
+
+@pytest.mark.parametrize("name", ["cnn", "lenet5"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_relu_behind_pooling_is_relu_before_it_to_the_bit(name: str, memory_format: torch.memory_format) -> None:
+    """Over three steps, on images with flat parts, where pooling meets ties and ReLU zeros."""
+    images = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0)).sub_(0.5).relu_()
+    images = images.contiguous(memory_format=memory_format)
+    ours = initial(ModelConfig(name, 0.5), MNIST, 10, 1).to(memory_format=memory_format)
+    layers = list(copy.deepcopy(ours))
+    for place, pair in enumerate(itertools.pairwise(layers)):
+        if isinstance(pair[0], nn.MaxPool2d):
+            layers[place], layers[place + 1] = nn.ReLU(), pair[0]
+    usual = nn.Sequential(*layers)
+    assert sum(isinstance(layer, nn.MaxPool2d) for layer in layers) == 2
+    for _ in range(3):
+        for model in (ours, usual):
+            loss = nn.functional.cross_entropy(model(images), torch.arange(8))
+            for parameter, gradient in zip(
+                model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
+            ):
+                parameter.data -= 0.5 * gradient
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), usual.parameters(), strict=True))
