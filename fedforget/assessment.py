@@ -42,7 +42,6 @@ from fedforget.evaluation import (
     bill,
     canary_scores,
     layer_likeness,
-    layer_probes,
     measure,
 )
 from fedforget.ledger import Cost
@@ -293,8 +292,10 @@ class _Reader:
             if "forget_layers" in first:
                 likeness = layer_likeness(first["forget_layers"], self._original(seed)["forget_layers"])
                 values |= {f"layer/{i}/original_cka": similar for i, similar in likeness.items()}
-                known = layer_probes(first["holdout_layers"], first["forget_layers"])
-                values |= {f"layer/{i}/probe": share for i, share in known.items()}
+                known, asked = first["holdout_layers"], first["forget_layers"]
+                if len(known) and len(asked):
+                    probes = enumerate(representation.layer_probes(known, asked), start=1)
+                    values |= {f"layer/{i}/probe": share for i, share in probes}
         return values
 
     def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -419,20 +419,6 @@ def layer_likeness(model: Outputs, other: Outputs) -> dict[int, float]:
         return {}
     assert model.features is not None and other.features is not None
     return dict(enumerate(representation.layer_cka(model.features, other.features), start=1))
-
-
-def layer_probes(train: Outputs, test: Outputs) -> dict[int, float]:
-    """Accuracy on ``test`` of a linear classifier of the outputs of each layer, from 1, fitted on ``train``; nothing
-    if a side is empty."""
-    if not len(train) or not len(test):
-        return {}
-    assert train.features is not None and test.features is not None
-
-    def one(outputs: Outputs, layer: int) -> Outputs:
-        return replace(outputs, features=outputs.features[:, layer])  # type: ignore[index]
-
-    layers = range(train.features.shape[1])
-    return {i + 1: representation.linear_probe(one(train, i), one(test, i)) for i in layers}
 
 
 def audit(results: Sequence[ModelResult]) -> list[dict]:
