@@ -244,7 +244,7 @@ def _axes(mine: Evidence, oracle: Evidence, original: Evidence, attacks: Sequenc
     ):
         for end in ("", "_low"):
             known = [row[f"{part}{end}"] for part in parts]
-            row[f"{name}{end}"] = None if None in known else float(np.min(known))
+            row[f"{name}{end}"] = None if None in known else score.quality(*known)
     return row
 
 
@@ -411,18 +411,16 @@ def _comparable(mine: Evidence, oracle: Evidence) -> dict:
         "_floor": [(oracle.values[following[k]], oracle.values[k]) for k in seeds] if len(seeds) > 1 else [],
     }
     for end, several in pairs.items():
-        gaps = [
-            [abs(u[f"{s}/accuracy"] - o[f"{s}/accuracy"]) for s in COMPARED]
-            for u, o in several
-            if all(f"{s}/accuracy" in u for s in COMPARED)
-        ]
-        row[f"tug_of_war{end}"] = float(np.mean([np.prod([1 - g for g in gap]) for gap in gaps])) if gaps else None
-        with_attack = [
-            [*gap, abs(u["efficacy/confidence"] - o["efficacy/confidence"])]
-            for gap, (u, o) in zip(gaps, several, strict=False)
-            if "efficacy/confidence" in u
-        ]
-        row[f"average_gap{end}"] = float(np.mean(with_attack)) if with_attack else None
+        tows, means = [], []
+        for u, o in several:
+            if not all(f"{name}/accuracy" in u for name in COMPARED):
+                continue
+            gaps = [u[f"{name}/accuracy"] - o[f"{name}/accuracy"] for name in COMPARED]
+            tows.append(fidelity.tug_of_war(gaps))
+            if "efficacy/confidence" in u:
+                means.append(fidelity.average_gap(gaps, u["efficacy/confidence"] - o["efficacy/confidence"]))
+        row[f"tug_of_war{end}"] = float(np.mean(tows)) if tows else None
+        row[f"average_gap{end}"] = float(np.mean(means)) if means else None
     half = len(seeds) // 2
     first, second = seeds[:half], seeds[half : 2 * half]
     row |= dict.fromkeys(("klom", "klom_floor", "forgetting_score", "forgetting_score_floor"))

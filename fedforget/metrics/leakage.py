@@ -140,11 +140,11 @@ def balanced_accuracy(members: Tensor, non_members: Tensor) -> float:
     Raises:
         ValueError: if either is empty.
     """
-    truth, places = _labelled(members, non_members)
-    if not np.isfinite(places).all():
+    scores = _together(members, non_members)
+    if np.isnan(scores).any():
         return float("nan")
-    false, true, _ = roc_curve(truth, places)
-    return float((true + 1 - false).max() / 2)
+    missed, spared = (np.searchsorted(np.sort(side), scores) / len(side) for side in np.split(scores, [len(members)]))
+    return float(max(0.5, (1 - missed + spared).max() / 2))
 
 
 def matched_holdout(forget: Outputs, holdout: Outputs) -> dict[str, float]:
