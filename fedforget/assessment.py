@@ -376,7 +376,6 @@ def _regions(sets: Sets, original: Sets) -> dict[str, float]:
 def _drawn(label: str, plane: Outputs) -> dict:
     """A figure's row of decision regions: the class of each point, row by row (-1: NaN), and where the images are."""
     width = math.isqrt(len(plane))
-    classes = plane.logits.argmax(1).masked_fill(plane.logits.isnan().any(1), -1)
     points = [[x, y, f"class {int(plane.labels[y * width + x])}"] for x, y in regions.marks(width)]
     points[0][2] = f"forgotten, {points[0][2]}"
-    return {"kind": "regions", "label": label, "width": width, "classes": classes.tolist(), "points": points}
+    return {"kind": "regions", "label": label, "width": width, "classes": plane.predicted.tolist(), "points": points}

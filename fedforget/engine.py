@@ -338,7 +338,8 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
     """
     bench = _bench(work)
     _multiply_in("float32")
-    Params(torch.tensor(model), bench.layout).copy_to(bench.model)
+    bench.network.start_from(Params(torch.tensor(model), bench.layout))
+    bench.network.reset()
     last = [module for module in bench.model.modules() if isinstance(module, nn.Linear)][-1]
     nothing = torch.zeros(0, bench.data.num_classes)
     answers: dict[str, list[Tensor]] = {"logits": [nothing], "labels": [], "rows": [], "included": []}

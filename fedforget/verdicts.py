@@ -279,12 +279,7 @@ def _distance(mine: Evidence, oracle: Evidence, name: str, seeds: Sequence[int])
     if u is None or o is None or len(seeds) < 2:
         return None
 
-    def mean(kept: Sequence[int]) -> float:
-        return float(fidelity.energy_distance(u[list(kept)], o[list(kept)]).mean())
-
-    everyone = range(len(seeds))
-    left_out = [mean([i for i in everyone if i != out]) for out in everyone] if len(seeds) > 2 else []
-    return score.Distance(mean(everyone), left_out)
+    return score.Distance(*fidelity.jackknifed_distance(u, o))
 
 
 def _energy(mine: Evidence, oracle: Evidence, seed: int) -> dict:
@@ -412,13 +407,14 @@ def _comparable(mine: Evidence, oracle: Evidence) -> dict:
     }
     for end, several in pairs.items():
         tows, means = [], []
-        for u, o in several:
-            if not all(f"{name}/accuracy" in u for name in COMPARED):
+        for model, retrained in several:
+            apart = {name: value - retrained[name] for name, value in model.items() if name in retrained}
+            if not all(f"{name}/accuracy" in apart for name in COMPARED):
                 continue
-            gaps = [u[f"{name}/accuracy"] - o[f"{name}/accuracy"] for name in COMPARED]
+            gaps = [apart[f"{name}/accuracy"] for name in COMPARED]
             tows.append(fidelity.tug_of_war(gaps))
-            if "efficacy/confidence" in u:
-                means.append(fidelity.average_gap(gaps, u["efficacy/confidence"] - o["efficacy/confidence"]))
+            if "efficacy/confidence" in apart:
+                means.append(fidelity.average_gap(gaps, apart["efficacy/confidence"]))
         row[f"tug_of_war{end}"] = float(np.mean(tows)) if tows else None
         row[f"average_gap{end}"] = float(np.mean(means)) if means else None
     half = len(seeds) // 2

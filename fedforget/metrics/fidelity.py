@@ -44,9 +44,8 @@ def disagreement(model: Outputs, references: Sequence[Outputs]) -> float:
         ValueError: if there is no reference, or one has other examples.
     """
     _check_aligned(model, references)
-    chosen, broken = model.logits.argmax(1), model.logits.isnan().any(1)
-    differ = [(chosen != other.logits.argmax(1)) | broken | other.logits.isnan().any(1) for other in references]
-    return torch.stack(differ).double().mean().item()
+    others = torch.stack([other.predicted for other in references])
+    return ((model.predicted != others) | (others < 0)).double().mean().item()
 
 
 def js_divergence(model: Outputs, references: Sequence[Outputs]) -> float:
@@ -163,6 +162,36 @@ def energy_distance(u: Tensor, o: Tensor) -> Tensor:
         return (side[:, None] - side).abs().sum((0, 1)) / (len(side) * (len(side) - 1))
 
     return 2 * (u[:, None] - o).abs().mean((0, 1)) - within(u) - within(o)
+
+
+def jackknifed_distance(u: Tensor, o: Tensor) -> tuple[float, list[float]]:
+    """The mean over examples of `energy_distance`, and the same without each seed in turn, of both sides.
+
+    Args:
+        u: ``[K, n]`` margins of K >= 2 unlearned models.
+        o: ``[K, n]`` margins of the oracles of the same seeds, in the same order.
+
+    Returns:
+        The distance, and K distances of K - 1 seeds; none for K = 2.
+
+    Raises:
+        ValueError: if the shapes differ or there are fewer than two seeds.
+    """
+    u, o = _sides(u, o)
+    seeds, examples = u.shape
+    if len(o) != seeds:
+        raise ValueError(f"there are {seeds} unlearned models and {len(o)} oracles; give one of each seed")
+    across = cdist(u, o, "cityblock") / examples
+    within = (cdist(u, u, "cityblock") + cdist(o, o, "cityblock")) / examples
+
+    def mean(kept: int, lost: np.ndarray) -> np.ndarray:
+        """Of ``kept`` seeds; ``lost [2, ...]`` are the sums that the others are part of."""
+        between, inside = np.array([across.sum(), within.sum()])[:, None] - lost
+        return 2 * between / kept**2 - inside / (kept * (kept - 1))
+
+    of_seed = np.array([table.sum(0) + table.sum(1) - table.diagonal() for table in (across, within)])
+    left_out = mean(seeds - 1, of_seed).tolist() if seeds > 2 else []
+    return float(mean(seeds, np.zeros((2, 1)))[0]), left_out
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,9 @@ def modified_entropy(outputs: Outputs) -> Tensor:
     # Only the largest p_i can be near 1, where 1 - p_i cancels; its complement is summed from the other classes.
     top = log_p.argmax(1, keepdim=True)
     complement = log_p.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
-    log_rest = torch.log1p(-log_p.exp()).scatter(1, top, complement)
-    others = (log_p.exp() * log_rest).scatter(1, outputs.labels.unsqueeze(1), 0.0).sum(1)
+    p = log_p.exp()
+    log_rest = torch.log1p(-p).scatter(1, top, complement)
+    others = (p * log_rest).scatter(1, outputs.labels.unsqueeze(1), 0.0).sum(1)
     return -(-margins(outputs)).sigmoid() * _log_confidence(outputs) - others
 
 
@@ -178,14 +179,18 @@ def population(retain: Outputs, test: Outputs, forget: Outputs) -> dict[str, flo
     if not min(sizes):
         raise ValueError(f"retain, test and forget have {sizes} examples; the attack needs some of each")
     truth = np.arange(len(retain) + len(test)) < len(retain)
+    sides = retain, test, forget
+    everyone = Outputs(
+        *(torch.cat([getattr(side, part) for side in sides]) for part in ("logits", "labels", "clients"))
+    )
     shares, columns = {}, []
     for name, score in SCORES.items():
-        scores = torch.cat([score(outputs) for outputs in (retain, test, forget)])
-        columns.append(scores.numpy())
-        places = _places(scores.numpy())
+        scores = score(everyone).numpy()
+        columns.append(scores)
         shares[name] = float("nan")
-        if np.isfinite(places).all():
-            shares[name] = float((places[len(truth) :] < _best_threshold(truth, places[: len(truth)])).mean())
+        if not np.isnan(scores).any():
+            threshold = _best_threshold(truth, scores[: len(truth)])
+            shares[name] = float((~(scores[len(truth) :] >= threshold)).mean())
     table = np.stack(columns, 1)
     shares["logistic"] = float("nan")
     if np.isfinite(table).all():
@@ -409,7 +414,7 @@ def attack_success(triggered: Outputs, target: int) -> float:
     others = triggered.labels != target
     if not others.any():
         raise ValueError(f"no triggered example has a true label other than the target {target}")
-    return (_predictions(triggered)[others] == target).double().mean().item()
+    return (triggered.predicted[others] == target).double().mean().item()
 
 
 def noise_alignment(products: Tensor, norms: Tensor, deviation: float) -> Tensor:
@@ -483,7 +488,7 @@ def confusion_between(outputs: Outputs, a: int, b: int) -> dict[str, float]:
     either = (outputs.labels == a) | (outputs.labels == b)
     if not either.any():
         raise ValueError(f"no example has label {a} or {b}")
-    labels, predictions = outputs.labels[either], _predictions(outputs)[either]
+    labels, predictions = outputs.labels[either], outputs.predicted[either]
     return {
         "error": (predictions != labels).double().mean().item(),
         "confused": (predictions == a + b - labels).double().mean().item(),
@@ -492,13 +497,15 @@ def confusion_between(outputs: Outputs, a: int, b: int) -> dict[str, float]:
 
 def _best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
     """The score from which on examples are called members for the best balanced accuracy; the highest of equally good
-    ones, infinity if none beats a coin. As from scikit-learn's ``roc_curve``, which takes ten times as long."""
-    falling = scores.argsort()[::-1]
-    last = np.append(np.flatnonzero(np.diff(scores[falling])), len(scores) - 1)  # of each group of equal scores
-    found = truth[falling].cumsum()[last]
+    ones, NaN, which nobody reaches, if none beats a coin. As from scikit-learn's ``roc_curve``, which takes ten times
+    as long."""
+    order = scores.argsort()[::-1]
+    falling = scores[order]
+    last = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(scores) - 1)  # of each group of equal scores
+    found = truth[order].cumsum()[last]
     better = found / truth.sum() - (last + 1 - found) / (~truth).sum()
     best = better.argmax()
-    return float(scores[falling[last[best]]]) if better[best] > 0 else float("inf")
+    return float(falling[last[best]]) if better[best] > 0 else float("nan")
 
 
 def _logistic(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -534,10 +541,6 @@ def _logistic(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def _log_confidence(outputs: Outputs) -> Tensor:
     """``log p_y``, by way of the margin: log_softmax rounds it to 0 for sure examples, which would tie them."""
     return torch.nn.functional.logsigmoid(margins(outputs))
-
-
-def _predictions(outputs: Outputs) -> Tensor:
-    return outputs.logits.argmax(1).where(~outputs.logits.isnan().any(1), -1)
 
 
 def _labelled(members: Tensor, non_members: Tensor) -> tuple[np.ndarray, np.ndarray]:

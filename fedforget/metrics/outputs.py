@@ -60,6 +60,11 @@ class Outputs:
         """Softmax of the logits, float64 ``[n, classes]``, not to be written to; kept."""
         return self.logits.double().softmax(1)
 
+    @cached_property
+    def predicted(self) -> Tensor:
+        """The class of the largest logit, int64 ``[n]``, not to be written to; -1 if a logit is NaN; kept."""
+        return self.logits.argmax(1).masked_fill(self.logits.isnan().any(1), -1)
+
     def take(self, places: Tensor) -> Outputs:
         """The outputs on some of the examples, in the order of ``places``."""
         optional = (None if t is None else t[places] for t in (self.features, self.rows, self.included))
@@ -102,7 +107,7 @@ def accuracy(outputs: Outputs) -> float:
 
 def right(outputs: Outputs) -> Tensor:
     """Whether the largest logit of each example is that of its label, bool ``[n]``; not if a logit is NaN."""
-    return (outputs.logits.argmax(1) == outputs.labels) & ~outputs.logits.isnan().any(1)
+    return outputs.predicted == outputs.labels
 
 
 def loss(outputs: Outputs) -> float:

@@ -23,6 +23,7 @@ from fedforget.metrics.fidelity import (
     energy_distance,
     energy_test,
     forgetting_score,
+    jackknifed_distance,
     js_divergence,
     relative_test,
     spread,
@@ -168,6 +169,20 @@ def test_accuracy_gaps_by_hand() -> None:
 
 
 # Energy distance
+
+
+def test_the_jackknifed_distance_leaves_out_whole_seeds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, o = (torch.randn(5, 30, generator=generator) + shift for shift in (0.5, 0.0))
+    distance, left_out = jackknifed_distance(u, o)
+    assert distance == pytest.approx(energy_distance(u, o).mean().item())
+    kept = [[k for k in range(5) if k != out] for out in range(5)]
+    assert left_out == pytest.approx([energy_distance(u[k], o[k]).mean().item() for k in kept])
+    assert jackknifed_distance(u[:2], o[:2])[1] == []
+    u[1, 2] = math.nan
+    assert math.isnan(jackknifed_distance(u, o)[0])
+    with pytest.raises(ValueError, match="5 unlearned models and 4 oracles"):
+        jackknifed_distance(u, o[:4])
 
 
 def test_point_masses() -> None:
