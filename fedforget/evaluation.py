@@ -209,7 +209,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # metrics that can be a primary one; t
     "retain": (*METRICS, *LIKENESS),
     "holdout": (*METRICS,),
     "test": (*METRICS, "calibration_error", "brier", *LIKENESS),
-    "matched": (*leakage.SCORES, "tpr_at_1", "tpr_at_01"),
+    "matched": (*leakage.SCORES, "balanced_accuracy", "tpr_at_1", "tpr_at_01"),
     "efficacy": (*leakage.SCORES, "logistic"),
     "lira": ("auc",),
     "rmia": ("auc",),
@@ -265,7 +265,8 @@ def measure(
 
     ==================  =============================================================================================
     forget, retain, ... accuracy, loss and margin on each set; on the test set calibration error and Brier score
-    matched             AUC of each membership score, forget set against the owner's holdout, and true positive rates
+    matched             AUC of each membership score, forget set against the owner's holdout; of the margin the best
+                        balanced accuracy, and true positive rates
     efficacy            share of the forget set that an attack fitted on retain and test calls non-member
     lira, rmia          AUC of the attacks that are calibrated by ``references``, forget set against holdout
     probe               accuracy on the forget set of a linear classifier of features, fitted on the holdout
@@ -314,6 +315,7 @@ def _membership(
     forget, holdout = sets["forget"], sets["holdout"]
     members, others = margins(forget), margins(holdout)
     values |= {f"matched/{score}": value for score, value in leakage.matched_holdout(forget, holdout).items()}
+    values["matched/balanced_accuracy"] = leakage.balanced_accuracy(members, others)
     for name, fpr in (("tpr_at_1", 0.01), ("tpr_at_01", 0.001)):
         values[f"matched/{name}"] = leakage.tpr_at_fpr(members, others, fpr).value
     if not brief and forget.features is not None and holdout.features is not None:

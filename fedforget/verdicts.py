@@ -46,6 +46,7 @@ DIAGNOSTIC = frozenset(
 UTILITIES = ("test/accuracy", "clients/accuracy", "clients/worst")
 COMPARED = ("forget", "retain", "test")  # sets on whose margins distributions are compared
 CANDIDATES, COINS = "canary", "coins"  # margins of candidate canaries, and whether the model's seed trained on each
+RIGHT = "right"  # whether the model predicts the label of each forgotten example
 MARGIN = 0.2  # of the signal: the largest gap that does not matter, fixed before any run
 MEMORISED = 0.7  # canary AUC that an original must reach
 
@@ -59,7 +60,7 @@ class Evidence:
     Args:
         values: metrics by seed.
         margins: margins on the examples that all models share, by seed and set: ``[n]``; of the candidate canaries too
-            (`CANDIDATES`), with their `COINS` (bool).
+            (`CANDIDATES`), with their `COINS` (bool); and what of the forget set is predicted `RIGHT` (bool).
         cost: mean bill over seeds.
         others: of oracles: by seed and metric, scores of the other seeds' oracles under its coins.
     """
