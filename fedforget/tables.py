@@ -451,10 +451,11 @@ def memorised_table(view: View) -> Table | None:
         rows.append(cells)
     shares = ", ".join(score(group["memorised"]) for group in found[ORIGINAL])
     note = (
-        "Forgotten examples in thirds, from what the original memorised least to what it memorised most: the label's "
-        f"probability from the original minus that from the oracle, on average {shares}. A seed's models are scored in "
-        "thirds that the other seeds define. Accuracy in a third minus the oracle's, in points, ± 95 % t-interval over "
-        "seeds; failure: what the method has right and the oracle wrong, in %; loss: the other way round."
+        "Forgotten examples that every seed trained on, in thirds, from what the original memorised least to what it "
+        "memorised most: the label's probability from the original minus that from the oracle, on average "
+        f"{shares}. A seed's models are scored in thirds that the other seeds define. Accuracy in a third minus the "
+        "oracle's, in points, ± 95 % t-interval over seeds; failure: what the method has right and the oracle wrong, "
+        "in %; loss: the other way round."
     )
     return Table("By how much was memorised", columns, rows, note)
 
@@ -668,7 +669,7 @@ def number(value: float, decimals: int = 1) -> str:
         return BLANK
     if decimals > 2 and 0 < abs(value) < 0.0005:
         return f"{value:.1g}"
-    return f"{value:.{decimals if abs(value) < 99.95 else 0}f}"
+    return f"{value:z.{decimals if abs(value) < 99.95 else 0}f}"
 
 
 def score(value: float | None, decimals: int = 2, scale: float = 1) -> str:
