@@ -311,7 +311,8 @@ class _Reader:
         if label == ORIGINAL and "forget/accuracy" in values:
             values["head/forget_accuracy"] = values["forget/accuracy"]  # its own head is what would be put back
         if (ORIGINAL, seed, "") in self.entries:
-            model = self.weights(label, seed)
+            kept = {ORIGINAL: self._learned, ORACLE: self._retrained}  # needed for other models, too: read once
+            model = kept[label](seed) if label in kept else self.weights(label, seed)
             shares = representation.layer_shares(model, self._learned(seed))
             values |= {f"weights/{block}/share": share for block, share in shares.items()}
             values["weights/head_share"] = list(shares.values())[-1]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -58,11 +59,10 @@ def modified_entropy(outputs: Outputs) -> Tensor:
     Unlike `entropy` it is large for a confident wrong answer. Source: Song and Mittal, "Systematic Evaluation of
     Privacy Risks of Machine Learning Models", USENIX Security 2021, arXiv 2003.10595.
     """
-    log_p = outputs.logits.double().log_softmax(1)
+    log_p, p = outputs.log_probabilities, outputs.probabilities
     # Only the largest p_i can be near 1, where 1 - p_i cancels; its complement is summed from the other classes.
     top = log_p.argmax(1, keepdim=True)
     complement = log_p.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
-    p = log_p.exp()
     log_rest = torch.log1p(-p).scatter(1, top, complement)
     others = (p * log_rest).scatter(1, outputs.labels.unsqueeze(1), 0.0).sum(1)
     return -(-margins(outputs)).sigmoid() * _log_confidence(outputs) - others
@@ -76,6 +76,12 @@ SCORES: dict[str, Callable[[Outputs], Tensor]] = {
     "modified_entropy": lambda outputs: -modified_entropy(outputs),
     "margin": margins,
 }
+
+
+@lru_cache(maxsize=16)  # by identity, which is all that a tensor's hash looks at: both kinds of attack need them
+def _scores(outputs: Outputs) -> dict[str, Tensor]:
+    """All of `SCORES`, not to be written to."""
+    return {name: score(outputs) for name, score in SCORES.items()}
 
 
 def auc(members: Tensor, non_members: Tensor) -> float:
@@ -158,7 +164,8 @@ def matched_holdout(forget: Outputs, holdout: Outputs) -> dict[str, float]:
     Raises:
         ValueError: if either is empty.
     """
-    return {name: auc(score(forget), score(holdout)) for name, score in SCORES.items()}
+    mine, others = _scores(forget), _scores(holdout)
+    return {name: auc(mine[name], others[name]) for name in SCORES}
 
 
 def population(retain: Outputs, test: Outputs, forget: Outputs) -> dict[str, float]:

@@ -56,9 +56,14 @@ class Outputs:
         return logits.gather(1, column).squeeze(1) - others.logsumexp(1)
 
     @cached_property
+    def log_probabilities(self) -> Tensor:
+        """Logarithm of the softmax of the logits, float64 ``[n, classes]``, not to be written to; kept."""
+        return self.logits.double().log_softmax(1)
+
+    @cached_property
     def probabilities(self) -> Tensor:
         """Softmax of the logits, float64 ``[n, classes]``, not to be written to; kept."""
-        return self.logits.double().softmax(1)
+        return self.log_probabilities.exp()
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -115,7 +120,7 @@ def loss(outputs: Outputs) -> float:
 
     Source: ``-log softmax(z)_y``, the training loss of every classifier here.
     """
-    return torch.nn.functional.cross_entropy(outputs.logits.double(), outputs.labels).item()
+    return -outputs.log_probabilities.gather(1, outputs.labels.unsqueeze(1)).mean().item()
 
 
 def margin(outputs: Outputs) -> float:
