@@ -564,8 +564,10 @@ def _relearning(view: View, kind: str):
 
 
 def _features(header: Row, view: View):
-    sets = [name for name in ("forget", "retain", "test") if f"{name}/cka" in view.audits[ORACLE]]
-    if not sets:
+    known = view.audits[ORACLE]
+    sets = [name for name in ("forget", "retain", "test") if f"{name}/cka" in known]
+    # A network of one layer has no features but its images, which are alike for all.
+    if not sets or ("layer/1/cka" in known and "layer/2/cka" not in known):
         return None
     styles = {ORIGINAL: {"color": "#808080", "marker": "|", "markersize": 11}} | _styles(view)
     figure, ((panel,),) = _figure(0.7 + len(sets) * (0.3 + 0.15 * len(styles)))
