@@ -12,6 +12,7 @@ stage           the model
 ``few r``       after r rounds of training by its owner on one in `fedforget.data.FEW` of the forgotten examples alone
 ``retain r``    after r ordinary rounds on the retained clients, asked about the same forgotten examples as ``few r``
 ``head``        with the original's last layer put back
+``path n``      after the n-th step of equal length on the straight line from the original's weights to its own
 ==============  ====================================================================================================
 """
 
@@ -42,12 +43,11 @@ from fedforget.evaluation import (
     bill,
     canary_scores,
     layer_likeness,
-    layer_probes,
     measure,
 )
 from fedforget.ledger import Cost
-from fedforget.metrics import Outputs, fidelity, leakage, regions, representation
-from fedforget.metrics.outputs import accuracy, align, margins
+from fedforget.metrics import Outputs, fidelity, leakage, memorisation, regions, representation, statistics
+from fedforget.metrics.outputs import accuracy, align, loss, margins, right
 from fedforget.metrics.unrolling import verification_error
 from fedforget.params import Layout, Params
 from fedforget.store import DamagedFile, load_tensors, within
@@ -64,6 +64,7 @@ PRIMARIES = (
 # Where nothing was planted: the only plain metric under which the models of tests/test_meta_evaluation.py that saw the
 # data can be told from those that did not, and which passes the gate there. Attacks find nothing to attack.
 PLAIN = "forget/loss"
+GROUPS = 3  # of forgotten examples, by how much they were memorised
 Sets = dict[str, Outputs]
 
 
@@ -128,7 +129,7 @@ def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
         figures += [
             {"request": request, **row} for row in _frontier(models, gate_rows[-1]["attacks"], header["classes"])
         ]
-        figures += [{"request": request, **row} for row in [*_examples(models), *reader.figures()]]
+        figures += [{"request": request, **row} for row in [*_examples(models), *_memorised(models), *reader.figures()]]
     shown = [result for result in results if not _is_yardstick(result.label)]
     return Assessment(results, audit(shown), bill(shown), verdict_rows, gate_rows, figures)
 
@@ -161,6 +162,27 @@ def _examples(models: Mapping[str, verdicts.Evidence]) -> list[dict]:
         if len(apart) and apart.isfinite().all():
             quantiles = np.quantile(apart.numpy(), shares)
             rows.append({"kind": "examples", "label": label, "x": quantiles.tolist(), "y": shares.tolist()})
+    return rows
+
+
+def _memorised(models: Mapping[str, verdicts.Evidence]) -> list[dict]:
+    """Forgotten examples in groups by how much they were memorised; nothing for one seed, or fewer than `GROUPS`.
+
+    Not of `ANOTHER`: its models are oracles that help to make the groups.
+    """
+    rows = []
+    for label, mine in models.items():
+        seeds, sides = list(mine.margins), (models[ORIGINAL].margins, models[ORACLE].margins, mine.margins)
+        known = all(verdicts.RIGHT in side[k] for side in sides for k in seeds)
+        if label in (ORACLE, ANOTHER) or len(seeds) < 2 or not known or len(sides[0][seeds[0]]["forget"]) < GROUPS:
+            continue
+        original, oracle = (torch.stack([side[k]["forget"] for k in seeds]).sigmoid() for side in sides[:2])
+        oracle_right, mine_right = (torch.stack([side[k][verdicts.RIGHT] for k in seeds]) for side in sides[1:])
+        groups = memorisation.by_memorisation(original, oracle, mine_right, oracle_right, GROUPS)
+        means = [{name: float(np.mean(numbers)) for name, numbers in asdict(group).items()} for group in groups]
+        for mean, group in zip(means, groups, strict=True):
+            mean["gap_half_width"] = statistics.interval(group.gap).high - mean["gap"]
+        rows.append({"kind": "memorised", "label": label, "groups": means})
     return rows
 
 
@@ -264,6 +286,7 @@ class _Reader:
         if brief:
             return values
         stages = [stage for name, k, stage in self.entries if (name, k) == (label, seed) and stage]
+        path = []
         for stage in stages:
             sets = self._oracle(seed, stage) if label == ORACLE else self.outputs(label, seed, stage)
             if stage[:1] == "+":
@@ -271,6 +294,8 @@ class _Reader:
                 values |= {f"{stage}/{name}": value for name, value in later.items() if name.startswith(LATER)}
             elif stage == "head":
                 values["head/forget_accuracy"] = accuracy(sets["forget"]) if len(sets["forget"]) else float("nan")
+            elif stage[:4] == "path":
+                path.append(loss(sets["test"]))
             elif len(sets["rest"]):
                 kind, _, number = stage.partition(" ")
                 values[f"relearn/{kind}_{number}"] = accuracy(sets["rest"])
@@ -278,10 +303,16 @@ class _Reader:
             curve = [value for name, value in values.items() if name.startswith(f"relearn/{kind}_")]
             if curve:
                 values[f"relearn/{kind}"] = float(np.mean(curve))
+        if path:
+            ends = [loss(sets["test"]) for sets in (self._original(seed), first)]
+            values["weights/barrier"] = representation.barrier([ends[0], *path, ends[1]])
+        elif label == ORIGINAL and any(stage[:4] == "path" for _, _, stage in self.entries):
+            values["weights/barrier"] = 0.0  # it is where the path begins
         if label == ORIGINAL and "forget/accuracy" in values:
             values["head/forget_accuracy"] = values["forget/accuracy"]  # its own head is what would be put back
         if (ORIGINAL, seed, "") in self.entries:
-            model = self.weights(label, seed)
+            kept = {ORIGINAL: self._learned, ORACLE: self._retrained}  # needed for other models, too: read once
+            model = kept[label](seed) if label in kept else self.weights(label, seed)
             shares = representation.layer_shares(model, self._learned(seed))
             values |= {f"weights/{block}/share": share for block, share in shares.items()}
             values["weights/head_share"] = list(shares.values())[-1]
@@ -293,8 +324,10 @@ class _Reader:
             if "forget_layers" in first:
                 likeness = layer_likeness(first["forget_layers"], self._original(seed)["forget_layers"])
                 values |= {f"layer/{i}/original_cka": similar for i, similar in likeness.items()}
-                known = layer_probes(first["holdout_layers"], first["forget_layers"])
-                values |= {f"layer/{i}/probe": share for i, share in known.items()}
+                known, asked = first["holdout_layers"], first["forget_layers"]
+                if len(known) and len(asked):
+                    probes = enumerate(representation.layer_probes(known, asked), start=1)
+                    values |= {f"layer/{i}/probe": share for i, share in probes}
         return values
 
     def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:
@@ -309,6 +342,8 @@ class _Reader:
             if all(several):
                 for (label, seed, _), outputs in zip(models, align(several), strict=True):  # type: ignore[arg-type]
                     found[label, seed][name] = margins(outputs)
+                    if name == "forget":
+                        found[label, seed][verdicts.RIGHT] = right(outputs)
                     if name == verdicts.CANDIDATES:
                         found[label, seed][verdicts.COINS] = outputs.included.bool()  # type: ignore[union-attr]
         return found
@@ -375,7 +410,6 @@ def _regions(sets: Sets, original: Sets) -> dict[str, float]:
 def _drawn(label: str, plane: Outputs) -> dict:
     """A figure's row of decision regions: the class of each point, row by row (-1: NaN), and where the images are."""
     width = math.isqrt(len(plane))
-    classes = plane.logits.argmax(1).masked_fill(plane.logits.isnan().any(1), -1)
     points = [[x, y, f"class {int(plane.labels[y * width + x])}"] for x, y in regions.marks(width)]
     points[0][2] = f"forgotten, {points[0][2]}"
-    return {"kind": "regions", "label": label, "width": width, "classes": classes.tolist(), "points": points}
+    return {"kind": "regions", "label": label, "width": width, "classes": plane.predicted.tolist(), "points": points}

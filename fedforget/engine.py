@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ AROUND = {"near": "forget", "far": "test"}  # spheres of points, and the audit s
 RADIUS = 0.5  # of these spheres, in typical distances between test images, which every node holds
 WAITING, WAITING_BYTES = 16, 1 << 28  # changes that wait to be summed in one pass, at most
 NEIGHBOURS = 500  # test images among which that distance is taken
+AUDITED, SPHERES = 1024, 8  # parts of audit sets whose rows (16 bytes an example), and whose points, are remembered
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,16 @@ class Workbench:
         """Of the spheres around anchors, near and far: alike on every node."""
         some = self.data.seeds.numpy("regions").permutation(len(self.data.test_labels))[:NEIGHBOURS]
         return RADIUS * regions.typical_distance(self.data.test_inputs[some])
+
+    @cached_property
+    def audited(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`_audited`, which every model of a trajectory is asked about: remembered, for its latest arguments."""
+        return lru_cache(maxsize=AUDITED)(partial(_audited, self))
+
+    @cached_property
+    def spheres(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """`_spheres`, remembered as `audited` is."""
+        return lru_cache(maxsize=SPHERES)(partial(_spheres, self))
 
 
 def device_of(name: str, precision: str = "float32") -> torch.device:
@@ -337,21 +349,27 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
     """
     bench = _bench(work)
     _multiply_in("float32")
-    Params(torch.tensor(model), bench.layout).copy_to(bench.model)
+    bench.network.start_from(Params(torch.tensor(model), bench.layout))
+    bench.network.reset()
     last = [module for module in bench.model.modules() if isinstance(module, nn.Linear)][-1]
     nothing = torch.zeros(0, bench.data.num_classes)
     answers: dict[str, list[Tensor]] = {"logits": [nothing], "labels": [], "rows": [], "included": []}
     arrays: dict[str, NDArray] = {}
     reports: dict[str, dict] = {}
+    whose = work.seeds, work.removed, work.request
     for number, (client, split, start, stop) in enumerate(work.parts):
         began = time.perf_counter()
         batches: Iterable[Tensor]
         if split in AROUND or split == "plane":
-            points = _plane(bench, work, client) if split == "plane" else _spheres(bench, work, client, split, stop)
+            if split == "plane":
+                points = _plane(bench, whose, client)
+            else:
+                anchors, _ = bench.audited(whose, client, AROUND[split], 0, -(-stop // SPHERE))
+                points = bench.spheres(client, tuple(anchors.tolist()))
             rows, labels, images = (whole[start:stop] for whole in points)
             included, batches = torch.ones_like(rows), images.split(EVALUATION_BATCH)
         else:
-            rows, included = (whole[start:stop] for whole in _audited(bench, work, client, DEEP.get(split, split)))
+            rows, included = bench.audited(whose, client, DEEP.get(split, split), start, stop)
             labels = (bench.data.test_labels if client == TEST else bench.data.labels)[rows]
             batches = _batches(bench, client, split, rows)
         if split == "noise":
@@ -423,25 +441,31 @@ def _along(bench: Workbench, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     return logits, found
 
 
-def _audited(bench: Workbench, work: Work, client: int, split: str) -> tuple[Tensor, Tensor]:
-    """The rows of a split in its audit order, and whether the trajectory trained on each (int64)."""
+def _audited(
+    bench: Workbench, whose: tuple[Any, ...], client: int, split: str, start: int, stop: int | None
+) -> tuple[Tensor, Tensor]:
+    """The rows of a part of a split in its audit order, and whether the trajectory trained on each (int64).
+
+    ``whose``, the streams of the trajectory, the requests removed and the one being served, says what is in the split.
+    """
     federated = bench.data
     if split == "canary":
-        rows = federated.split(client, split, work.seeds)
-        return rows, torch.isin(rows, federated.split(client, "canary_in", work.seeds)).long()
+        rows = federated.split(client, split, *whose)[start:stop].clone()
+        return rows, torch.isin(rows, federated.split(client, "canary_in", *whose)).long()
     # The few examples that an attacker knows, and the rest, are forgotten ones: they keep that set's order.
     order = federated.seeds.numpy("audit", client, "forget" if split in ("few", "rest") else split)
     if client == TEST:
         rows = torch.from_numpy(order.permutation(len(federated.test_labels)))
     else:
-        mine = federated.split(client, split, work.seeds, work.removed, work.request)
+        mine = federated.split(client, split, *whose)
         rank = torch.from_numpy(order.permutation(len(federated.labels)))[mine]
         rows = mine[rank.argsort()]
+    rows = rows[start:stop].clone()  # what is remembered must not keep all of them
     return rows, torch.ones_like(rows)
 
 
-def _spheres(bench: Workbench, work: Work, client: int, split: str, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Points around the first examples of an audit set, so many that there are ``stop`` if it has them.
+def _spheres(bench: Workbench, client: int, anchors: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """`SPHERE` points around each of some rows.
 
     Returns:
         The numbers of the points (`SPHERE` times the row of the anchor, plus 0, 1, ...), their anchors' labels, and the
@@ -450,21 +474,21 @@ def _spheres(bench: Workbench, work: Work, client: int, split: str, stop: int) -
     inputs, labels = (
         (bench.test_inputs, bench.data.test_labels) if client == TEST else (bench.inputs, bench.data.labels)
     )
-    anchors = _audited(bench, work, client, AROUND[split])[0][: -(-stop // SPHERE)]
     seeds = bench.data.seeds.child("regions", client)
-    spheres = [regions.sphere(inputs[row], bench.radius, SPHERE, seeds.torch(row)) for row in anchors.tolist()]
-    numbers = SPHERE * anchors[:, None] + torch.arange(SPHERE)
-    return numbers.flatten(), labels[anchors].repeat_interleave(SPHERE), torch.cat([inputs[:0], *spheres])
+    spheres = [regions.sphere(inputs[row], bench.radius, SPHERE, seeds.torch(row)) for row in anchors]
+    rows = torch.tensor(anchors, dtype=torch.long)
+    numbers = SPHERE * rows[:, None] + torch.arange(SPHERE)
+    return numbers.flatten(), labels[rows].repeat_interleave(SPHERE), torch.cat([inputs[:0], *spheres])
 
 
-def _plane(bench: Workbench, work: Work, client: int) -> tuple[Tensor, Tensor, Tensor]:
+def _plane(bench: Workbench, whose: tuple[Any, ...], client: int) -> tuple[Tensor, Tensor, Tensor]:
     """Points on the plane through a client's first forgotten example and two others of its own, of other classes.
 
     Returns:
         The numbers of the points, row by row, the label of the image that each has the largest share of, and the points
         on the device; all empty if the client forgets nothing or has fewer than 3 examples.
     """
-    forgotten, held = (_audited(bench, work, client, split)[0] for split in ("forget", "train"))
+    forgotten, held = (bench.audited(whose, client, split, 0, None)[0] for split in ("forget", "train"))
     rows = torch.cat([forgotten[:1], held[~torch.isin(held, forgotten[:1])]])
     if not len(forgotten) or len(rows) < 3:
         return rows[:0], rows[:0], bench.inputs[:0]

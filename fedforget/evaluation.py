@@ -6,8 +6,9 @@ The unit of replication is the seed (one whole training run), never the example.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -208,7 +209,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # metrics that can be a primary one; t
     "retain": (*METRICS, *LIKENESS),
     "holdout": (*METRICS,),
     "test": (*METRICS, "calibration_error", "brier", *LIKENESS),
-    "matched": (*leakage.SCORES, "tpr_at_1", "tpr_at_01"),
+    "matched": (*leakage.SCORES, "balanced_accuracy", "tpr_at_1", "tpr_at_01"),
     "efficacy": (*leakage.SCORES, "logistic"),
     "lira": ("auc",),
     "rmia": ("auc",),
@@ -264,7 +265,8 @@ def measure(
 
     ==================  =============================================================================================
     forget, retain, ... accuracy, loss and margin on each set; on the test set calibration error and Brier score
-    matched             AUC of each membership score, forget set against the owner's holdout, and true positive rates
+    matched             AUC of each membership score, forget set against the owner's holdout; of the margin the best
+                        balanced accuracy, and true positive rates
     efficacy            share of the forget set that an attack fitted on retain and test calls non-member
     lira, rmia          AUC of the attacks that are calibrated by ``references``, forget set against holdout
     probe               accuracy on the forget set of a linear classifier of features, fitted on the holdout
@@ -313,6 +315,7 @@ def _membership(
     forget, holdout = sets["forget"], sets["holdout"]
     members, others = margins(forget), margins(holdout)
     values |= {f"matched/{score}": value for score, value in leakage.matched_holdout(forget, holdout).items()}
+    values["matched/balanced_accuracy"] = leakage.balanced_accuracy(members, others)
     for name, fpr in (("tpr_at_1", 0.01), ("tpr_at_01", 0.001)):
         values[f"matched/{name}"] = leakage.tpr_at_fpr(members, others, fpr).value
     if not brief and forget.features is not None and holdout.features is not None:
@@ -421,20 +424,6 @@ def layer_likeness(model: Outputs, other: Outputs) -> dict[int, float]:
     return dict(enumerate(representation.layer_cka(model.features, other.features), start=1))
 
 
-def layer_probes(train: Outputs, test: Outputs) -> dict[int, float]:
-    """Accuracy on ``test`` of a linear classifier of the outputs of each layer, from 1, fitted on ``train``; nothing
-    if a side is empty."""
-    if not len(train) or not len(test):
-        return {}
-    assert train.features is not None and test.features is not None
-
-    def one(outputs: Outputs, layer: int) -> Outputs:
-        return replace(outputs, features=outputs.features[:, layer])  # type: ignore[index]
-
-    layers = range(train.features.shape[1])
-    return {i + 1: representation.linear_probe(one(train, i), one(test, i)) for i in layers}
-
-
 def audit(results: Sequence[ModelResult]) -> list[dict]:
     """One row per request, label and metric; originals first, then oracles, then strategies in their given order.
 
@@ -457,14 +446,13 @@ def audit(results: Sequence[ModelResult]) -> list[dict]:
     """
     rows = []
     for request, models in _by_request(results).items():
+        metrics = list(next(iter(models[ORIGINAL].values())).values)
+        of_all = {metric: _signal(models, metric) for metric in metrics}
         for label, by_seed in models.items():
-            for metric in by_seed[min(by_seed)].values:
-                mine, original, oracle = (
-                    _scores(group, metric) for group in (by_seed, models[ORIGINAL], models[ORACLE])
-                )
-                others = [result.others[metric] for result in models[ORACLE].values() if metric in result.others]
+            for metric in metrics:
+                mine, oracle = (_scores(group, metric) for group in (by_seed, models[ORACLE]))
                 names = {"request": request, "label": label, "metric": metric, "seeds": len(by_seed)}
-                rows.append(names | _row(label, mine, original, oracle, others))
+                rows.append(names | _row(label, mine, oracle, of_all[metric]))
     return rows
 
 
@@ -520,29 +508,33 @@ def _scores(by_seed: Mapping[int, ModelResult], metric: str) -> dict[int, float]
     return {seed: result.values[metric] for seed, result in by_seed.items()}
 
 
-def _row(
-    label: str,
-    scores: dict[int, float],
-    original: dict[int, float],
-    oracle: dict[int, float],
-    others: Sequence[Sequence[float]],
-) -> dict:
-    """The columns of `audit` that are numbers; scores are ``seed -> m``, ``others`` as for `floor`."""
+def _signal(models: Mapping[str, Mapping[int, ModelResult]], metric: str) -> dict:
+    """The columns of `audit` that are the same for all labels."""
+    original, oracle = (_scores(models[label], metric) for label in (ORIGINAL, ORACLE))
+    others = [result.others[metric] for result in models[ORACLE].values() if metric in result.others]
+    noop_gap, noop_gap_half_width = _interval([score - oracle[seed] for seed, score in original.items()])
     with np.errstate(invalid="ignore"):  # a model that diverged scores inf or NaN, and its row must say so
-        value, value_half_width = _interval(list(scores.values()))
-        gap, gap_half_width = _interval([score - oracle[seed] for seed, score in scores.items()])
-        noop_gap, noop_gap_half_width = _interval([score - oracle[seed] for seed, score in original.items()])
         apart, floor_sd = floor(list(oracle.values()), others)
+    return {
+        "noop_gap": noop_gap,
+        "noop_gap_half_width": noop_gap_half_width,
+        "floor": apart,
+        "floor_sd": floor_sd,
+    }
+
+
+def _row(label: str, scores: dict[int, float], oracle: dict[int, float], signal: dict) -> dict:
+    """The columns of `audit` that are numbers; scores are ``seed -> m``, ``signal`` is that of the metric."""
+    value, value_half_width = _interval(list(scores.values()))
+    gap, gap_half_width = _interval([score - oracle[seed] for seed, score in scores.items()])
+    noop_gap, apart, floor_sd = (signal[name] for name in ("noop_gap", "floor", "floor_sd"))
     something_to_forget = floor_sd is not None and abs(noop_gap) > 3 * floor_sd
     row = {
         "value": value,
         "value_half_width": value_half_width,
         "gap": gap,
         "gap_half_width": gap_half_width,
-        "noop_gap": noop_gap,
-        "noop_gap_half_width": noop_gap_half_width,
-        "floor": apart,
-        "floor_sd": floor_sd,
+        **signal,
         "gap_in_floors": abs(gap) / apart if apart else None,
         "gap_closed": 1 - abs(gap) / abs(noop_gap) if something_to_forget else None,
     }
@@ -552,11 +544,15 @@ def _row(
 
 
 def _interval(sample: list[float]) -> tuple[float, float | None]:
-    """The mean of ``sample`` and the half-width of its 95 % t-interval, None for one number."""
-    half_width = None
-    if len(sample) > 1:
-        half_width = float(_t(len(sample) - 1) * np.std(sample, ddof=1) / len(sample) ** 0.5)
-    return float(np.mean(sample)), half_width
+    """The mean of ``sample`` and the half-width of its 95 % t-interval, None for one number.
+
+    In plain numbers, because there are many of these samples, and of few numbers each.
+    """
+    mean = sum(sample) / len(sample)
+    if len(sample) == 1:
+        return mean, None
+    variance = sum((number - mean) ** 2 for number in sample) / (len(sample) - 1)
+    return mean, _t(len(sample) - 1) * math.sqrt(variance / len(sample))
 
 
 @lru_cache

@@ -68,6 +68,7 @@ AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
 REGION_SETS = ("near", "far")  # points around examples
 LAYER_SETS = ("forget_layers", "holdout_layers")  # a few examples in every layer
 FIRST_SETS = (*AUDIT_SETS, *REGION_SETS, *LAYER_SETS)
+PATH = 4  # steps of equal length from the original to a model, between which the loss is measured
 LATER_SETS = ("forget", "retain", "holdout", "test")  # when the audit is made again, after further rounds
 
 
@@ -586,6 +587,11 @@ class Experiment:
         if label != ORIGINAL:
             swapped = replace(model, params=swap_head(model.params, original.params))
             entries.append(self._entry(k, label, i, "head", swapped, ("forget",), marks=False))
+        if label != ORIGINAL and evaluation.durability:
+            way = model.params - original.params
+            for step in range(1, PATH):
+                between = replace(model, params=original.params + (step / PATH) * way)
+                entries.append(self._entry(k, label, i, f"path {step}", between, ("test",), marks=False))
         try:
             taught = range(1, evaluation.relearn + 1)
             for rounds, later in self._later(own, i, model, sorted({*evaluation.durability, *taught}), "+"):

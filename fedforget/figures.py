@@ -22,6 +22,8 @@ NOTHING: dict[str, Any] = {"color": "#808080", "linestyle": "--", "linewidth": 1
 BAND: dict[str, Any] = {"color": "#808080", "alpha": 0.25, "linewidth": 0}  # of the oracles
 WIDTH = 4.4  # inches
 MOST = 12  # strategies drawn by name; of more, those of highest quality
+# A colour for each of them, so that lines without markers differ; grey is doing nothing's.
+COLOURS = (*(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)), "#5254a3", "#00c896", "#637939")
 MARKS = "oX^"  # of the three images that span a plane of decision regions
 
 
@@ -213,7 +215,7 @@ def _left_out(view: View, how: str) -> str:
 def _styles(view: View) -> dict[str, dict[str, Any]]:
     """``label -> colour and marker`` of the strategies that are drawn by name."""
     labels = _shown(view)
-    return {label: {"color": f"C{i % 10}", "marker": "osD^vPX"[i % 7]} for i, label in enumerate(labels)}
+    return {label: {"color": COLOURS[i], "marker": "osD^vPX"[i % 7]} for i, label in enumerate(labels)}
 
 
 def _by_seed(view: View, label: str, metric: str) -> list[float]:
@@ -378,7 +380,8 @@ def _forest(header: Row, view: View):
     panel.set_yticks(range(len(rows)), list(rows), fontsize=8)
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.grid(False, axis="y")
-    panel.set_xlabel(f"what remains of the gap in {view.gate['primary']}, %")
+    # Long names make the panel narrower than this label: it grows to the left, where there is room.
+    panel.set_xlabel(f"what remains of the gap in {view.gate['primary']}, %", loc="right")
     _legend(figure, *panel.get_legend_handles_labels())
     caption = (
         f"Gap to the oracle under the primary metric, {view.gate['primary']}, in % of the original's (linear to 100 %, "
@@ -442,7 +445,8 @@ def _examples(header: Row, view: View):
     caption = (
         "Each forgotten example's margin minus that of its seed's oracle, mean over seeds, in nats: the share of "
         "examples below x. A curve to the right of that of another oracle still knows the examples, one to its left "
-        "knows them less than a retrain does; the mean may be right where the worst tenth is not."
+        "knows them less than a retrain does; the mean may be right where the worst tenth is not. A curve that leaves "
+        "the picture is farther away than doing nothing."
     )
     return "examples", "Example by example", caption, figure
 
@@ -560,8 +564,10 @@ def _relearning(view: View, kind: str):
 
 
 def _features(header: Row, view: View):
-    sets = [name for name in ("forget", "retain", "test") if f"{name}/cka" in view.audits[ORACLE]]
-    if not sets:
+    known = view.audits[ORACLE]
+    sets = [name for name in ("forget", "retain", "test") if f"{name}/cka" in known]
+    # A network of one layer has no features but its images, which are alike for all.
+    if not sets or ("layer/1/cka" in known and "layer/2/cka" not in known):
         return None
     styles = {ORIGINAL: {"color": "#808080", "marker": "|", "markersize": 11}} | _styles(view)
     figure, ((panel,),) = _figure(0.7 + len(sets) * (0.3 + 0.15 * len(styles)))

@@ -229,6 +229,7 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]], sequen
             "second": _known(
                 [
                     *([] if view.void else [tables.limits_table(header, view), tables.attack_table(header, view)]),
+                    tables.memorised_table(view),
                     tables.client_table(view),
                     tables.ledger_table(view),
                     tables.residue_table(view),

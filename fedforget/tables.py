@@ -434,6 +434,32 @@ def client_table(view: View) -> Table | None:
     return Table("Retained clients", columns, rows, note)
 
 
+def memorised_table(view: View) -> Table | None:
+    """Forgotten examples by how much they were memorised; None where they were not grouped."""
+    found = {row["label"]: row["groups"] for row in view.figures if row["kind"] == "memorised"}
+    if not found:
+        return None
+    names = ("least", "middle", "most")
+    columns = ["method", *(f"{name} {what}" for name in names for what in ("", "failure", "loss"))]
+    columns = [column.strip() for column in columns]
+    rows = []
+    for label in (ORIGINAL, *(label for label in view.strategies if label in found and label != NOOP)):
+        cells = [NAMES.get(label, label)]
+        for group in found[label]:
+            cells.append(("+" if group["gap"] > 0 else "") + plus_minus(group["gap"], group["gap_half_width"], 100))
+            cells += [score(group[key], 1, 100) for key in ("failure", "loss")]
+        rows.append(cells)
+    shares = ", ".join(score(group["memorised"]) for group in found[ORIGINAL])
+    note = (
+        "Forgotten examples that every seed trained on, in thirds, from what the original memorised least to what it "
+        "memorised most: the label's probability from the original minus that from the oracle, on average "
+        f"{shares}. A seed's models are scored in thirds that the other seeds define. Accuracy in a third minus the "
+        "oracle's, in points, ± 95 % t-interval over seeds; failure: what the method has right and the oracle wrong, "
+        "in %; loss: the other way round."
+    )
+    return Table("By how much was memorised", columns, rows, note)
+
+
 def ledger_table(view: View) -> Table:
     """The bill of each model, absolute."""
     units = () if view.void else ("examples", "bytes", "rounds")
@@ -647,7 +673,7 @@ def number(value: float, decimals: int = 1) -> str:
         return BLANK
     if decimals > 2 and 0 < abs(value) < 0.0005:
         return f"{value:.1g}"
-    return f"{value:.{decimals if abs(value) < 99.95 else 0}f}"
+    return f"{value:z.{decimals if abs(value) < 99.95 else 0}f}"
 
 
 def score(value: float | None, decimals: int = 2, scale: float = 1) -> str:

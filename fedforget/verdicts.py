@@ -46,6 +46,7 @@ DIAGNOSTIC = frozenset(
 UTILITIES = ("test/accuracy", "clients/accuracy", "clients/worst")
 COMPARED = ("forget", "retain", "test")  # sets on whose margins distributions are compared
 CANDIDATES, COINS = "canary", "coins"  # margins of candidate canaries, and whether the model's seed trained on each
+RIGHT = "right"  # whether the model predicts the label of each forgotten example
 MARGIN = 0.2  # of the signal: the largest gap that does not matter, fixed before any run
 MEMORISED = 0.7  # canary AUC that an original must reach
 
@@ -59,7 +60,7 @@ class Evidence:
     Args:
         values: metrics by seed.
         margins: margins on the examples that all models share, by seed and set: ``[n]``; of the candidate canaries too
-            (`CANDIDATES`), with their `COINS` (bool).
+            (`CANDIDATES`), with their `COINS` (bool); and what of the forget set is predicted `RIGHT` (bool).
         cost: mean bill over seeds.
         others: of oracles: by seed and metric, scores of the other seeds' oracles under its coins.
     """
@@ -244,7 +245,7 @@ def _axes(mine: Evidence, oracle: Evidence, original: Evidence, attacks: Sequenc
     ):
         for end in ("", "_low"):
             known = [row[f"{part}{end}"] for part in parts]
-            row[f"{name}{end}"] = None if None in known else float(np.min(known))
+            row[f"{name}{end}"] = None if None in known else score.quality(*known)
     return row
 
 
@@ -279,12 +280,7 @@ def _distance(mine: Evidence, oracle: Evidence, name: str, seeds: Sequence[int])
     if u is None or o is None or len(seeds) < 2:
         return None
 
-    def mean(kept: Sequence[int]) -> float:
-        return float(fidelity.energy_distance(u[list(kept)], o[list(kept)]).mean())
-
-    everyone = range(len(seeds))
-    left_out = [mean([i for i in everyone if i != out]) for out in everyone] if len(seeds) > 2 else []
-    return score.Distance(mean(everyone), left_out)
+    return score.Distance(*fidelity.jackknifed_distance(u, o))
 
 
 def _energy(mine: Evidence, oracle: Evidence, seed: int) -> dict:
@@ -411,18 +407,17 @@ def _comparable(mine: Evidence, oracle: Evidence) -> dict:
         "_floor": [(oracle.values[following[k]], oracle.values[k]) for k in seeds] if len(seeds) > 1 else [],
     }
     for end, several in pairs.items():
-        gaps = [
-            [abs(u[f"{s}/accuracy"] - o[f"{s}/accuracy"]) for s in COMPARED]
-            for u, o in several
-            if all(f"{s}/accuracy" in u for s in COMPARED)
-        ]
-        row[f"tug_of_war{end}"] = float(np.mean([np.prod([1 - g for g in gap]) for gap in gaps])) if gaps else None
-        with_attack = [
-            [*gap, abs(u["efficacy/confidence"] - o["efficacy/confidence"])]
-            for gap, (u, o) in zip(gaps, several, strict=False)
-            if "efficacy/confidence" in u
-        ]
-        row[f"average_gap{end}"] = float(np.mean(with_attack)) if with_attack else None
+        tows, means = [], []
+        for model, retrained in several:
+            apart = {name: value - retrained[name] for name, value in model.items() if name in retrained}
+            if not all(f"{name}/accuracy" in apart for name in COMPARED):
+                continue
+            gaps = [apart[f"{name}/accuracy"] for name in COMPARED]
+            tows.append(fidelity.tug_of_war(gaps))
+            if "efficacy/confidence" in apart:
+                means.append(fidelity.average_gap(gaps, apart["efficacy/confidence"]))
+        row[f"tug_of_war{end}"] = float(np.mean(tows)) if tows else None
+        row[f"average_gap{end}"] = float(np.mean(means)) if means else None
     half = len(seeds) // 2
     first, second = seeds[:half], seeds[half : 2 * half]
     row |= dict.fromkeys(("klom", "klom_floor", "forgetting_score", "forgetting_score_floor"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from fedforget.config import compose
 from fedforget.evaluation import ANOTHER, ORACLE, layer_likeness
 from fedforget.experiment import Experiment
 from fedforget.grid import InProcessGrid
-from fedforget.metrics import Outputs, leakage, representation
+from fedforget.metrics import Outputs, leakage, loss, representation
 from fedforget.store import DamagedFile, load_tensors, save_tensors
 
 SMALL = "model=linear learning.rounds=3 partition.clients=5 evaluation=smoke engine.device=cpu"
@@ -128,7 +129,7 @@ def test_assessing_a_stored_run_again_gives_what_it_printed_and_trains_nothing(c
 def test_every_stage_is_measured(canary_run) -> None:
     store, header, rows = canary_run
     stages = {entry["stage"] for entry in header["models"]}
-    assert stages == {"", "+1", "rejoin 1", "few 1", "retain 1", "head"}
+    assert stages == {"", "+1", "rejoin 1", "few 1", "retain 1", "head", "path 1", "path 2", "path 3"}
     values = {(row["label"], row["seed"]): row["values"] for row in rows["result"]}
     mine, nothing = values["finetune", 0], values["none", 0]
     leaks = ("+1/canary/calibrated", "+1/rmia/auc", "+1/matched/entropy", "+1/matched/tpr_at_1", "+1/efficacy/logistic")
@@ -147,9 +148,43 @@ def test_every_stage_is_measured(canary_run) -> None:
         label: values[label, 0]["weights/verification_error"] for label in ("retrain", "finetune", "none", "original")
     }
     assert apart["retrain"] == 0 < apart["finetune"] and apart["none"] == apart["original"] > 0
+    # The loss of a linear model is convex, so that it nowhere rises above the line between its ends.
+    assert mine["weights/barrier"] == pytest.approx(0, abs=1e-6) and nothing["weights/barrier"] == 0
     # Doing nothing is the original, in every stage.
     assert same({**nothing, "head/forget_accuracy": 0}, {**values["original", 0], "head/forget_accuracy": 0})
     assert rows["gate"][0]["primary"] == "canary/calibrated"
+
+
+def test_the_barrier_is_that_of_the_losses_on_the_way(canary_run, monkeypatch) -> None:
+    """In a store whose second step has the answers of nobody: equal logits, whose loss is ln 10."""
+    store, header, _ = canary_run
+    reader = assessment._Reader(store, header, header["models"])
+    read, asked = reader.outputs, []
+
+    def outputs(label: str, seed: int, stage: str = ""):
+        sets = read(label, seed, stage)
+        if stage[:4] == "path":
+            asked.append(stage)
+        if stage == "path 2":
+            sets["test"] = replace(sets["test"], logits=torch.zeros_like(sets["test"].logits))
+        return sets
+
+    monkeypatch.setattr(reader, "outputs", outputs)
+    mine = reader._values("finetune", 0)
+    ends = [reader.outputs(label, 0)["test"] for label in ("original", "finetune")]
+    assert mine["weights/barrier"] == pytest.approx(math.log(10) - sum(loss(end) for end in ends) / 2, rel=1e-5)
+    assert asked == ["path 1", "path 2", "path 3"]
+
+
+def test_forgotten_examples_are_grouped_by_how_much_was_memorised(canary_run) -> None:
+    """Doing nothing has right what the original has: in each third its gap is the original's, not 0."""
+    _, _, rows = canary_run
+    found = {row["label"]: row["groups"] for row in rows["figure"] if row["kind"] == "memorised"}
+    assert list(found) == ["original", "none", "finetune"] and found["none"] == found["original"]
+    for groups in found.values():
+        assert len(groups) == 3
+        assert all(group["gap"] == pytest.approx(group["failure"] - group["loss"]) for group in groups)
+    assert found["original"][0]["memorised"] < found["original"][2]["memorised"]
 
 
 def test_an_oracle_passed_on_the_way_is_a_point_of_the_frontier_and_no_row(canary_run) -> None:
@@ -173,7 +208,7 @@ def test_another_oracle_is_a_stored_model_under_this_seeds_coins(canary_run) -> 
             assert torch.equal(answers[name], own[name]) and not torch.equal(answers[name], elsewhere[name])
         assert torch.equal(answers["canary/logits"], elsewhere["canary/logits"])
         assert {stage for name, s, stage in entries if (name, s) == (ANOTHER, k)} == {
-            *("", "+1", "rejoin 1", "few 1", "retain 1", "head")
+            *("", "+1", "rejoin 1", "few 1", "retain 1", "head", "path 1", "path 2", "path 3")
         }
     (judged,) = [row for row in rows["verdict"] if row["label"] == ANOTHER]
     assert judged["seeds"] == 2

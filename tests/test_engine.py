@@ -185,3 +185,26 @@ def test_noise_along_the_gradient_of_the_margin_at_the_clean_image(tmp_path: Pat
         assert torch.allclose(
             torch.from_numpy(found.features).double(), expected, rtol=1e-3, atol=1e-4 * gradient.norm()
         )
+
+
+def test_what_is_remembered_is_asked_of_one_trajectory_and_request(tmp_path: Path) -> None:
+    """The same process is asked in turn by trajectories with other coins, and for other requests; twice each."""
+    toy = Toy(tmp_path)
+    config = replace(toy.task.data, corruption=CorruptionConfig("canary", clients=(2,), canaries=40))
+    toy.task = replace(toy.task, data=config)
+    toy.federation = describe(toy.grid, toy.task)
+    federated = data.load(config)
+    earlier = UnlearningRequest("sample", REQUESTS["sample"].targets[::2])
+    for _ in range(2):
+        for k in range(2):
+            for name in ("client", "sample", "class"):
+                for removed in ((), (earlier,)):
+                    cohort = toy.cohort(REQUESTS[name])
+                    cohort.seeds, cohort.removed = Seeds(5).child("trajectory", k), removed
+                    answers = cohort.evaluate(toy.start, {"forget": 2000, "canary": 2000})
+                    whose = cohort.seeds, removed, REQUESTS[name]
+                    expected = [federated.split(client, "forget", *whose) for client in cohort.targets]
+                    assert sorted(answers["forget"].rows) == sorted(torch.cat(expected).tolist())
+                    heads = federated.split(2, "canary_in", *whose)
+                    marked = answers["canary"].rows[answers["canary"].included == 1]
+                    assert 2 not in cohort.targets or sorted(marked) == heads.tolist()

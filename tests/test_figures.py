@@ -176,6 +176,19 @@ def test_every_figure_is_a_drawing_with_words() -> None:
         assert "none" not in words.split()
 
 
+def test_a_network_of_one_layer_has_no_figure_of_features() -> None:
+    given = everything()
+    audits = {label: {n: row for n, row in rows.items() if "layer/2" not in n} for label, rows in given.audits.items()}
+    names = [drawing.name for drawing in figures.draw(HEADER, given._replace(audits=audits))]
+    assert "durability-1" in names and not {"features-1", "layers-1"} & set(names)
+
+
+def test_methods_drawn_by_name_differ_in_colour_and_none_is_grey() -> None:
+    """Lines without markers are told apart by it; grey is doing nothing's (matplotlib's C7 is grey, too)."""
+    colours = [style["color"] for style in figures._styles(many(figures.MOST)).values()]
+    assert len(set(colours)) == len(colours) == figures.MOST and "C7" not in colours
+
+
 def many(number: int) -> View:
     """A view with so many strategies, of which the last is best."""
     given = everything()

@@ -212,6 +212,21 @@ def test_attacks_on_single_examples_are_shown_from_level_attack_on() -> None:
     assert len(table.columns) == len(table.rows[0]) == 12 and "0 is no certificate" in table.note
 
 
+def test_groups_by_memorisation() -> None:
+    """In points and %, least memorised first; whoever was not grouped, such as another oracle, has no row."""
+    group = {"memorised": 0.05, "gap": 0.1, "gap_half_width": 0.02, "failure": 0.12, "loss": 0.02}
+    third = group | {"memorised": 0.9, "gap": -0.25, "gap_half_width": 0.125}
+    rows = [
+        {"kind": "memorised", "label": label, "groups": [group, group, third]} for label in ("original", "finetune")
+    ]
+    found = view({"finetune": FOUND})
+    assert tables.memorised_table(found) is None
+    table = tables.memorised_table(found._replace(figures=rows))
+    assert table is not None and [row[0] for row in table.rows] == ["original", "finetune"]
+    assert table.rows[1][1:] == ["+10.0±2.0", "12.0", "2.0"] * 2 + ["-25.0±12", "12.0", "2.0"]
+    assert "on average 0.05, 0.05, 0.90" in table.note and len(table.columns) == 10
+
+
 def test_the_sentence_says_what_attacks_found() -> None:
     found = attacked("ulira", 0.7, 0.9) | attacked("coin", 0.5, 0.5) | {"epsilon": 1.234}
     attacks = "U-LiRA is right in 70 [65, 75] % of its calls against the oracle; in 50 [45, 55] % by the coin; "

@@ -8,7 +8,7 @@ whose logits are NaN gets NaN, except where a function says how it counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,7 +19,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import rel_entr
 from torch import Tensor
 
-from fedforget.metrics.outputs import Outputs, accuracy
+from fedforget.metrics.outputs import Outputs
 from fedforget.params import Params
 
 DELTA = 1e-5  # of the forgetting score, as are the next five
@@ -44,9 +44,8 @@ def disagreement(model: Outputs, references: Sequence[Outputs]) -> float:
         ValueError: if there is no reference, or one has other examples.
     """
     _check_aligned(model, references)
-    chosen, broken = model.logits.argmax(1), model.logits.isnan().any(1)
-    differ = [(chosen != other.logits.argmax(1)) | broken | other.logits.isnan().any(1) for other in references]
-    return torch.stack(differ).double().mean().item()
+    others = torch.stack([other.predicted for other in references])
+    return ((model.predicted != others) | (others < 0)).double().mean().item()
 
 
 def js_divergence(model: Outputs, references: Sequence[Outputs]) -> float:
@@ -117,40 +116,29 @@ def brier(outputs: Outputs) -> float:
     return (probabilities - truth).square().sum(1).mean().item()
 
 
-def tug_of_war(model: Mapping[str, Outputs], oracle: Mapping[str, Outputs]) -> float:
+def tug_of_war(gaps: Sequence[float]) -> float:
     """Product over forget, retain and test of ``1 - |accuracy gap|``. Higher = closer; [0, 1].
 
     Source: Zhao et al., "What makes unlearning hard and what to do about it" (RUM), NeurIPS 2024, arXiv 2406.01257.
     It cannot see leakage, and an oracle against another oracle does not reach 1.
 
     Args:
-        model: the unlearned model's outputs on ``"forget"``, ``"retain"`` and ``"test"``.
-        oracle: those of the oracle of its seed.
-
-    Raises:
-        ValueError: if one of the three sets is missing.
+        gaps: accuracy of the unlearned model minus that of the oracle of its seed, on each of the three sets.
     """
-    return math.prod(1 - gap for gap in _accuracy_gaps(model, oracle))
+    return math.prod(1 - abs(gap) for gap in gaps)
 
 
-def average_gap(
-    model: Mapping[str, Outputs], oracle: Mapping[str, Outputs], attack_model: float, attack_oracle: float
-) -> float:
+def average_gap(gaps: Sequence[float], attack: float) -> float:
     """Mean of |gap| over unlearning, retain and test accuracy and the attack's efficacy. Lower = closer; [0, 1].
 
     Unlearning accuracy is 1 - accuracy on the forget set. Source: Fan et al., SalUn, ICLR 2024, arXiv 2310.12508. Good
     utility can hide leakage in this average.
 
     Args:
-        model: the unlearned model's outputs on ``"forget"``, ``"retain"`` and ``"test"``.
-        oracle: those of the oracle of its seed.
-        attack_model: MIA-efficacy on the unlearned model, the share of the forget set called non-member, in [0, 1].
-        attack_oracle: the same on the oracle.
-
-    Raises:
-        ValueError: if one of the three sets is missing.
+        gaps: as for `tug_of_war`.
+        attack: MIA-efficacy, the share of the forget set called non-member, on the unlearned model minus on the oracle.
     """
-    return (sum(_accuracy_gaps(model, oracle)) + abs(attack_model - attack_oracle)) / 4
+    return (sum(map(abs, gaps)) + abs(attack)) / (len(gaps) + 1)
 
 
 def energy_distance(u: Tensor, o: Tensor) -> Tensor:
@@ -174,6 +162,36 @@ def energy_distance(u: Tensor, o: Tensor) -> Tensor:
         return (side[:, None] - side).abs().sum((0, 1)) / (len(side) * (len(side) - 1))
 
     return 2 * (u[:, None] - o).abs().mean((0, 1)) - within(u) - within(o)
+
+
+def jackknifed_distance(u: Tensor, o: Tensor) -> tuple[float, list[float]]:
+    """The mean over examples of `energy_distance`, and the same without each seed in turn, of both sides.
+
+    Args:
+        u: ``[K, n]`` margins of K >= 2 unlearned models.
+        o: ``[K, n]`` margins of the oracles of the same seeds, in the same order.
+
+    Returns:
+        The distance, and K distances of K - 1 seeds; none for K = 2.
+
+    Raises:
+        ValueError: if the shapes differ or there are fewer than two seeds.
+    """
+    u, o = _sides(u, o)
+    seeds, examples = u.shape
+    if len(o) != seeds:
+        raise ValueError(f"there are {seeds} unlearned models and {len(o)} oracles; give one of each seed")
+    across = cdist(u, o, "cityblock") / examples
+    within = (cdist(u, u, "cityblock") + cdist(o, o, "cityblock")) / examples
+
+    def mean(kept: int, lost: np.ndarray) -> np.ndarray:
+        """Of ``kept`` seeds; ``lost [2, ...]`` are the sums that the others are part of."""
+        between, inside = np.array([across.sum(), within.sum()])[:, None] - lost
+        return 2 * between / kept**2 - inside / (kept * (kept - 1))
+
+    of_seed = np.array([table.sum(0) + table.sum(1) - table.diagonal() for table in (across, within)])
+    left_out = mean(seeds - 1, of_seed).tolist() if seeds > 2 else []
+    return float(mean(seeds, np.zeros((2, 1)))[0]), left_out
 
 
 @dataclass(frozen=True)
@@ -405,14 +423,6 @@ def _epsilon(unlearned: np.ndarray, retrained: np.ndarray, table: np.ndarray) ->
 
     double = table[inside(outer), len(inner) - inside(inner)]
     return max(single.max(initial=0), double.max())
-
-
-def _accuracy_gaps(model: Mapping[str, Outputs], oracle: Mapping[str, Outputs]) -> list[float]:
-    names = ("forget", "retain", "test")
-    for name in names:
-        if name not in model or name not in oracle:
-            raise ValueError(f"outputs on {name!r} are missing; accuracy gaps need {', '.join(names)}")
-    return [abs(accuracy(model[name]) - accuracy(oracle[name])) for name in names]
 
 
 def _check_aligned(model: Outputs, references: Sequence[Outputs]) -> None:

@@ -9,7 +9,7 @@ reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 Goal = Callable[[float, float], float]
 
@@ -41,19 +41,3 @@ def objective(validation_error: float, forget_error: float, trade_off: float, go
         if not 0 <= number <= 1:
             raise ValueError(f"{name}={number} must lie in [0, 1]")
     return (1 - trade_off) * validation_error + trade_off * goal(forget_error, validation_error)
-
-
-def best(candidates: Mapping[str, tuple[float, float]], trade_off: float, goal: Goal = privacy) -> str:
-    """The candidate of least J, the first one among equals.
-
-    Args:
-        candidates: validation error and forget error of each, by name.
-        trade_off: lambda, weight of the goal, in [0, 1].
-        goal: as in `objective`.
-
-    Raises:
-        ValueError: if there is no candidate, or a number lies outside its range.
-    """
-    if not candidates:
-        raise ValueError("there is no candidate to choose from")
-    return min(candidates, key=lambda name: objective(*candidates[name], trade_off, goal))

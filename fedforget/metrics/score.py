@@ -14,6 +14,7 @@ Source: this project's evaluation protocol; limits are those of Student 1908.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -199,7 +200,14 @@ def _margin(differences: np.ndarray, confidence: float) -> float:
     if len(differences) < 2:
         return float("nan")
     with np.errstate(invalid="ignore"):  # a model that diverged scores inf, and its limit is NaN
-        return float(stats.t.ppf(confidence, len(differences) - 1) * stats.sem(differences))
+        return (
+            _quantile(confidence, len(differences) - 1) * float(np.std(differences, ddof=1)) / len(differences) ** 0.5
+        )
+
+
+@lru_cache
+def _quantile(confidence: float, degrees: int) -> float:
+    return float(stats.t.ppf(confidence, degrees))
 
 
 def _weakest(axes: np.ndarray) -> Bounded:

@@ -50,38 +50,6 @@ def interval(sample: Sequence[float], confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def percentile_t(
-    sample: Sequence[float], rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
-) -> Interval:
-    """The bootstrap-t interval: as `interval`, with quantiles of t taken from resamples of the sample.
-
-    ``[mean - t*_high se, mean - t*_low se]``, t* = (mean* - mean) / se*. It follows the skew of the sample. Resamples
-    of one repeated number have se* = 0, so t* is infinite: at three numbers they outnumber the tails and the interval
-    is infinite, honestly. One number has NaN ends, equal numbers an interval of length 0.
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 12.5.
-
-    Raises:
-        ValueError: if the sample is empty, the confidence does not lie in (0, 1), or ``resamples`` is not positive.
-    """
-    values = _checked(sample, confidence)
-    if resamples < 1:
-        raise ValueError(f"resamples={resamples} must be at least 1")
-    with np.errstate(invalid="ignore"):
-        mean = float(values.mean())
-    if len(values) == 1 or not np.isfinite(values).all():
-        return Interval(mean, math.nan, math.nan)
-    if np.ptp(values) == 0:
-        return Interval(mean, mean, mean)
-    drawn = values[rng.integers(len(values), size=(resamples, len(values)))]
-    spread = drawn.std(axis=1, ddof=1) * (np.ptp(drawn, axis=1) > 0)  # exactly 0 for a repeated number
-    with np.errstate(divide="ignore"):
-        t = (drawn.mean(axis=1) - mean) / (spread / len(values) ** 0.5)
-    # This kind of quantile is one of the values: no interpolation between infinities.
-    low, high = np.quantile(t, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
-    error = values.std(ddof=1) / len(values) ** 0.5
-    return Interval(mean, float(mean - high * error), float(mean - low * error))
-
-
 def hierarchical_bootstrap(
     values: np.ndarray, rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
 ) -> Interval:

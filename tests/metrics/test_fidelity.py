@@ -23,6 +23,7 @@ from fedforget.metrics.fidelity import (
     energy_distance,
     energy_test,
     forgetting_score,
+    jackknifed_distance,
     js_divergence,
     relative_test,
     spread,
@@ -160,23 +161,28 @@ def test_brier_by_hand() -> None:
 
 
 def test_accuracy_gaps_by_hand() -> None:
-    # Gaps 1/2, 1/4, 1/5: (1/2)(3/4)(4/5) = 3/10. With the attack's .7 - .3: (.5 + .25 + .2 + .4) / 4 = .3375
-    model = {"forget": right(4, 4), "retain": right(3, 4), "test": right(3, 5)}
-    oracle = {"forget": right(2, 4), "retain": right(4, 4), "test": right(4, 5)}
-    assert tug_of_war(model, oracle) == pytest.approx(0.3)
-    assert average_gap(model, oracle, 0.3, 0.7) == pytest.approx(0.3375)
-    assert tug_of_war(oracle, oracle) == 1 and average_gap(oracle, oracle, 0.5, 0.5) == 0
-
-
-def test_accuracy_gaps_need_their_sets() -> None:
-    model = {"forget": right(1, 2), "retain": right(1, 2)}
-    with pytest.raises(ValueError, match="outputs on 'test' are missing"):
-        tug_of_war(model, model | {"test": right(1, 2)})
-    with pytest.raises(ValueError, match="outputs on 'test' are missing"):
-        average_gap(model, model, 0, 0)
+    # (1/2)(3/4)(4/5) = 3/10. With the attack's .3 - .7: (.5 + .25 + .2 + .4) / 4 = .3375
+    gaps = [1 / 2, -1 / 4, -1 / 5]
+    assert tug_of_war(gaps) == pytest.approx(0.3)
+    assert average_gap(gaps, 0.3 - 0.7) == pytest.approx(0.3375)
+    assert tug_of_war([0, 0, 0]) == 1 and average_gap([0, 0, 0], 0) == 0
 
 
 # Energy distance
+
+
+def test_the_jackknifed_distance_leaves_out_whole_seeds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, o = (torch.randn(5, 30, generator=generator) + shift for shift in (0.5, 0.0))
+    distance, left_out = jackknifed_distance(u, o)
+    assert distance == pytest.approx(energy_distance(u, o).mean().item())
+    kept = [[k for k in range(5) if k != out] for out in range(5)]
+    assert left_out == pytest.approx([energy_distance(u[k], o[k]).mean().item() for k in kept])
+    assert jackknifed_distance(u[:2], o[:2])[1] == []
+    u[1, 2] = math.nan
+    assert math.isnan(jackknifed_distance(u, o)[0])
+    with pytest.raises(ValueError, match="5 unlearned models and 4 oracles"):
+        jackknifed_distance(u, o[:4])
 
 
 def test_point_masses() -> None:

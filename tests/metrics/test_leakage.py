@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, kstest, norm
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
 from torch import tensor
 
@@ -148,6 +149,17 @@ def test_tpr_of_paired_scores():
     assert tpr_at_fpr(torch.arange(10.0), torch.arange(10.0), 0.5).value == 0.5
 
 
+def test_tpr_is_that_of_scikit_learn():
+    """Of small samples with many ties, where it is the largest rate of the curve up to the allowed one."""
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        members, others = (generator.integers(0, 9, size).astype(float) for size in generator.integers(10, 40, 2))
+        false, true, _ = roc_curve([1] * len(members) + [0] * len(others), [*members, *others], drop_intermediate=False)
+        for fpr in (0.1, 0.29, 0.5):
+            found = tpr_at_fpr(torch.from_numpy(members), torch.from_numpy(others), fpr)
+            assert found.value == pytest.approx(true[false <= fpr].max())
+
+
 def test_tpr_cannot_split_ties():
     """All scores are equal: to accuse one non-member is to accuse all."""
     assert tpr_at_fpr(torch.ones(4), torch.ones(100), 0.01).value == 0.0
@@ -198,7 +210,25 @@ def test_the_best_threshold_is_that_of_scikit_learn():
         truth = np.arange(size) < generator.integers(1, size)
         scores = generator.integers(0, levels, size).astype(float)
         false, true, thresholds = roc_curve(truth, scores, drop_intermediate=False)
-        assert leakage._best_threshold(truth, scores) == thresholds[(true - false).argmax()]
+        best = thresholds[(true - false).argmax()]
+        expected = best if np.isfinite(best) else math.nan
+        assert leakage._best_threshold(truth, scores) == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_logistic_attack_is_that_of_scikit_learn():
+    """Of a hundred small tables whose columns are far from independent, some of them separable, of unequal classes."""
+    generator, compared = np.random.default_rng(0), 0
+    for _ in range(100):
+        x = generator.standard_normal((generator.integers(10, 200), 3))
+        x[:, 1] = x[:, 0] + 0.01 * x[:, 1]
+        truth = x[:, 0] + generator.choice([0, 1]) * x[:, 2] > generator.normal()
+        if truth.all() or not truth.any():
+            continue
+        theirs = LogisticRegression(class_weight="balanced", solver="newton-cholesky", tol=1e-10).fit(x, truth)
+        expected = [*theirs.coef_[0], *theirs.intercept_]
+        assert leakage._logistic(x, truth).tolist() == pytest.approx(expected, abs=1e-4)
+        compared += 1
+    assert compared > 80
 
 
 def test_population_of_a_diverged_model():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedforget.metrics.objective import best, bias_removal, objective, privacy
+from fedforget.metrics.objective import bias_removal, objective, privacy
 
 share = st.floats(0, 1)
 
@@ -32,19 +32,6 @@ def test_it_is_a_mean_of_two_errors(validation: float, forget: float, trade_off:
     assert objective(validation, forget, 1.0, bias_removal) == 1 - forget
 
 
-def test_the_goals_choose_differently() -> None:
-    # trade-off 0.4; privacy: 0.06 + 0.4 * 0.1 = 0.1, 0.12 + 0 = 0.12, 0.12 + 0.4 * 0.7 = 0.4
-    #         bias removal: 0.06 + 0.4 = 0.46, 0.12 + 0.4 * 0.8 = 0.44, 0.12 + 0.4 * 0.1 = 0.16
-    candidates = {"none": (0.1, 0.0), "mild": (0.2, 0.2), "strong": (0.2, 0.9)}
-    assert best(candidates, 0.4) == "none"
-    assert best(candidates, 0.6) == "mild"  # 0.04 + 0.06 = 0.1, 0.08, 0.5
-    assert best(candidates, 0.4, bias_removal) == "strong"
-
-
-def test_the_first_among_equals() -> None:
-    assert best({"b": (0.1, 0.1), "a": (0.1, 0.1)}, 0.2) == "b"
-
-
 def test_any_goal_can_be_plugged_in() -> None:
     assert objective(0.5, 0.25, 0.5, lambda forget, reference: forget * reference) == 0.3125
 
@@ -60,8 +47,3 @@ def test_any_goal_can_be_plugged_in() -> None:
 def test_numbers_out_of_range_are_refused(numbers: tuple[float, float, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         objective(*numbers)
-
-
-def test_a_choice_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="no candidate"):
-        best({}, 0.2)

@@ -17,7 +17,6 @@ from fedforget.metrics.statistics import (
     holm,
     interval,
     memorised,
-    percentile_t,
     rank_ranges,
 )
 
@@ -38,48 +37,19 @@ def test_t_interval_at_another_confidence() -> None:
     assert interval([1, 2, 3], 0.9).high == pytest.approx(2 + 2.919986 / 3**0.5, rel=1e-6)
 
 
-@pytest.mark.parametrize("function", [interval, lambda sample: percentile_t(sample, rng())])
-def test_intervals_of_odd_samples(function) -> None:
-    one = function([0.5])
+def test_intervals_of_odd_samples() -> None:
+    one = interval([0.5])
     assert one.mean == 0.5 and math.isnan(one.low) and math.isnan(one.high)
-    assert function([2, 2, 2]) == Interval(2, 2, 2)
-    broken = function([math.inf, -math.inf, 1])
+    assert interval([2, 2, 2]) == Interval(2, 2, 2)
+    broken = interval([math.inf, -math.inf, 1])
     assert all(math.isnan(number) for number in (broken.mean, broken.low, broken.high))
     with pytest.raises(ValueError, match="the sample is empty"):
-        function([])
+        interval([])
 
 
 def test_bad_numbers_are_named() -> None:
     with pytest.raises(ValueError, match=r"confidence=1 must"):
         interval([1, 2], 1)
-    with pytest.raises(ValueError, match=r"resamples=0 must"):
-        percentile_t([1, 2], rng(), resamples=0)
-
-
-def test_bootstrap_t_of_a_large_normal_sample_is_the_t_interval() -> None:
-    # t* then has about Student's distribution, so the ends agree but for the noise of the resamples.
-    sample = stats.norm.ppf((np.arange(200) + 0.5) / 200)  # symmetric, mean 0
-    expected, found = interval(sample), percentile_t(sample, rng(), resamples=20_000)
-    assert [found.low, found.high] == pytest.approx([expected.low, expected.high], rel=0.05)
-
-
-def test_bootstrap_t_reaches_farther_along_the_long_tail() -> None:
-    # One large value on the right: se* is small where it was not drawn, t* very negative, so the upper end is far.
-    found = percentile_t([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 5], rng())
-    assert found.high - found.mean > 2 * (found.mean - found.low)
-
-
-def test_bootstrap_t_by_hand_of_two_numbers() -> None:
-    # {0, 2} gives (0,0), (2,2), mixed with chances 1/4, 1/4, 1/2: t* = -inf, inf, 0. The central 40 % is t* = 0, so the
-    # interval is the mean; the central 60 % has infinite ends.
-    assert percentile_t([0, 2], rng(), confidence=0.4) == Interval(1, 1, 1)
-    assert percentile_t([0, 2], rng(), confidence=0.6) == Interval(1, -math.inf, math.inf)
-
-
-def test_bootstrap_t_of_three_numbers_is_infinite() -> None:
-    # Each number is drawn three times with chance 1/27 = .037, more than a tail of .025; rounding must not hide it.
-    found = percentile_t([0.1, 0.2, 0.35], rng())
-    assert (found.low, found.high) == (-math.inf, math.inf)
 
 
 def test_equivalence_by_hand() -> None:
