@@ -122,6 +122,19 @@ def test_pseudo_inverse_ignores_the_null_space():
     assert x.tolist() == pytest.approx([0, 0, 3, -2], abs=1e-12)
 
 
+def test_the_cutoff_is_relative_to_the_largest_eigenvalue():
+    # 2e-12 and 1e-12 of a matrix whose largest eigenvalue is 2e-12 are no zeros, but the smaller is below 0.6 of it.
+    H, b = torch.diag(torch.tensor([2e-12, 1e-12], dtype=torch.float64)), vector([2e-12, 3e-12])
+    assert solvers.pseudo_solve(H, b, 1e-10).flat.tolist() == pytest.approx([1, 3])
+    assert solvers.pseudo_solve(H, b, 0.6).flat.tolist() == pytest.approx([1, 0])
+
+
+def test_damping_by_hand():
+    # (diag(1, 3) + 1) x = (2, 8): x = (1, 2).
+    H = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    assert solvers.damped_solve(H, vector([2, 8]), 1.0).flat.tolist() == pytest.approx([1, 2])
+
+
 def test_a_singular_system_is_refused():
     with pytest.raises(ValueError, match="gamma=0 times the identity is singular"):
         solvers.damped_solve(torch.zeros(2, 2, dtype=torch.float64), vector([1, 1]), 0.0)
@@ -199,6 +212,11 @@ def test_the_cauchy_step_by_hand():
     assert solvers.cauchy_step(vector([3, 4]), vector([3, 4]), 1.5).flat.tolist() == pytest.approx([-1.2, -1.6])
 
 
+def test_a_cauchy_step_against_large_curvature_does_not_cancel():
+    # g = 1, h = 1e10, M = 1: (h + |s| / 2) |s| = 1 at |s| = 1e-10 (1 - 5e-21), and -b + sqrt(b^2 + 2) would be 0.
+    assert solvers.cauchy_step(vector([1]), vector([1e10]), 1.0).flat.item() == pytest.approx(-1e-10, rel=1e-14)
+
+
 def test_descent_on_the_cubic_model_by_hand():
     # g = -1, h = 2, M = 2, eta = 0.1, s = 1: slope -1 + 2 + 1 = 2, s = 0.8; slope -1 + 1.6 + 0.64 = 1.24, s = 0.676.
     iterates = solvers.cubic_descent(lambda v: 2.0 * v, vector([-1]), vector([1]), 2.0, 0.1, 2)
@@ -247,3 +265,6 @@ def test_krylov_stops_when_it_is_good_enough_or_has_seen_everything():
     assert 1e-12 < slope.norm() <= 0.01 * g.norm()
     eigenvector = vector(symmetric(RISING)[1][:, 4])
     assert len(list(solvers.krylov_cubic(product(symmetric(RISING)[0]), eigenvector, 1.0, SIZE, 1e-12))) == 1
+    # A subspace that is exhausted ends it where any gradient would be too much.
+    H = torch.diag(torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64))
+    assert len(list(solvers.krylov_cubic(product(H), vector([1, 0, 1]), 1.0, 9))) == 2

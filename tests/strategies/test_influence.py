@@ -96,6 +96,7 @@ def test_models_too_large_for_a_hessian_are_refused_before_training(run_small, t
         ({"order": 3}, "influence.order=3 must be 1 or 2"),
         ({"solver": "lisa"}, "influence.solver 'lisa' is unknown; did you mean 'lissa'"),
         ({"damping": -0.1}, "influence.damping=-0.1 must be finite and not negative"),
+        ({"tolerance": 1.0}, r"influence.tolerance=1.0 must lie in \[0, 1\)"),
         ({"tau": 0.0}, "influence.tau=0.0 must be finite and positive"),
         ({"iterations": 0}, "influence.iterations=0 must be at least 1"),
     ],
