@@ -81,13 +81,15 @@ def test_the_batches_of_gradient_and_hessian_are_drawn_apart(toy):
     # With one batch for both, H g would be the product on the examples that g comes from.
     config = StochasticCubicNewton.Config(gradient_batch=8, hessian_batch=8)
     cohort, w = toy.cohort(REQUEST), toy.start.double()
+    t = cohort.next_round
     g, H = StochasticCubicNewton(config).local_model(cohort, w)
-    same = "strategies.stochastic_cubic_newton:gradient"  # at the round of H g, on its stream and on that of g
-    shifted = [
-        cohort.reduce(at, cohort.retained, routine=same, round=cohort.next_round, size=8)
-        for at in (w + 1e-4 * g, w - 1e-4 * g)
-    ]
-    difference = (shifted[0] - shifted[1]) / 2e-4
+
+    def on_the_gradients_batch(at):
+        routine = "strategies.stochastic_cubic_newton:gradient"
+        return cohort.reduce(at, cohort.retained, routine=routine, round=t, size=8)
+
+    torch.testing.assert_close((on_the_gradients_batch(w) + toy.local.weight_decay * w).flat, g.flat)
+    difference = (on_the_gradients_batch(w + 1e-4 * g) - on_the_gradients_batch(w - 1e-4 * g)) / 2e-4
     assert (H(g) - toy.local.weight_decay * g - difference).norm() > 0.01 * difference.norm()
 
 
