@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import optimize
 
 from fedforget import solvers
 from fedforget.params import Layout, Params
@@ -179,6 +181,76 @@ def test_the_cubic_step_is_the_global_minimiser(name, M):
     assert torch.linalg.eigvalsh(H)[0] + alpha > -1e-10
     for seed in range(20):
         assert m(H, g, s, M) <= m(H, g, s.norm() * vector(random(seed, SIZE)) / math.sqrt(SIZE), M)
+
+
+KINDS = ["positive", "indefinite", "hard", "nearly hard"]
+
+
+def drawn(kind, seed):
+    """A random cubic model: up to 20 dimensions, eigenvalues that span up to six orders of magnitude, any M."""
+    rng = np.random.default_rng([KINDS.index(kind), seed])
+    size, condition = int(rng.integers(2, 21)), 10 ** rng.uniform(0, 6)
+    values = np.sort(10 ** rng.uniform(-np.log10(condition), 0, size))
+    if kind != "positive":
+        values[: size // 2] *= -1
+        values.sort()
+    V, _ = np.linalg.qr(rng.standard_normal((size, size)))
+    c = 10 ** rng.uniform(-3, 1) * rng.standard_normal(size)
+    if kind in ("hard", "nearly hard"):  # short, and with no more than rounding along the lowest direction
+        c *= 1e-3 * abs(values[0]) / np.linalg.norm(c)
+        c[0] *= 0 if kind == "hard" else 1e-9
+    return (V * values) @ V.T, V @ c, 10 ** rng.uniform(-2, 2)
+
+
+def bound(H, g, M):
+    """A lower bound of the cubic model, the greatest that its dual gives.
+
+    M/6 r^3 >= alpha/2 r^2 - 2/3 alpha^3 / M^2 for every alpha >= 0, so that for alpha > -lambda_1 no s has a value
+    below the minimum of g.s + s.(H + alpha I) s / 2, which is -g.(H + alpha I)^-1 g / 2, less 2/3 alpha^3 / M^2.
+    """
+    floor, size = max(0.0, -np.linalg.eigvalsh(H)[0]), len(g)
+
+    def value(log_delta):
+        alpha = floor + 10**log_delta
+        return -g @ np.linalg.solve(H + alpha * np.eye(size), g) / 2 - 2 / 3 * alpha**3 / M**2
+
+    grid = np.linspace(-14, 3, 200)
+    best = grid[int(np.argmax([value(at) for at in grid]))]
+    found = optimize.minimize_scalar(lambda at: -value(at), bounds=(best - 0.1, best + 0.1), method="bounded")
+    return max(value(best), -found.fun)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cubic_step_is_the_minimum_that_scipy_finds(kind, seed):
+    H, g, M = drawn(kind, seed)
+
+    def model(s):
+        return g @ s + s @ H @ s / 2 + M / 6 * np.linalg.norm(s) ** 3
+
+    def slope(s):
+        return g + H @ s + M / 2 * np.linalg.norm(s) * s
+
+    def curvature(s):
+        r = np.linalg.norm(s)
+        return H + M / 2 * (r * np.eye(len(s)) + np.outer(s, s) / max(r, 1e-300))
+
+    s = solvers.cubic_step(torch.tensor(H), vector(g), M).flat.numpy()
+    scale = abs(model(s))
+    assert scale > 0 and model(s) - bound(H, g, M) <= 1e-7 * scale  # nothing is lower
+    radius = np.linalg.norm(s)
+    found = [
+        optimize.minimize(
+            model, start, method="trust-exact", jac=slope, hess=curvature, options={"gtol": 1e-6 * scale / radius}
+        ).fun
+        for start in radius * np.random.default_rng(seed).standard_normal((5, len(s)))
+    ]
+    assert min(found) == pytest.approx(model(s), rel=1e-6, abs=0) and min(found) >= model(s) - 1e-12 * scale
+    # Lanczos finds it as well, once its subspace is whole; in the hard case it misses the lowest direction.
+    *_, t = solvers.krylov_cubic(product(torch.tensor(H)), vector(g), M, len(g))
+    if kind in ("positive", "indefinite"):
+        assert model(t.flat.numpy()) == pytest.approx(model(s), rel=1e-9)
+    assert model(t.flat.numpy()) >= model(s) - 1e-12 * scale
 
 
 def test_the_cubic_step_by_hand():
