@@ -105,8 +105,15 @@ class Influence(UnlearningStrategy):
                 if cg
                 else lissa(product, G, c.iterations, c.scale)
             )
-        for x in solutions:
+        x, changes = 0.0 * G, []
+        for next_x in solutions:
+            changes.append((next_x - x).norm())
+            x = next_x
             yield (w - x / examples(cohort)).float()  # the solvers use the mean Hessian, so n is divided out here
+        if c.solver == "lissa" and changes[-1] > changes[0]:
+            cohort.notes.append(
+                f"LiSSA diverged: the damped Hessian has eigenvalues below 0 or above twice scale={c.scale:g}"
+            )
 
 
 def examples(cohort):
