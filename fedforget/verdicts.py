@@ -244,7 +244,8 @@ def _axes(mine: Evidence, oracle: Evidence, original: Evidence, attacks: Sequenc
     ):
         for end in ("", "_low"):
             known = [row[f"{part}{end}"] for part in parts]
-            row[f"{name}{end}"] = None if None in known else float(np.min(known))
+            # 0 is the least there is, also where an attack gives no number because the model is so broken.
+            row[f"{name}{end}"] = None if None in known else 0.0 if 0 in known else float(np.min(known))
     return row
 
 
