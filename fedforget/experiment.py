@@ -232,6 +232,14 @@ class Experiment:
         after = self.requests[0].after_round
         if after not in (None, self.config.learning.rounds):  # the model to unlearn from is not the last one
             levels[f"request.after_round={after}"] = "globals"
+        kept = self.config.history
+        for spec in self._specs():
+            card = self._strategy(spec).card
+            if card.keep < 1 and kept.keep < 1 and (card.keep, card.select) != (kept.keep, kept.select):
+                raise ValueError(
+                    f"history.keep={kept.keep:g} ({kept.select}) prunes the updates of which strategy {spec.label!r} "
+                    f"is to keep {card.keep:g} ({card.select}); use history.keep=1"
+                )
         needy = max(levels, key=lambda who: RECORDS.index(levels[who]))
         most, asked = levels[needy], self.config.history.record
         if asked == "auto":

@@ -1,7 +1,8 @@
 """Fine-tuning with a discriminative regulariser: a term on the forgotten data that its labels no longer fit.
 
-Ding et al., "Why Fine-Tuning Struggles with Forgetting in Machine Unlearning? Theoretical Insights and a Remedial
-Approach", 2024, arXiv 2410.03833 (v1; later versions have another title and another remedy, `retention_mask`).
+Ding, Sharma, Chen, Xu and Ji, "Why Fine-Tuning Struggles with Forgetting in Machine Unlearning? Theoretical Insights
+and a Remedial Approach", 2024, arXiv 2410.03833 (v1; later versions have another title and another remedy,
+`retention_mask`).
 
 Deviations: the paper's regulariser could not be read; the three forms are [SPEC]. Federated form [SPEC]: forgetting
 clients minimise Rg, others the cross-entropy, and the server adds the two means, which for one full-batch step of SGD

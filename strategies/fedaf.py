@@ -70,7 +70,7 @@ class FedAF(UnlearningStrategy):
             if not 0 < self.clip <= 1:
                 raise ValueError(f"fedaf.clip={self.clip} must lie in (0, 1]")
             for name in ("penalty", "recovery_rounds"):
-                if getattr(self, name) < 0:
+                if not getattr(self, name) >= 0:
                     raise ValueError(f"fedaf.{name}={getattr(self, name)} must not be negative")
 
     card = Card(target_online=True)
@@ -80,6 +80,8 @@ class FedAF(UnlearningStrategy):
         c = self.config
         w = w_o = history.final
         F = refine(cohort.fisher(w_o), c.clip, c.divide)
+        if not F.norm() > 0:
+            cohort.notes.append(f"F is zero (clip={c.clip:g}), so nothing holds what the retained data needs")
         yield w
         teaching = {"teachers": c.teachers, "temperature": c.temperature, "labels": c.labels}
         recipe = {"lambda": c.penalty, "epochs": c.epochs, "steps": 0, "seed": cohort.seeds.integer("fedaf")}

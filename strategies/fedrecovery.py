@@ -45,7 +45,7 @@ class FedRecovery(UnlearningStrategy):
         beta: float = field(default=1e-5, metadata={"help": "its failure probability", "symbol": "beta"})
 
         def __post_init__(self):
-            if self.distance < 0:
+            if not self.distance >= 0:
                 raise ValueError(f"fedrecovery.distance={self.distance} must not be negative")
             if not self.epsilon > 0:
                 raise ValueError(f"fedrecovery.epsilon={self.epsilon} must be positive")

@@ -64,9 +64,10 @@ class Influence(UnlearningStrategy):
                 raise ValueError(f"influence.order={self.order} must be 1 or 2")
             if self.solver not in SOLVERS:
                 raise ValueError(f"influence.solver {self.solver!r} is unknown{nearest(self.solver, SOLVERS)}")
-            for name in ("damping", "tolerance"):
-                if not 0 <= getattr(self, name) < float("inf"):
-                    raise ValueError(f"influence.{name}={getattr(self, name)} must be finite and not negative")
+            if not 0 <= self.damping < float("inf"):
+                raise ValueError(f"influence.damping={self.damping} must be finite and not negative")
+            if not 0 <= self.tolerance < 1:
+                raise ValueError(f"influence.tolerance={self.tolerance} must lie in [0, 1)")
             for name in ("tau", "scale"):
                 if not 0 < getattr(self, name) < float("inf"):
                     raise ValueError(f"influence.{name}={getattr(self, name)} must be finite and positive")
@@ -104,8 +105,15 @@ class Influence(UnlearningStrategy):
                 if cg
                 else lissa(product, G, c.iterations, c.scale)
             )
-        for x in solutions:
+        x, changes = 0.0 * G, []
+        for next_x in solutions:
+            changes.append((next_x - x).norm())
+            x = next_x
             yield (w - x / examples(cohort)).float()  # the solvers use the mean Hessian, so n is divided out here
+        if c.solver == "lissa" and changes[-1] > changes[0]:
+            cohort.notes.append(
+                f"LiSSA diverged: the damped Hessian has eigenvalues below 0 or above twice scale={c.scale:g}"
+            )
 
 
 def examples(cohort):

@@ -55,9 +55,11 @@ class Newton(UnlearningStrategy):
         def __post_init__(self):
             if self.solver not in SOLVERS:
                 raise ValueError(f"newton.solver {self.solver!r} is unknown{nearest(self.solver, SOLVERS)}")
-            for name in ("damping", "tolerance", "cutoff"):
-                if not 0 <= getattr(self, name) < float("inf"):
-                    raise ValueError(f"newton.{name}={getattr(self, name)} must be finite and not negative")
+            if not 0 <= self.damping < float("inf"):
+                raise ValueError(f"newton.damping={self.damping} must be finite and not negative")
+            for name in ("tolerance", "cutoff"):
+                if not 0 <= getattr(self, name) < 1:
+                    raise ValueError(f"newton.{name}={getattr(self, name)} must lie in [0, 1)")
             for name in ("steps", "iterations"):
                 if getattr(self, name) < 1:
                     raise ValueError(f"newton.{name}={getattr(self, name)} must be at least 1")

@@ -63,9 +63,9 @@ class PartialAscent(UnlearningStrategy):
                 raise ValueError(f"partial_ascent.mask={self.mask!r} must be one of {', '.join(routines.MASKS)}")
             if self.restraint not in ("data", "origin"):
                 raise ValueError(f"partial_ascent.restraint={self.restraint!r} must be one of data, origin")
-            if self.mu < 0:
+            if not self.mu >= 0:
                 raise ValueError(f"partial_ascent.mu={self.mu} must not be negative")
-            if self.lr <= 0:
+            if not self.lr > 0:
                 raise ValueError(f"partial_ascent.lr={self.lr} must be positive")
             if self.rounds < 1:
                 raise ValueError(f"partial_ascent.rounds={self.rounds} must be at least 1")
@@ -81,7 +81,8 @@ class PartialAscent(UnlearningStrategy):
     def unlearn(self, request, history, cohort):
         """U rounds of partial ascent, then R ordinary ones."""
         w = w_o = history.final
-        options = {"density": self.config.density, "mask": self.config.mask, "mu": self.config.mu, "lr": self.config.lr}
+        options = {"density": self.config.density, "mask": self.config.mask, "mu": self.config.mu}
+        options |= {"lr": self.config.lr, "lr_decay": 1.0}
         for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
             if self.config.restraint == "data":
                 asked, split, vectors = {*cohort.targets, *cohort.sample(t)}, "train", {}

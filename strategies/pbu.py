@@ -49,7 +49,7 @@ class PartiallyBlinded(UnlearningStrategy):
 
         def __post_init__(self):
             for name in ("ascent", "stability", "distance"):
-                if getattr(self, name) < 0:
+                if not getattr(self, name) >= 0:
                     raise ValueError(f"pbu.{name}={getattr(self, name)} must not be negative")
             for name in ("rounds", "epochs", "batch_size"):
                 if getattr(self, name) < 1:

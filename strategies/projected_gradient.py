@@ -66,7 +66,7 @@ class ProjectedGradient(UnlearningStrategy):
                 if not getattr(self, name) > 0:
                     raise ValueError(f"projected_gradient.{name}={getattr(self, name)} must be positive")
             for name in ("rank", "entropy"):
-                if getattr(self, name) < 0:
+                if not getattr(self, name) >= 0:
                     raise ValueError(f"projected_gradient.{name}={getattr(self, name)} must not be negative")
             if not 0 <= self.energy <= 1:
                 raise ValueError(f"projected_gradient.energy={self.energy} must lie in [0, 1]")

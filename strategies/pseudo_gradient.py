@@ -49,7 +49,7 @@ class PseudoGradient(UnlearningStrategy):
             if self.unlearning_rounds < 1:
                 raise ValueError(f"pseudo_gradient.unlearning_rounds={self.unlearning_rounds} must be at least 1")
             for name in ("retained_rate", "rounds"):
-                if getattr(self, name) < 0:
+                if not getattr(self, name) >= 0:
                     raise ValueError(f"pseudo_gradient.{name}={getattr(self, name)} must not be negative")
 
     scopes = frozenset({"client"})

@@ -49,8 +49,8 @@ class RetentionMask(UnlearningStrategy):
         def __post_init__(self):
             if self.saliency not in SALIENCIES:
                 raise ValueError(f"retention_mask.saliency={self.saliency!r} must be one of {', '.join(SALIENCIES)}")
-            if not 0 <= self.keep <= 1:
-                raise ValueError(f"retention_mask.keep={self.keep} must lie in [0, 1]")
+            if not 0 < self.keep <= 1:
+                raise ValueError(f"retention_mask.keep={self.keep} must lie in (0, 1]")
             if self.start not in STARTS:
                 raise ValueError(f"retention_mask.start={self.start!r} must be one of {', '.join(STARTS)}")
             if self.rounds < 0:

@@ -62,6 +62,8 @@ class Scrub(UnlearningStrategy):
             for name in ("gamma", "alpha"):
                 if not getattr(self, name) >= 0:
                     raise ValueError(f"scrub.{name}={getattr(self, name)} must not be negative")
+            if min(self.lr_drops, default=1) < 1:
+                raise ValueError(f"scrub.lr_drops={self.lr_drops} must be epochs, at least 1")
             for name in ("temperature", "lr"):
                 if not getattr(self, name) > 0:
                     raise ValueError(f"scrub.{name}={getattr(self, name)} must be positive")

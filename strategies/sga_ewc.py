@@ -60,6 +60,8 @@ class ElasticAscent(UnlearningStrategy):
         c = self.config
         w = w_o = history.final
         F = cohort.fisher(w_o)
+        if not F.norm() > 0:
+            cohort.notes.append("F is zero, so nothing holds what the retained data needs")
         yield w
         hold = Params((c.penalty / 2 * F.flat).clamp(max=1 / (2 * c.lr)), F.layout)
         recipe = {"optimizer": "sgd", "lr": c.lr, "lr_decay": 1.0, "momentum": 0.0, "weight_decay": 0.0}

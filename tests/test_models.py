@@ -14,6 +14,8 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from fedforget.models import ModelConfig, build, initial, names
+from fedforget.routines import Client, LocalConfig, fisher
+from fedforget.seeds import Seeds
 
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
 
@@ -127,6 +129,21 @@ def test_vmap_over_models_equals_a_loop(name):
         model(images[index]).square().sum().backward()
         for key, parameter in model.named_parameters():
             torch.testing.assert_close(gradients[key][index], parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_model_has_a_fisher_diagonal(name):
+    # What fedaf, sga_ewc, saps and pbu ask for: the mean of the examples' squared gradients, here one by one.
+    model = randomised(initial(ModelConfig(name, 0.125), DIGITS, 10, seed=0))
+    images, labels = torch.randn(3, *DIGITS, generator=torch.Generator().manual_seed(0)), torch.tensor([4, 0, 9])
+    found = fisher(Client(0, 1, model, images, labels, torch.arange(3), 3, LocalConfig(), Seeds(0)))
+    squares = torch.zeros(found.layout.size)
+    for image, label in zip(images, labels, strict=True):
+        loss = torch.nn.functional.cross_entropy(model(image[None]), label[None])
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        squares += torch.cat([gradient.flatten() for gradient in gradients]).square()
+    torch.testing.assert_close(found.flat, squares / 3, rtol=1e-3, atol=1e-5 * float(squares.max()))
+    assert found.norm() > 0
 
 
 @pytest.mark.parametrize("name", names())

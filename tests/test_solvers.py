@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import optimize
 
 from fedforget import solvers
 from fedforget.params import Layout, Params
@@ -122,6 +124,19 @@ def test_pseudo_inverse_ignores_the_null_space():
     assert x.tolist() == pytest.approx([0, 0, 3, -2], abs=1e-12)
 
 
+def test_the_cutoff_is_relative_to_the_largest_eigenvalue():
+    # 2e-12 and 1e-12 of a matrix whose largest eigenvalue is 2e-12 are no zeros, but the smaller is below 0.6 of it.
+    H, b = torch.diag(torch.tensor([2e-12, 1e-12], dtype=torch.float64)), vector([2e-12, 3e-12])
+    assert solvers.pseudo_solve(H, b, 1e-10).flat.tolist() == pytest.approx([1, 3])
+    assert solvers.pseudo_solve(H, b, 0.6).flat.tolist() == pytest.approx([1, 0])
+
+
+def test_damping_by_hand():
+    # (diag(1, 3) + 1) x = (2, 8): x = (1, 2).
+    H = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    assert solvers.damped_solve(H, vector([2, 8]), 1.0).flat.tolist() == pytest.approx([1, 2])
+
+
 def test_a_singular_system_is_refused():
     with pytest.raises(ValueError, match="gamma=0 times the identity is singular"):
         solvers.damped_solve(torch.zeros(2, 2, dtype=torch.float64), vector([1, 1]), 0.0)
@@ -168,6 +183,76 @@ def test_the_cubic_step_is_the_global_minimiser(name, M):
         assert m(H, g, s, M) <= m(H, g, s.norm() * vector(random(seed, SIZE)) / math.sqrt(SIZE), M)
 
 
+KINDS = ["positive", "indefinite", "hard", "nearly hard"]
+
+
+def drawn(kind, seed):
+    """A random cubic model: up to 20 dimensions, eigenvalues that span up to six orders of magnitude, any M."""
+    rng = np.random.default_rng([KINDS.index(kind), seed])
+    size, condition = int(rng.integers(2, 21)), 10 ** rng.uniform(0, 6)
+    values = np.sort(10 ** rng.uniform(-np.log10(condition), 0, size))
+    if kind != "positive":
+        values[: size // 2] *= -1
+        values.sort()
+    V, _ = np.linalg.qr(rng.standard_normal((size, size)))
+    c = 10 ** rng.uniform(-3, 1) * rng.standard_normal(size)
+    if kind in ("hard", "nearly hard"):  # short, and with no more than rounding along the lowest direction
+        c *= 1e-3 * abs(values[0]) / np.linalg.norm(c)
+        c[0] *= 0 if kind == "hard" else 1e-9
+    return (V * values) @ V.T, V @ c, 10 ** rng.uniform(-2, 2)
+
+
+def bound(H, g, M):
+    """A lower bound of the cubic model, the greatest that its dual gives.
+
+    M/6 r^3 >= alpha/2 r^2 - 2/3 alpha^3 / M^2 for every alpha >= 0, so that for alpha > -lambda_1 no s has a value
+    below the minimum of g.s + s.(H + alpha I) s / 2, which is -g.(H + alpha I)^-1 g / 2, less 2/3 alpha^3 / M^2.
+    """
+    floor, size = max(0.0, -np.linalg.eigvalsh(H)[0]), len(g)
+
+    def value(log_delta):
+        alpha = floor + 10**log_delta
+        return -g @ np.linalg.solve(H + alpha * np.eye(size), g) / 2 - 2 / 3 * alpha**3 / M**2
+
+    grid = np.linspace(-14, 3, 200)
+    best = grid[int(np.argmax([value(at) for at in grid]))]
+    found = optimize.minimize_scalar(lambda at: -value(at), bounds=(best - 0.1, best + 0.1), method="bounded")
+    return max(value(best), -found.fun)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cubic_step_is_the_minimum_that_scipy_finds(kind, seed):
+    H, g, M = drawn(kind, seed)
+
+    def model(s):
+        return g @ s + s @ H @ s / 2 + M / 6 * np.linalg.norm(s) ** 3
+
+    def slope(s):
+        return g + H @ s + M / 2 * np.linalg.norm(s) * s
+
+    def curvature(s):
+        r = np.linalg.norm(s)
+        return H + M / 2 * (r * np.eye(len(s)) + np.outer(s, s) / max(r, 1e-300))
+
+    s = solvers.cubic_step(torch.tensor(H), vector(g), M).flat.numpy()
+    scale = abs(model(s))
+    assert scale > 0 and model(s) - bound(H, g, M) <= 1e-7 * scale  # nothing is lower
+    radius = np.linalg.norm(s)
+    found = [
+        optimize.minimize(
+            model, start, method="trust-exact", jac=slope, hess=curvature, options={"gtol": 1e-6 * scale / radius}
+        ).fun
+        for start in radius * np.random.default_rng(seed).standard_normal((5, len(s)))
+    ]
+    assert min(found) == pytest.approx(model(s), rel=1e-6, abs=0) and min(found) >= model(s) - 1e-12 * scale
+    # Lanczos finds it as well, once its subspace is whole; in the hard case it misses the lowest direction.
+    *_, t = solvers.krylov_cubic(product(torch.tensor(H)), vector(g), M, len(g))
+    if kind in ("positive", "indefinite"):
+        assert model(t.flat.numpy()) == pytest.approx(model(s), rel=1e-9)
+    assert model(t.flat.numpy()) >= model(s) - 1e-12 * scale
+
+
 def test_the_cubic_step_by_hand():
     # h = 1, M = 2, g = -2: (1 + |s|) s = 2, so s = 1.
     assert solvers.cubic_step(torch.ones(1, 1, dtype=torch.float64), vector([-2]), 2.0).flat.item() == pytest.approx(1)
@@ -197,6 +282,11 @@ def test_the_cauchy_step_is_the_best_along_the_gradient(name, M):
 def test_the_cauchy_step_by_hand():
     # ||g|| = 5, H = I, M = 1.5: b = 1 / 1.5, R = -2/3 + sqrt(4/9 + 20/3) = 2 (so that R + M R^2 / 2 = 5).
     assert solvers.cauchy_step(vector([3, 4]), vector([3, 4]), 1.5).flat.tolist() == pytest.approx([-1.2, -1.6])
+
+
+def test_a_cauchy_step_against_large_curvature_does_not_cancel():
+    # g = 1, h = 1e10, M = 1: (h + |s| / 2) |s| = 1 at |s| = 1e-10 (1 - 5e-21), and -b + sqrt(b^2 + 2) would be 0.
+    assert solvers.cauchy_step(vector([1]), vector([1e10]), 1.0).flat.item() == pytest.approx(-1e-10, rel=1e-14)
 
 
 def test_descent_on_the_cubic_model_by_hand():
@@ -247,3 +337,6 @@ def test_krylov_stops_when_it_is_good_enough_or_has_seen_everything():
     assert 1e-12 < slope.norm() <= 0.01 * g.norm()
     eigenvector = vector(symmetric(RISING)[1][:, 4])
     assert len(list(solvers.krylov_cubic(product(symmetric(RISING)[0]), eigenvector, 1.0, SIZE, 1e-12))) == 1
+    # A subspace that is exhausted ends it where any gradient would be too much.
+    H = torch.diag(torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64))
+    assert len(list(solvers.krylov_cubic(product(H), vector([1, 0, 1]), 1.0, 9))) == 2

@@ -77,6 +77,11 @@ def test_a_destroyed_model_has_no_quality_though_no_attack_finds_anything() -> N
     assert row(OUR | {"half": made(scores(SPREAD, test=0.5))}, "half")["utility"] == pytest.approx(0.5)
 
 
+def test_a_model_so_destroyed_that_an_attack_gives_no_number_has_no_quality_either() -> None:
+    found = row(OUR | {"destroyed": made(scores([math.nan] * 5, test=0.1))}, "destroyed")
+    assert math.isnan(found["forgetting"]) and found["utility"] == found["quality_privacy"] == 0
+
+
 def test_an_attack_that_comes_back_after_further_rounds_counts() -> None:
     later = f"+20/{PRIMARY}"
     models = {

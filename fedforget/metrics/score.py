@@ -151,12 +151,13 @@ def fidelity(unlearned: Mapping[str, Distance], original: Mapping[str, Distance]
 
 
 def quality(forgetting: float, utility: float, fidelity: float | None = None) -> float:
-    """The weakest of the axes. Higher = better; [0, 1]; NaN if one is NaN.
+    """The weakest of the axes. Higher = better; [0, 1]; NaN if one is NaN and none is 0, the least there is.
 
     Without fidelity it is that of the privacy track, with it that of the indistinguishability track; never mix the two
     in one ranking. A ranking passes the pessimistic values. Source: this project's protocol.
     """
-    return float(np.min([forgetting, utility] if fidelity is None else [forgetting, utility, fidelity]))
+    axes = [forgetting, utility] if fidelity is None else [forgetting, utility, fidelity]
+    return 0.0 if 0 in axes else float(np.min(axes))
 
 
 def iso_quality_speedup(quality: float, cost: float, frontier: Sequence[tuple[float, float]]) -> float:

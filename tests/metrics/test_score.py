@@ -203,6 +203,7 @@ def test_quality_is_the_weakest_axis_of_its_track() -> None:
     assert quality(0.9, 0.8, 0.0) == 0
     assert quality(0.9, 0.8, 1.0) == 0.8
     assert math.isnan(quality(0.9, math.nan)) and math.isnan(quality(math.nan, 0.9, 0.1))
+    assert quality(math.nan, 0.0) == 0  # a model so broken that an attack gives no number
     assert quality(Bounded(0.9, 0.4).pessimistic, Bounded(0.8, 0.6).pessimistic) == 0.4
 
 

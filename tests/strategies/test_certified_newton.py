@@ -127,6 +127,15 @@ def test_the_perturbation_is_that_of_the_trajectory_and_scales_the_model_away(to
     assert residual[0] < residual[1]  # more noise is further from the unperturbed minimum
 
 
+def test_no_step_follows_the_certificate(toy):
+    # From a model that is certified already: one round, which measures its residual, and the model as it is.
+    options = {"regularisation": 30.0, "epsilon": 0.5}
+    *_, certified = unlearn(toy, toy.cohort(REQUEST), **options)
+    cohort, history = toy.cohort(REQUEST), SimpleNamespace(final=certified)
+    [w] = CertifiedNewton(CertifiedNewton.Config(**options)).unlearn(REQUEST, history, cohort)
+    assert w.equals(certified) and cohort.cost.rounds == 1
+
+
 def test_a_certificate_that_is_not_reached_is_said_loudly(toy):
     cohort = toy.cohort(REQUEST)
     models = unlearn(toy, cohort, steps=1, iterations=1)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fedforget.history import History
-from fedforget.strategy import LearningConfig, find
+from fedforget.strategy import LearningConfig, all_strategies, find
 from fedforget.testing import REQUESTS, Toy
 
 T, K, d = 4, 6, 650
@@ -50,6 +50,7 @@ def kept(p: float) -> int:
     return max(1, round(p * 640)) + max(1, round(p * 10))
 
 
+STEPS = 6  # of client 2 in a round: 192 examples in batches of 32
 BITMAP = 82 / 4  # numbers that a bitmap of d bits takes: 650 bits are 82 bytes
 
 BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
@@ -206,6 +207,46 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
         {"iterations": 3, "tolerance": 0.0},
         Bill(1 + 3, 4 * r * 2 * d, (1 + 3 * 2) * r * 2 * d, RETAINED, held=(3 + r) * 2 * d),
     ),
+    "damped Newton, H": (
+        "newton",
+        {"solver": "explicit"},
+        Bill(1, r * 2 * (d**2 + d), r * 2 * d, RETAINED, held=r * 2 * (d**2 + d)),
+    ),
+    "pseudo-inverse Newton": (
+        "newton",
+        {"solver": "pseudo", "steps": 2},
+        Bill(2, 2 * r * 2 * (d**2 + d), 2 * r * 2 * d, RETAINED, held=r * 2 * (d**2 + d)),
+    ),
+    # As CG, but u is the iterate and there is no residual.
+    "second order, LiSSA": (
+        "influence",
+        {"solver": "lissa", "iterations": 3},
+        Bill(1 + 3, 2 * (f + 3 * r) * d, 2 * (f + 3 * r * 2) * d, ALL, held=(2 + r) * 2 * d),
+    ),
+    # Two gradients around a step of three products, in float64; b and the basis are held. It learns by itself.
+    "certified Newton": (
+        "certified_newton",
+        {"steps": 1, "iterations": 3, "epsilon": 1e-9},
+        Bill(2 + 3, 5 * r * 2 * d, (2 + 3 * 2) * r * 2 * d, RETAINED, held=(1 + r + 1 + 3) * 2 * d),
+    ),
+    # SalUn's counterpart of RBM: the gradient comes from who forgets.
+    "forget-based mask": (
+        "retention_mask",
+        {"saliency": "forget", "rounds": 3},
+        Bill(1 + 3, (f + 3 * r) * d, (f + 3 * r) * d, ALL),
+    ),
+    # A rotating block of a tenth moves on with every step: after its steps so many blocks have changed.
+    "partial label-flipping, rotating": (
+        "partial_label_flip",
+        {"retained": False, "rounds": 1, "density": 0.1, "mask": "rotating"},
+        Bill(1, f * (STEPS * kept(0.1) + BITMAP), f * d, FORGETTING),
+    ),
+    "partial ascent, with retained data": (
+        "partial_ascent",
+        {"rounds": 2, "density": 0.1},
+        Bill(2, 2 * K * (kept(0.1) + BITMAP), 2 * K * d, ALL),
+    ),
+    "none": ("none", {}, Bill(0, 0, 0, NOBODY, 0, 0)),
     "FedEraser": (  # every second of T rounds, with half of the local steps
         "federaser",
         {"interval": 2},
@@ -220,6 +261,10 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
         Bill(2 + 3, (2 * K + 3 * r) * d, (2 * K + 3 * r) * d, ALL, held=K * d),
     ),
 }
+
+
+def test_every_strategy_that_serves_a_client_has_a_bill() -> None:
+    assert {name for name, _, _ in BILLS.values()} == {n for n, s in all_strategies().items() if "client" in s.scopes}
 
 
 @pytest.mark.parametrize("method", BILLS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedforget.cohort import Cohort
 from fedforget.params import Params
 from fedforget.routines import Client, LocalConfig
 from fedforget.seeds import Seeds
@@ -113,6 +114,30 @@ def test_only_forgetting_clients_work_after_the_fisher_round(tmp_path: Path, sco
     assert {work.split for work in forgetting} == {"forget"}
     asked = len(cohort.retained) + 2 * 3 * len(cohort.targets) + len(cohort.sample(5))
     assert cohort.cost.bytes_down == asked * 4 * final.layout.size
+
+
+def test_a_fisher_diagonal_of_zeros_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of 650 entries 640 are 0; clipped at the median none is left.
+    def few(cohort: Cohort, w: Params) -> Params:
+        return Params(torch.cat([torch.zeros(640), torch.ones(10)]), w.layout)
+
+    monkeypatch.setattr(Cohort, "fisher", few)
+    _, cohort, _, _ = unlearn(tmp_path, "client", clip=0.5)
+    assert cohort.notes == ["F is zero (clip=0.5), so nothing holds what the retained data needs"]
+    _, cohort, _, _ = unlearn(tmp_path, "client", clip=0.99)
+    assert cohort.notes == []
+
+
+def test_the_cap_on_the_penalty_follows_the_rate_of_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In round 3 at a decay of 1/2 the rate is 1/4, so lambda F = 1/2 * 40 is capped at 4: with z = p the step from w =
+    # (0, 0 | 0, 0) and w_o = (1, 0 | 0, 0) is 1/4 * 4 * 1, all the way to w_o and no further.
+    module = linear(2)
+    monkeypatch.setattr(fedaf, "new_memories", lambda client: torch.tensor([[0.5, 0.5]]))
+    vectors = {"w_o": flat(module, 1, 0, 0, 0), "F": flat(module, 40, 40, 40, 40)}
+    worker = client(module, [1.0], [0], options=OPTIONS, vectors=vectors)
+    worker.round, worker.local = 3, LocalConfig(lr=1.0, lr_decay=0.5)
+    overwrite(worker)
+    assert Params.from_module(module).flat.tolist() == [1, 0, 0, 0]
 
 
 def test_the_forgotten_class_is_no_longer_told(tmp_path: Path) -> None:

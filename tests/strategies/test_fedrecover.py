@@ -56,20 +56,23 @@ def test_curvature_equals_explicit_bfgs_and_maps_the_last_step_to_its_change(sig
     assert torch.allclose(curvature(pairs, pairs[-1][0]).flat, y)
 
 
-def history(folder: Path, updates: list[dict[int, float]], models: list[float], card: Card) -> History:
-    """One parameter, clients of equal size."""
-    layout = vector([0.0]).layout
-    recording = Recording(folder, layout, HistoryConfig("all"), (), Seeds(0))
-    recording.begin(vector(models[:1]))
+def history(folder: Path, updates: list[dict[int, float]], models: list[float], card: Card, idle: int = 0) -> History:
+    """One parameter, and some more that are always 0; clients of equal size."""
+
+    def wide(value: float) -> Params:
+        return vector([value, *[0.0] * idle])
+
+    recording = Recording(folder, wide(0.0).layout, HistoryConfig("all"), (), Seeds(0))
+    recording.begin(wide(models[0]))
     for round, by_client in enumerate(updates, start=1):
-        replies = Replies(Reply(k, vector([D]), 1, 0.0) for k, D in by_client.items())
-        recording.add(round, vector(models[round : round + 1]), replies, [], last=round == len(updates))
+        replies = Replies(Reply(k, wide(D), 1, 0.0) for k, D in by_client.items())
+        recording.add(round, wide(models[round]), replies, [], last=round == len(updates))
     recording.finish(len(updates), Cost())
-    return History(recording, len(updates), vector(models[-1:]), card, frozenset(), (0,))
+    return History(recording, len(updates), wide(models[-1]), card, frozenset(), (0,))
 
 
 class Quadratic:
-    """Client k's update is exactly ``-(w - k) / 4``."""
+    """Client k's update is exactly ``-(w - k) / 4``, in the first entry."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, list[int]]] = []
@@ -80,7 +83,8 @@ class Quadratic:
 
     def train(self, model: Params, clients: Iterable[int], *, round: int) -> Replies:
         self.asked.append((round, sorted(clients)))
-        return Replies(Reply(k, vector([-(model.flat.item() - k) / 4]), 1, 0.0) for k in sorted(clients))
+        w, *idle = model.flat.tolist()
+        return Replies(Reply(k, vector([-(w - k) / 4, *idle]), 1, 0.0) for k in sorted(clients))
 
 
 def quadratic_history(folder: Path, rounds: int) -> History:
@@ -112,7 +116,8 @@ def test_the_threshold_by_hand(tmp_path: Path) -> None:
     assert threshold(recorded, TARGET, 0.5) == 2
 
 
-def test_clients_whose_estimate_is_too_large_are_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("idle", [0, 3])  # one entry alone may be too large: the mean of four would not be
+def test_clients_whose_estimate_is_too_large_are_asked(tmp_path: Path, idle: int) -> None:
     # Recorded: changes of 0.1 from w^t = 0.1 t, and one of 0.3 (client 1, round 1): tau. Answers: (k - wh) / 4.
     # Round 1, exact: 0.25 and 0.5, wh = 0.375; dW was 0. Round 2, exact: 0.15625 and 0.40625, wh = 0.65625; the pairs
     # are dW = 0.275 with dD = 0.05625 and 0.30625: H = 0.204545 and 1.113636.
@@ -121,8 +126,8 @@ def test_clients_whose_estimate_is_too_large_are_asked(tmp_path: Path) -> None:
     updates = [{0: 0.1, 1: 0.3, 2: 0.1}, *[{0: 0.1, 1: 0.1, 2: 0.1}] * 3]
     models, cohort = [0.1 * t for t in range(5)], Quadratic()
     strategy = FedRecover(CONFIG(warmup=2, buffer=1, final=0, interval=100))
-    made = strategy.unlearn(TARGET, history(tmp_path, updates, models, strategy.card), cast(Cohort, cohort))
-    assert [w.flat.item() for w in made] == pytest.approx([0.375, 0.65625, 0.92088, 1.16927], abs=1e-5)
+    made = strategy.unlearn(TARGET, history(tmp_path, updates, models, strategy.card, idle), cast(Cohort, cohort))
+    assert [w.flat[0].item() for w in made] == pytest.approx([0.375, 0.65625, 0.92088, 1.16927], abs=1e-5)
     assert cohort.asked == [(1, [1, 2]), (2, [1, 2]), (3, [2]), (4, [2])]
 
 

@@ -72,6 +72,15 @@ def test_the_solvers_agree_and_pay_a_round_a_product(toy):
     assert len(models) == cohort.cost.rounds < 1 + 60 and len(by_lissa) == lissa.cost.rounds == 1 + 150
 
 
+def test_lissa_says_when_it_diverges(toy):
+    # The largest eigenvalue, with decay and damping, lies between 2 and 16: half of it is too small a scale, 8 is not.
+    _, cohort = unlearn(toy, "client", toy.start, solver="lissa", scale=8.0)
+    assert cohort.notes == []
+    models, cohort = unlearn(toy, "client", toy.start, solver="lissa", scale=0.5)
+    assert cohort.notes == ["LiSSA diverged: the damped Hessian has eigenvalues below 0 or above twice scale=0.5"]
+    assert (models[-1] - toy.start).norm() > 1000 * (models[1] - toy.start).norm()
+
+
 def test_the_second_order_comes_close_to_the_retrained_model(toy):
     w = minimum(toy.cohort(), toy.start.double())
     golden = minimum(toy.cohort(REQUESTS["sample"]), w)
@@ -96,6 +105,7 @@ def test_models_too_large_for_a_hessian_are_refused_before_training(run_small, t
         ({"order": 3}, "influence.order=3 must be 1 or 2"),
         ({"solver": "lisa"}, "influence.solver 'lisa' is unknown; did you mean 'lissa'"),
         ({"damping": -0.1}, "influence.damping=-0.1 must be finite and not negative"),
+        ({"tolerance": 1.0}, r"influence.tolerance=1.0 must lie in \[0, 1\)"),
         ({"tau": 0.0}, "influence.tau=0.0 must be finite and positive"),
         ({"iterations": 0}, "influence.iterations=0 must be at least 1"),
     ],

@@ -77,6 +77,17 @@ def test_without_damping_the_step_explodes(tmp_path):
     assert (pseudo - toy.start).norm() > 10 * (damped - toy.start).norm()
 
 
+def test_the_pseudo_inverse_drops_what_the_cutoff_says(tmp_path):
+    toy = convex(tmp_path, penalty=0.0)
+    g, H = toy.cohort(REQUEST).hessian(toy.start.double())
+    [w] = unlearn(toy, toy.cohort(REQUEST), solver="pseudo", cutoff=0.1)
+    values, vectors = torch.linalg.eigh(H)
+    kept = values > 0.1 * values.max()
+    expected = toy.start.flat - vectors[:, kept] @ (vectors[:, kept].T @ g.flat / values[kept])
+    assert 0 < kept.sum() < SIZE
+    torch.testing.assert_close(w.flat.double(), expected, rtol=0, atol=1e-6)
+
+
 def test_models_too_large_for_a_hessian_are_refused_before_training(run_small, tmp_path):
     for name in ("newton_explicit", "newton_pseudo"):
         with pytest.raises(ValueError, match=r"newton with solver=\w+ makes a Hessian .* at most d=3000 parameters"):
@@ -94,7 +105,9 @@ def test_it_runs_in_an_experiment(run_small):
     [
         ({"solver": "cgg"}, "newton.solver 'cgg' is unknown; did you mean 'cg'"),
         ({"damping": -1.0}, "newton.damping=-1.0 must be finite and not negative"),
-        ({"cutoff": float("inf")}, "newton.cutoff=inf must be finite"),
+        ({"damping": float("inf")}, "newton.damping=inf must be finite and not negative"),
+        ({"cutoff": 1.0}, r"newton.cutoff=1.0 must lie in \[0, 1\)"),
+        ({"tolerance": 1.5}, r"newton.tolerance=1.5 must lie in \[0, 1\)"),
         ({"steps": 0}, "newton.steps=0 must be at least 1"),
         ({"iterations": 0}, "newton.iterations=0 must be at least 1"),
     ],

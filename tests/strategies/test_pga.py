@@ -147,7 +147,7 @@ def test_an_ascent_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_ascent_stops_where_it_is_far_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pga, "radius_squared", lambda w_ref, number, generator: 1e9)
     # After one step the squared distance from the target's model is 4 (1/2)^2 = 1, or with w_c at -w of it 4.
-    for stop, w_c, steps in ((0.9, (0.0, 0, 0, 0), 1), (1.1, (0.0, 0, 0, 0), 2), (1.1, (0.5, -0.5, 0.5, -0.5), 1)):
+    for stop, w_c, steps in ((0.9, (0.0, 0, 0, 0), 1), (1.1, (0.0, 0, 0, 0), 2), (3.0, (0.5, -0.5, 0.5, -0.5), 1)):
         client = worker({"stop": stop}, w_c)
         ascend(client)
         assert client.steps == steps

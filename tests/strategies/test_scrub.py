@@ -161,6 +161,7 @@ def test_what_it_assumes() -> None:
         ({"alpha": float("nan")}, "scrub.alpha=nan must not be negative"),
         ({"temperature": 0.0}, "scrub.temperature=0.0 must be positive"),
         ({"lr": -1.0}, "scrub.lr=-1.0 must be positive"),
+        ({"lr_drops": (3, 0)}, r"scrub.lr_drops=\(3, 0\) must be epochs, at least 1"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

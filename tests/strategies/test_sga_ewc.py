@@ -82,6 +82,12 @@ def test_the_penalty_is_half_of_lambda_times_fisher_up_to_the_cap(
     assert vectors["w_o"].equals(final)
 
 
+def test_a_fisher_diagonal_of_zeros_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cohort, "fisher", lambda cohort, w: 0.0 * w)
+    _, cohort, _, _ = unlearn(tmp_path, "client", rounds=0)
+    assert cohort.notes == ["F is zero, so nothing holds what the retained data needs"]
+
+
 def test_a_stiffer_penalty_keeps_the_model_nearer_and_never_diverges(tmp_path: Path) -> None:
     moved = []
     for penalty in (0.0, 1.0, 100.0, 1e9):

@@ -77,6 +77,35 @@ def test_one_batch_serves_an_outer_step_and_is_all_that_is_processed(toy):
     assert (other(g) - first).norm() > 0.01 * first.norm()  # the next outer step draws again
 
 
+def test_the_batches_of_gradient_and_hessian_are_drawn_apart(toy):
+    # With one batch for both, H g would be the product on the examples that g comes from.
+    config = StochasticCubicNewton.Config(gradient_batch=8, hessian_batch=8)
+    cohort, w = toy.cohort(REQUEST), toy.start.double()
+    t = cohort.next_round
+    g, H = StochasticCubicNewton(config).local_model(cohort, w)
+
+    def on_the_gradients_batch(at):
+        routine = "strategies.stochastic_cubic_newton:gradient"
+        return cohort.reduce(at, cohort.retained, routine=routine, round=t, size=8)
+
+    torch.testing.assert_close((on_the_gradients_batch(w) + toy.local.weight_decay * w).flat, g.flat)
+    difference = (on_the_gradients_batch(w + 1e-4 * g) - on_the_gradients_batch(w - 1e-4 * g)) / 2e-4
+    assert (H(g) - toy.local.weight_decay * g - difference).norm() > 0.01 * difference.norm()
+
+
+def test_an_outer_step_starts_where_the_one_before_ended_with_another_perturbation(toy, slope, unlearn):
+    M, eta, sigma = 5.0, 0.1, 0.5
+    models = unlearn(toy.cohort(REQUEST), steps=2, inner_steps=1, eta=eta, perturbation=sigma)
+    assert len(models) == 6 and models[3].equals(models[2])
+    perturbations = []
+    for at, start, end in (models[:3], models[3:]):
+        at, s = at.double(), (start - at).double()
+        Hs = toy.cohort(REQUEST).hvp(at, s) + toy.local.weight_decay * s
+        perturbations.append((at + s - end.double()) / eta - (slope(at) + Hs + M / 2 * s.norm() * s))
+    assert [u.norm() for u in perturbations] == pytest.approx([sigma, sigma], rel=1e-3)
+    assert (perturbations[0] - perturbations[1]).norm() > sigma
+
+
 def test_a_batch_that_holds_everything_changes_nothing(toy, unlearn):
     whole = unlearn(toy.cohort(REQUEST), steps=1)
     batched = unlearn(toy.cohort(REQUEST), steps=1, gradient_batch=10**6, hessian_batch=10**6)

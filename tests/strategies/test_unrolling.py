@@ -146,6 +146,37 @@ def test_first_order_steps_are_undone_but_for_the_second_order(tmp_path: Path) -
     assert fine < fine_nothing / 2
 
 
+@pytest.mark.parametrize(
+    ("eta", "rounds", "renormalised", "plain", "nothing"),
+    [(0.01, 1, 0.00097, 0.0139, 0.0063), (0.1, 1, 0.057, 0.139, 0.050), (0.1, 5, 0.563, 0.724, 0.116)],
+)
+def test_it_helps_only_while_steps_are_few_and_short(
+    tmp_path: Path, eta: float, rounds: int, renormalised: float, plain: float, nothing: float
+) -> None:
+    # ||w_u - w_g||, the numbers that the strategy's docstring records.
+    learning = LearningConfig(rounds=rounds)
+    toy = Toy(tmp_path, 1, learning, LocalConfig(lr=eta))
+    oracle, _, final = serve(toy, Retrain(learning=learning), REQUESTS["client"])
+    errors = []
+    for way in (True, False):
+        models, _, _ = serve(toy, Unrolling(Unrolling.Config(renormalise=way), learning), REQUESTS["client"])
+        errors.append(verification_error(models[-1], oracle[-1]))
+    errors.append(verification_error(final, oracle[-1]))
+    assert errors == pytest.approx([renormalised, plain, nothing], rel=0.02)
+
+
+def test_the_sd_loss_lowers_the_unlearning_error_up_to_a_point(tmp_path: Path) -> None:
+    # The weights change less, but where the model is less sure the cross-entropy's curvature is larger.
+    estimated, moved = [], []
+    for gamma in (0.0, 0.3, 1.0, 3.0, 10.0):
+        toy = Toy(tmp_path / str(gamma), 1, LearningConfig(rounds=4), LocalConfig(lr=0.1, epochs=2, sd_gamma=gamma))
+        _, cohort, final = serve(toy, Unrolling(Unrolling.Config(products=20), toy.learning), REQUESTS["client"])
+        estimated.append(float(cohort.notes[0].split()[2]))
+        moved.append((final - toy.start).norm())
+    assert estimated == pytest.approx([2.08, 1.73, 1.28, 1.37, 2.90], rel=0.02)
+    assert moved == pytest.approx([2.66, 2.29, 1.69, 1.31, 1.59], rel=0.02)
+
+
 def test_the_oracle_has_no_verification_error(tmp_path: Path) -> None:
     # Federated retraining repeats the same seeds, cohorts and batches, so v(w_g) = 0 to the bit.
     first, _, _ = serve(Toy(tmp_path / "a", 1), Retrain(), REQUESTS["client"])
