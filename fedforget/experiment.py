@@ -212,7 +212,7 @@ class Experiment:
             if not cohort.retained:
                 raise ValueError(f"request {request} leaves no training data at any client")
         for spec in self._specs():
-            with _code_of_strategy(spec):
+            with _code_of_strategy(spec, refuses=True):
                 strategy = self._strategy(spec)
                 strategy.card  # noqa: B018 (a card that cannot be made is found here)
                 strategy.check(self._cohort(Seeds(0), 0))
@@ -872,8 +872,10 @@ def _code_of(strategy: UnlearningStrategy) -> str:
 
 
 @contextmanager
-def _code_of_strategy(spec: StrategySpec) -> Iterator[None]:
+def _code_of_strategy(spec: StrategySpec, refuses: bool = False) -> Iterator[None]:
     """Whatever is wrong with a strategy's code, as one sentence that names the strategy and the line of its file.
+
+    Where it ``refuses`` a task, a ValueError is its own sentence to the user, and passes.
 
     Raises:
         ValueError: in the place of what the code raised. What is no fault of it passes: a full disk, too many clients
@@ -884,6 +886,8 @@ def _code_of_strategy(spec: StrategySpec) -> Iterator[None]:
     except (TooFewClients, CannotWrite, DamagedFile, Stopped):
         raise
     except Exception as error:
+        if refuses and type(error) is ValueError:
+            raise
         file = inspect.getfile(find(spec.name))
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         where = f" in {Path(file).name}, line {lines[-1]}" if lines else ""
