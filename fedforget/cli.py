@@ -29,7 +29,7 @@ ERROR = "fedforget: error: "
 # How Ray is set up, which only its environment can say: its default niceness, 15, starves the workers beside anything
 # else that runs, and what a call carries by itself takes a third of the time that the object store takes (measured with
 # 0.5 MB: 5 ms a round less).
-RAY = {"RAY_worker_niceness": "0", "RAY_max_direct_call_object_size": str(1 << 22)}
+RAY = {"RAY_worker_niceness": "0", "RAY_max_direct_call_object_size": str(1 << 20)}
 WATCH = """import sys
 from pathlib import Path
 from fedforget.cli import _clean_up_after
