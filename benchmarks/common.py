@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -225,19 +225,19 @@ def folder_for(case: Case, mnist: Path, temporary: Path) -> str:
 # ---------------------------------------------------------------------- processes, verdicts
 
 
-def environment(ray: Mapping[str, str]) -> dict[str, str]:
-    """That of a fresh process: it finds the project and this folder, and its Ray is set up so."""
+def environment(side: str) -> dict[str, str]:
+    """That of a fresh process: it finds the project and this folder, and its Ray is set up as by ``fedforget run``.
+
+    The side ``flower`` has Ray as it comes, but for the niceness of its workers: at Ray's own, 15, they would lose their
+    cores to whatever else runs.
+    """
     path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "benchmarks")))
+    ray = {name: value for name, value in RAY.items() if side != "flower" or "niceness" in name}
     return {**os.environ, **ray, "PYTHONPATH": path}
 
 
 def in_fresh_process(function: Callable, *arguments: Any) -> Any:
-    """What a function of these modules returns (tensors and plain values) in a process of its own.
-
-    Ray is set up as by ``fedforget run``, but for stock Flower as it comes, with the same niceness: at Ray's own, 15, its
-    workers would lose their cores to whatever else runs.
-    """
-    settings = {name: value for name, value in RAY.items() if function.__name__ != "flower" or "niceness" in name}
+    """What a function of these modules returns (tensors and plain values) in a process of its own."""
     # Imported, not run as __main__, so that workers find the functions by name and do not unpickle copies.
     module = inspect.getmodulename(inspect.getfile(function))
     with TemporaryDirectory() as temporary:
@@ -245,7 +245,7 @@ def in_fresh_process(function: Callable, *arguments: Any) -> Any:
         call = f"{module}.{function.__name__}(*{arguments!r})"
         program = f"import torch, {module}\nfrom common import Case\ntorch.save({call}, {file!r})"
         command = [sys.executable, "-c", program]
-        process = subprocess.run(command, env=environment(settings), capture_output=True, text=True)
+        process = subprocess.run(command, env=environment(function.__name__), capture_output=True, text=True)
         if process.returncode:
             sys.exit(f"{call}:\n{process.stderr[-4000:]}")
         return torch.load(file)

@@ -114,7 +114,7 @@ class Side:
         self.command += ["--federation-config", f"num-supernodes={nodes} client-resources-num-cpus={cpus}"]
         control, http = cli._free_ports(2)
         self.environment = {
-            **environment(),
+            **environment(name),
             "FLWR_HOME": str(home),
             "RAY_TMPDIR": str(home),
             "FLWR_LOCAL_CONTROL_API_PORT": str(control),
