@@ -228,8 +228,8 @@ def folder_for(case: Case, mnist: Path, temporary: Path) -> str:
 def environment(side: str) -> dict[str, str]:
     """That of a fresh process: it finds the project and this folder, and its Ray is set up as by ``fedforget run``.
 
-    The side ``flower`` has Ray as it comes, but for the niceness of its workers: at Ray's own, 15, they would lose their
-    cores to whatever else runs.
+    The side ``flower`` has Ray as it comes, but for the niceness of its workers: at Ray's own, 15, they would lose
+    their cores to whatever else runs.
     """
     path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "benchmarks")))
     ray = {name: value for name, value in RAY.items() if side != "flower" or "niceness" in name}
