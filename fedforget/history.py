@@ -243,6 +243,13 @@ class History:
         weights = {int(client): weight for client, weight in self.recording.about(round)["weights"].items()}
         return {client: weights[client] for client in sorted(weights) if client not in self.removed}
 
+    def examples(self, round: int) -> int:
+        """N_t, the examples of everybody who took part in ``round``, clients that earlier requests removed among them.
+
+        A client's update went into the round's model with the weight ``weights(t)[c] / examples(t)``.
+        """
+        return sum(self.recording.about(round)["weights"].values())
+
     def cohort(self, round: int) -> tuple[int, ...]:
         """The clients that took part in ``round``, ascending."""
         return tuple(self.weights(round))

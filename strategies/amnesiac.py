@@ -52,7 +52,7 @@ class Amnesiac(UnlearningStrategy):
             n = history.weights(t)
             for c in request.clients:
                 if c in n:
-                    p = n[c] / sum(n.values())
+                    p = n[c] / history.examples(t)
                     w = w - p * history.update(t, c)
         yield w
         yield from self.learn(cohort, w, self.config.repair_rounds, first_round=history.rounds + 1)

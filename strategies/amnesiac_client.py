@@ -75,7 +75,7 @@ class AmnesiacClient(UnlearningStrategy):
         w, first = history.final, cohort.next_round
         n = {t: history.weights(t) for t in range(1, history.rounds + 1)}
         for c in cohort.targets:
-            shares = {f"share-{t}": 1 / sum(n[t].values()) for t in n if c in n[t]}
+            shares = {f"share-{t}": 1 / history.examples(t) for t in n if c in n[t]}
             if shares:
                 asked = {"routine": "strategies.amnesiac_client:sum_kept", "split": "forget", "round": first}
                 kept = cohort.train(history.final, [c], **asked, number=len(cohort.removed), **shares)

@@ -61,7 +61,7 @@ class Distillation(UnlearningStrategy):
             n = history.weights(t)
             for u in request.clients:
                 if u in n:
-                    w = w - n[u] / sum(n.values()) * history.update(t, u)
+                    w = w - n[u] / history.examples(t) * history.update(t, u)
         yield w
         ask = {"vectors": {"teacher": w_o}, "T": self.config.temperature, "hard": self.config.hard}
         for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):

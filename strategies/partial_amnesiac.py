@@ -73,7 +73,7 @@ class PartialAmnesiac(UnlearningStrategy):
             n = history.weights(t)
             for c in request.clients:
                 if c in n:
-                    p = n[c] / sum(n.values())
+                    p = n[c] / history.examples(t)
                     if self.config.storage == "sum":
                         S = S + p * history.update(t, c)
                     else:

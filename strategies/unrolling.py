@@ -10,7 +10,8 @@ Deviations: federated form [SPEC]. A client's E steps a round stand for the uses
 the batch's share; the gradient is asked for in one round from its owner, where a server that foresees the request would
 store it (K d numbers, and no round; 2026-11-28). Momentum and weight decay of the recipe are not in the expansion.
 ``renormalise`` is this project's: FedAvg gives the weight of who leaves to the others, which the paper's SGD, where a
-batch just goes missing, does not. With a learner other than FedAvg, what is added back is what FedAvg would have taken.
+batch just goes missing, does not. It begins at w_0 again, so in a sequence what earlier requests took back returns.
+With a learner other than FedAvg, what is added back is what FedAvg would have taken.
 For e the paper averages sigma over training; here it is that of the retained clients' mean cross-entropy at w_T, by
 power iteration (a round a product), t counts the steps of the owner with most of them, and eta is that of round 1. The
 released code (github.com/cleverhans-lab/unrolling-sgd) takes the root of the largest eigenvalue for sigma, of the loss
@@ -81,7 +82,7 @@ class Unrolling(UnlearningStrategy):
             for reply in replies:
                 c = reply.client
                 if c in n:
-                    p = reply.num_examples / sum(n.values())
+                    p = reply.num_examples / history.examples(t)
                     E = steps(local, n[c])
                     eta = local.lr * local.lr_decay ** (t - 1)
                     p_all, added = p_all + p, added + p * E * eta * reply.update

@@ -401,6 +401,7 @@ def test_a_client_that_took_no_part_has_no_update(tmp_path: Path) -> None:
 def test_clients_of_earlier_requests_are_gone(tmp_path: Path) -> None:
     seen = history(record(tmp_path, "all"), Card(records="all"), removed=frozenset({0}))
     assert seen.cohort(2) == (1, 2) and seen.weights(1) == {1: 10}
+    assert seen.examples(1) == sum(history(record(tmp_path, "all")).weights(1).values()) > 10  # what went in, went in
     with pytest.raises(ValueError, match="client 0 took no part"):
         seen.update(2, 0)
 

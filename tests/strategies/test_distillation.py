@@ -40,7 +40,11 @@ def test_the_shares_of_the_leaving_clients_are_subtracted_and_the_original_teach
         return point(1, 1)
 
     history = SimpleNamespace(
-        final=point(10, 20), rounds=3, weights=weights.__getitem__, update=lambda t, k: updates[t, k]
+        final=point(10, 20),
+        rounds=3,
+        weights=weights.__getitem__,
+        examples=lambda t: sum(weights[t].values()),
+        update=lambda t, k: updates[t, k],
     )
     strategy = Distillation(Distillation.Config(rounds=2, temperature=4.0, hard=0.25))
     request = UnlearningRequest("client", (0, 1))
