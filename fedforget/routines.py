@@ -159,15 +159,15 @@ class Client:
     seeds: Seeds
     options: Mapping[str, int | float | str] = field(default_factory=dict)
     vectors: Mapping[str, Params] = field(default_factory=dict)
-    rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     forgotten: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    planned: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    shelf: Shelf | None = None
     steps: int = 0
     examples: int = 0
     total_loss: Tensor | float = 0.0
     sparse: bool = False
     bfloat16: bool = False
+    rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    planned: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    shelf: Shelf | None = None
     _optimizer: Optimizer | None = None
     _sent: list[Tensor] = field(default_factory=list)
 

@@ -81,10 +81,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
+            names = list(file.keys())
             if path.stat().st_size > SMALL:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                tensors = {name: file.get_tensor(name) for name in names}
             else:
-                tensors = load(path.read_bytes())
+                loaded = load(path.read_bytes())
+                tensors = {name: loaded[name] for name in names}  # `load` returns them in another order each time
         metadata, expected = header["metadata"], header["checksum"]
     except (SafetensorError, KeyError) as error:
         raise DamagedFile(path, str(error)) from error

@@ -300,3 +300,10 @@ def test_an_index_names_only_files_of_its_store(tmp_path: Path, path: str) -> No
     assert within(tmp_path, "outputs/1/outputs.safetensors") == tmp_path / "outputs/1/outputs.safetensors"
     with pytest.raises(ValueError, match="which is not in"):
         within(tmp_path, path)
+
+
+def test_tensors_come_back_in_one_order(tmp_path: Path) -> None:
+    """Tables list them as they come, and a page made twice must be the same page."""
+    save_tensors(tmp_path / "some", {f"part/{i}": torch.zeros(i % 3) for i in range(40)}, {})
+    orders = {tuple(load_tensors(tmp_path / "some")[0]) for _ in range(5)}
+    assert len(orders) == 1
