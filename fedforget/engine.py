@@ -308,9 +308,8 @@ def _client(job: _Job, client: int, stacked: bool) -> routines.Client | None:
         forgotten = torch.isin(mine, bench.data.split(client, "forget", work.seeds, work.removed, work.request))
     planned = torch.full_like(mine, -1)
     for number, request in enumerate(work.planned):
-        planned[torch.isin(mine, bench.data.split(client, "forget", work.seeds, work.planned[:number], request))] = (
-            number
-        )
+        named = bench.data.split(client, "forget", work.seeds, work.planned[:number], request)
+        planned[torch.isin(mine, named)] = number
     index = mine.to(bench.labels.device)
     return routines.Client(
         id=client,

@@ -241,7 +241,7 @@ class Lock(FileLock):
             return super().acquire(*arguments, **named)
         except Timeout:
             raise
-        except (OSError, NotImplementedError) as error:  # the second: no locks on this disk
+        except (OSError, NotImplementedError) as error:  # filelock's word for a disk that cannot lock files
             why = (error.strerror if isinstance(error, OSError) else "") or str(error)
             raise CannotWrite(Path(self.lock_file), why) from error
 

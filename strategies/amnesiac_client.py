@@ -97,10 +97,11 @@ def sensitive_steps(client: routines.Client) -> dict[int, Params]:
     totals = {number: [torch.zeros_like(p) for p in client.parameters] for number in planned}
     for batch in client.batch_indices():
         named = client.planned[batch]
-        before = [parameter.detach().clone() for parameter in client.parameters]
+        sensitive = bool((named >= 0).any())
+        before = [parameter.detach().clone() for parameter in client.parameters] if sensitive else []
         logits = client.logits(client.inputs[batch])
         client.step(routines.sd_loss(logits, client.labels[batch], client.local.sd_gamma))
-        if (named >= 0).any():
+        if sensitive:
             change = torch._foreach_sub([parameter.detach() for parameter in client.parameters], before)
             torch._foreach_add_(totals[int(named[named >= 0].min())], change)
     return {number: client.vector(total) for number, total in totals.items()}
