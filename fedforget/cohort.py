@@ -452,7 +452,7 @@ class Cohort(Grid):
         """
         answers = sum(_size(reply.update) for reply in self.last_replies)
         if self.last_replies.pool:
-            answers += self.last_replies.pool.total.layout.size * part.sent["model"].flat.element_size()
+            answers += self.last_replies.pool.layout.size * part.sent["model"].flat.element_size()
         if begins:
             mine = sum(_size(vector) for name, vector in part.sent.items() if name != "model") + answers
         else:
@@ -620,8 +620,8 @@ class Cohort(Grid):
             sum(entry[what] for entry in billed) for what in ("steps", "examples", "bytes", "seconds")
         )
         cost = Cost(int(begins), steps, examples, payload * len(work.clients), up, 0, spent)
-        pool_of_all = Pool(Params(torch.from_numpy(_sum(pools)), layout), weights, losses) if pools else None
-        return Replies((good[client] for client in sorted(good)), pool_of_all, work.scale), cost, notes
+        pool = Pool(pools, layout, weights, losses) if pools else None
+        return Replies((good[client] for client in sorted(good)), pool, work.scale), cost, notes
 
     def _problems(
         self,
@@ -853,14 +853,6 @@ class Cohort(Grid):
         options: dict[str, Any] = messages.learner_options(next(iter(messages_)).content)
         clients = [message.metadata.dst_node_id for message in messages_]
         return self._round(model, clients, self.separate, TRAIN_ROUTINE, "retain", self.next_round, None, None, options)
-
-
-def _sum(vectors: Sequence[NDArray]) -> NDArray:
-    """The sum of vectors that arrived, in memory of its own: they may be shared and read-only."""
-    total = np.array(vectors[0]) if len(vectors) == 1 else vectors[0] + vectors[1]
-    for vector in vectors[2:]:
-        total += vector
-    return total
 
 
 def _size(vector: Params) -> int:

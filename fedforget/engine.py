@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from fedforget import data, models, routines, stacked, vmapped
 from fedforget.messages import GRID, POOL, SPHERE, TEST, Task, Work
 from fedforget.metrics import Outputs, regions
-from fedforget.params import FlatModule, Layout, Params, add_exactly, can_add_exactly
+from fedforget.params import ExactSum, FlatModule, Layout, Params, can_add_exactly
+from fedforget.request import UnlearningRequest
+from fedforget.seeds import Seeds
 from fedforget.store import Shelf
 
 EVALUATION_BATCH = 500
@@ -36,6 +38,7 @@ RADIUS = 0.5  # of these spheres, in typical distances between test images, whic
 WAITING, WAITING_BYTES = 16, 1 << 28  # changes that wait to be summed in one pass, at most
 NEIGHBOURS = 500  # test images among which that distance is taken
 AUDITED, SPHERES = 1024, 8  # parts of audit sets whose rows (16 bytes an example), and whose points, are remembered
+HELD = 2048  # parts of clients' data that are remembered (25 bytes an example)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,11 @@ class Workbench:
     def audited(self) -> Callable[..., tuple[Tensor, Tensor]]:
         """`_audited`, which every model of a trajectory is asked about: remembered, for its latest arguments."""
         return lru_cache(maxsize=AUDITED)(partial(_audited, self))
+
+    @cached_property
+    def held(self) -> Callable[..., tuple[Tensor, Tensor, int, Tensor, Tensor]]:
+        """`_held`, which every round of a trajectory asks about: remembered as `audited` is."""
+        return lru_cache(maxsize=HELD)(partial(_held, self))
 
     @cached_property
     def spheres(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
@@ -172,7 +180,7 @@ def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray
             if client in pooled and pool.takes(reply, report["num_examples"]):
                 reports[str(client)]["pooled"] = True
             else:
-                update = reply.change() if isinstance(reply, FlatModule) else reply
+                update = reply if isinstance(reply, Params) else reply.change()
                 arrays[str(client)] = update.flat.numpy()
     total = pool.total()
     if total is not None:
@@ -181,59 +189,55 @@ def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray
 
 
 class _Pool:
-    """The exact sum of what clients answer: of changes of the network, which wait in its vectors, and of vectors.
+    """The exact sum of what clients answer: of what they reached, minus what all of them were sent, and of vectors.
 
     Several are added in one pass over the sum, which for a large network takes half the time.
 
     Args:
-        network: where clients work.
+        network: where clients work one by one.
         scale: the scale of the sum, see `fedforget.params.exact_scale`.
     """
 
     def __init__(self, network: FlatModule, scale: float) -> None:
         self.network, self.scale = network, scale
         self.room = max(1, min(WAITING, WAITING_BYTES // network.start.nbytes))
-        self.changed: list[tuple[Tensor, int]] = []  # what clients' networks held after their work, and n_k
-        self.answered: list[tuple[Tensor, int]] = []
-        self._changes: Tensor | None = None  # in the network's order
-        self._answers: Tensor | None = None
+        # By what is subtracted: the network's start, in its own order, what a stack was sent, or nothing.
+        self.waiting: dict[str, list[tuple[Tensor, int]]] = {"network": [], "stack": [], "vectors": []}
+        self._sums: dict[str, ExactSum] = {}
 
     @property
     def place(self) -> int:
         """The network's vector that is free for the next client."""
-        return len(self.changed)
+        return len(self.waiting["network"])
 
-    def takes(self, reply: Params | FlatModule, examples: int) -> bool:
-        """Add a client's answer, the network if it is the change there, unless it cannot be added exactly."""
-        if isinstance(reply, FlatModule):
-            vector, minus, waiting = reply.vector, reply.start_ends, self.changed
+    def takes(self, reply: Params | FlatModule | stacked.Reached, examples: int) -> bool:
+        """Add a client's answer, or the change from where it started, unless it cannot be added exactly."""
+        if isinstance(reply, Params):
+            kind, vector, start, ends = "vectors", reply.flat, None, (0.0, 0.0)
         else:
-            vector, minus, waiting = reply.flat, (0.0, 0.0), self.answered
-        if examples > self.scale or not can_add_exactly(vector, minus):
+            kind = "network" if isinstance(reply, FlatModule) else "stack"
+            vector, start, ends = reply.vector, reply.start, reply.start_ends
+        if examples > self.scale or not can_add_exactly(vector, ends):
             return False
+        if kind not in self._sums:
+            nothing = vector.new_zeros((), dtype=torch.float64).expand_as(vector)
+            self._sums[kind] = ExactSum(nothing, self.scale, start)
+        waiting = self.waiting[kind]
         waiting.append((vector, examples))
         if len(waiting) == self.room:
-            self._add()
+            self._sums[kind].add(waiting)
+            waiting.clear()
         return True
-
-    def _add(self) -> None:
-        if self.changed:
-            if self._changes is None:
-                self._changes = torch.zeros_like(self.network.start, dtype=torch.float64)
-            add_exactly(self._changes, self.changed, self.scale, minus=self.network.start)
-        if self.answered:
-            if self._answers is None:
-                self._answers = torch.zeros_like(self.answered[0][0], dtype=torch.float64)
-            add_exactly(self._answers, self.answered, self.scale)
-        self.changed, self.answered = [], []
 
     def total(self) -> Tensor | None:
         """The sum, float64 in main memory; ``None`` if nothing was added."""
-        self._add()
-        changes = None if self._changes is None else self.network.params(self._changes.cpu()).flat
-        if changes is None or self._answers is None:
-            return self._answers if changes is None else changes
-        return changes.add_(self._answers)  # exact sums may be added in any order
+        totals = []
+        for kind, exact in self._sums.items():
+            exact.add(self.waiting[kind])
+            total = exact.total().cpu()
+            totals.append(self.network.params(total).flat if kind == "network" else total)
+        # Exact sums may be added in any order.
+        return reduce(torch.add, totals) if totals else None
 
 
 def _received(vector: NDArray, layout: Layout) -> Params:
@@ -245,7 +249,10 @@ def _received(vector: NDArray, layout: Layout) -> Params:
     return Params(torch.tensor(vector), layout if fits else Layout(("vector",), (vector.shape,)))
 
 
-def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[Params | FlatModule | None, dict]]:
+_Reply = Params | FlatModule | stacked.Reached
+
+
+def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[_Reply | None, dict]]:
     """Reply and report of each client of a group, which is stacked if it has more than one member.
 
     A client that trains alone works in the network's vector number ``place``. If its reply is the change that its
@@ -254,13 +261,12 @@ def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[Para
     bench, network = job.bench, job.network
     states = {client: _client(job, client, stacked=len(group) > 1) for client in group}
     working = {client: state for client, state in states.items() if state is not None}
-    replies: dict[int, Params | FlatModule] = {}
+    replies: dict[int, _Reply] = {}
     if len(group) > 1 and working:
         sent, as_asked = job.params["model"], bench.task.engine(bench.labels.device.type)
         stack = vmapped.VmapStack(bench.model) if as_asked == "vmap" else stacked.LinearStack(bench.model)
-        start = sent.flat.to(bench.labels.device)
-        updates = stacked.train(list(working.values()), start, stack, bench.inputs)
-        replies = {client: Params(u.cpu(), sent.layout) for client, u in zip(working, updates, strict=True)}
+        reached = stacked.train(list(working.values()), sent, stack, bench.inputs)
+        replies = dict(zip(working, reached, strict=True))
     else:
         for client, state in working.items():
             network.reset(place)
@@ -271,7 +277,7 @@ def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[Para
     return [(replies.get(client), _report(states[client], replies.get(client))) for client in group]
 
 
-def _report(state: routines.Client | None, reply: Params | FlatModule | None) -> dict:
+def _report(state: routines.Client | None, reply: _Reply | None) -> dict:
     if state is None or reply is None:
         return {"num_examples": 0}
     return {
@@ -283,10 +289,10 @@ def _report(state: routines.Client | None, reply: Params | FlatModule | None) ->
     }
 
 
-def _billed(reply: Params | FlatModule, sparse: bool) -> int:
+def _billed(reply: _Reply, sparse: bool) -> int:
     """Bytes of a reply; a ``sparse`` one is sent as its non-zero entries and a bitmap of their places, if that is less.
 
-    A change has the size and the type of the network's parameters.
+    A change has the size and the type of what the client started from.
     """
     if not sparse:
         return reply.layout.size * (reply.flat if isinstance(reply, Params) else reply.start).element_size()
@@ -297,38 +303,57 @@ def _billed(reply: Params | FlatModule, sparse: bool) -> int:
 def _client(job: _Job, client: int, stacked: bool) -> routines.Client | None:
     """A client with the split it works on; ``None`` if it holds no such data. One in a stack has its rows alone."""
     work, bench = job.work, job.bench
-    whole = bench.data.split(client, "train", work.seeds)
-    all_of_it = work.split == "train" and not work.removed
-    mine = whole if all_of_it else bench.data.split(client, work.split, work.seeds, work.removed, work.request)
-    if not mine.numel():
+    rows, places, capacity, forgotten, planned = bench.held(
+        client, work.split, work.seeds, work.removed, work.request, work.planned
+    )
+    if not rows.numel():
         return None
-    part = not all_of_it and work.split in ("train", "retain", "forget", "few")
-    forgotten = torch.zeros_like(mine, dtype=torch.bool)
-    if work.request:
-        forgotten = torch.isin(mine, bench.data.split(client, "forget", work.seeds, work.removed, work.request))
-    planned = torch.full_like(mine, -1)
-    for number, request in enumerate(work.planned):
-        named = bench.data.split(client, "forget", work.seeds, work.planned[:number], request)
-        planned[torch.isin(mine, named)] = number
-    index = mine.to(bench.labels.device)
-    return routines.Client(
+    state = routines.Client(
         id=client,
         round=work.round,
         model=job.network.module,
-        inputs=bench.inputs[:0] if stacked else bench.inputs[index].to(job.params["model"].flat.dtype),
-        labels=bench.labels[index],
-        places=torch.searchsorted(whole, mine) if part else torch.arange(mine.numel()),
-        capacity=max(whole.numel(), mine.numel()),
+        inputs=bench.inputs[:0] if stacked else bench.inputs[rows].to(job.params["model"].flat.dtype),
+        labels=bench.labels[rows],
+        places=places,
+        capacity=capacity,
         local=bench.task.local,
         seeds=work.seeds.child("client", client, work.round),
         options=work.options,
         vectors={name: vector for name, vector in job.params.items() if name != "model"},
-        rows=index,
-        forgotten=forgotten.to(bench.labels.device),
-        planned=planned.to(bench.labels.device),
+        rows=rows,
+        forgotten=forgotten,
+        planned=planned,
         shelf=Shelf(Path(work.shelves) / f"client-{client}") if work.shelves else None,
         bfloat16=job.precision == "bfloat16",
     ).with_recipe()
+    state.parameters = job.network.trainable
+    return state
+
+
+def _held(
+    bench: Workbench,
+    client: int,
+    split: str,
+    seeds: Seeds,
+    removed: tuple[UnlearningRequest, ...],
+    request: UnlearningRequest | None,
+    expected: tuple[UnlearningRequest, ...],
+) -> tuple[Tensor, Tensor, int, Tensor, Tensor]:
+    """``rows``, ``places``, ``capacity``, ``forgotten`` and ``planned`` of a `routines.Client`."""
+    whole = bench.data.split(client, "train", seeds)
+    all_of_it = split == "train" and not removed
+    mine = whole if all_of_it else bench.data.split(client, split, seeds, removed, request)
+    part = not all_of_it and split in ("train", "retain", "forget", "few")
+    places = torch.searchsorted(whole, mine) if part else torch.arange(mine.numel())
+    forgotten = torch.zeros_like(mine, dtype=torch.bool)
+    if request:
+        forgotten = torch.isin(mine, bench.data.split(client, "forget", seeds, removed, request))
+    planned = torch.full_like(mine, -1)
+    for number, one in enumerate(expected):
+        named = bench.data.split(client, "forget", seeds, expected[:number], one)
+        planned[torch.isin(mine, named)] = number
+    device = bench.labels.device
+    return mine.to(device), places, max(whole.numel(), mine.numel()), forgotten.to(device), planned.to(device)
 
 
 @torch.no_grad()

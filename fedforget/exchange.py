@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fedforget.ledger import Cost
-from fedforget.params import BLOCK, Params, add_exactly, can_add_exactly, exact_scale
+from fedforget.params import BLOCK, ExactSum, Layout, Params, can_add_exactly, exact_scale
 
 RECORDS = ("nothing", "globals", "targets", "all")
 STORAGES = ("records", "updates", "sums")
@@ -69,14 +72,23 @@ class Pool:
     """The answers of clients of which only the weighted sum was asked.
 
     Args:
-        total: ``sum_k n_k u_k``, float64.
+        sums: as they arrived, one a node: ``sum_k n_k u_k`` over its clients, float64 ``[d]``, maybe read-only.
+        layout: of what is summed.
         weights: n_k by client.
         losses: mean training loss by client.
     """
 
-    total: Params
+    sums: Sequence[NDArray]
+    layout: Layout
     weights: Mapping[int, int]
     losses: Mapping[int, float]
+
+    def total(self, start: int = 0, stop: int | None = None) -> NDArray:
+        """The sum over all clients, or its entries from ``start`` to ``stop``; always a new array."""
+        total = np.array(self.sums[0][start:stop])
+        for more in self.sums[1:]:
+            total += more[start:stop]
+        return total
 
 
 class Replies(tuple[Reply, ...]):
@@ -112,17 +124,17 @@ class Replies(tuple[Reply, ...]):
         """``sum_k n_k u_k / sum_k n_k``, in float64 and then rounded to ``dtype`` (by default that of the updates).
 
         The same bits come out whichever of the updates came one by one and which in the pool, see
-        `fedforget.params.add_exactly`. What cannot be added exactly is added last, in client-id order.
+        `fedforget.params.ExactSum`. What cannot be added exactly is added last, in client-id order.
 
         Raises:
             ValueError: if nobody answered, or nobody has an example.
         """
-        total, weight = self._total()
+        layout, weight = self._whole()
         kept = self[0].update.flat.dtype if len(self) else torch.float32
-        mean = torch.empty(total.layout.size, dtype=dtype or kept)
-        for start in range(0, len(mean), BLOCK):
-            torch.div(total.flat[start : start + BLOCK], weight, out=mean[start : start + BLOCK])
-        return Params(mean, total.layout)
+        mean = torch.empty(layout.size, dtype=dtype or kept)
+        for start, total in self._total(layout):
+            torch.div(total, weight, out=mean[start : start + BLOCK])
+        return Params(mean, layout)
 
     def added_to(self, model: Params) -> Params:
         """``model + sum_k n_k u_k / sum_k n_k``, in float64 and then rounded to the model's precision.
@@ -130,29 +142,36 @@ class Replies(tuple[Reply, ...]):
         Raises:
             ValueError: as `mean`.
         """
-        total, weight = self._total()
+        layout, weight = self._whole()
         moved = torch.empty_like(model.flat)
-        for start in range(0, len(moved), BLOCK):
-            mean = total.flat[start : start + BLOCK] / weight
-            moved[start : start + BLOCK] = mean.add_(model.flat[start : start + BLOCK])
+        for start, total in self._total(layout):
+            moved[start : start + BLOCK] = total.div_(weight).add_(model.flat[start : start + BLOCK])
         return Params(moved, model.layout)
 
-    def _total(self) -> tuple[Params, int]:
-        """``sum_k n_k u_k`` in float64 and ``sum_k n_k``, see `mean`."""
+    def _whole(self) -> tuple[Layout, int]:
+        """The layout of the answers, and ``sum_k n_k``."""
         weight = sum(self.weights().values())
         if not weight > 0:
             raise ValueError("there is no mean of no replies; ask clients that hold data in this split")
-        layout = self.pool.total.layout if self.pool else self[0].update.layout
-        total = self.pool.total.flat if self.pool else torch.zeros(layout.size, dtype=torch.float64)
-        if self.pool and len(self):
-            total = total.clone()  # the pool keeps its own
-        exactly = [can_add_exactly(reply.update.flat) and reply.num_examples <= self.scale for reply in self]
-        terms = [(reply.update.flat, reply.num_examples) for reply in self]
-        add_exactly(total, (term for term, exact in zip(terms, exactly, strict=True) if exact), self.scale)
-        for (vector, number), exact in zip(terms, exactly, strict=True):
-            if not exact:
-                total.add_(vector, alpha=number)
-        return Params(total, layout), weight
+        return self.pool.layout if self.pool else self[0].update.layout, weight
+
+    def _total(self, layout: Layout) -> Iterator[tuple[int, Tensor]]:
+        """``sum_k n_k u_k`` in float64, block by block, each with its place, see `mean`."""
+        exact: list[tuple[Sequence[Tensor], int]] = []
+        other: list[tuple[Sequence[Tensor], int]] = []
+        for reply in self:
+            fits = can_add_exactly(reply.update.flat) and reply.num_examples <= self.scale
+            (exact if fits else other).append((reply.update.flat.split(BLOCK), reply.num_examples))
+        for number, start in enumerate(range(0, layout.size, BLOCK)):
+            stop = min(start + BLOCK, layout.size)
+            total = torch.from_numpy(self.pool.total(start, stop) if self.pool else np.zeros(stop - start))
+            if exact:
+                continued = ExactSum(total, self.scale)
+                continued.add((blocks[number], weight) for blocks, weight in exact)
+                total = continued.total()
+            for blocks, weight in other:
+                total.add_(blocks[number], alpha=weight)
+            yield start, total
 
     def by_client(self) -> dict[int, Params]:
         """The updates that came one by one, by client id."""

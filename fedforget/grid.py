@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import os
 import platform
+import queue
 import threading
 import time
 import uuid
@@ -211,7 +212,7 @@ class RayGrid(_LocalGrid):
         self._idle = deque(self._workers)  # the places of workers that hold no message
         self._queue: deque[tuple[Message, tuple[Any, ...]]] = deque()
         self._running: dict[Any, tuple[Message | None, int]] = {}  # without a message: a worker that is looked after
-        self._wake = threading.Event()
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()  # Ray's thread must not wait for a lock
         threading.Thread(target=self._collect, daemon=True, name="ray-grid").start()
 
     def _start(self, place: int) -> Any:
@@ -246,28 +247,24 @@ class RayGrid(_LocalGrid):
         """Give waiting messages to idle workers; the lock is held."""
         while self._queue and self._idle:
             (message, arguments), place = self._queue.popleft(), self._idle.popleft()
-            self._running[self._workers[place].handle.remote(*arguments)] = (message, place)
-        self._wake.set()
+            self._await(self._workers[place].handle.remote(*arguments), message, place)
+
+    def _await(self, call: Any, message: Message | None, place: int) -> None:
+        """Let `_collect` know when a call ends; the lock is held."""
+        future = call.future()
+        self._running[future] = (message, place)
+        future.add_done_callback(self._done.put)
 
     def _collect(self) -> None:
         """Turn finished calls into replies, for as long as the process lives."""
         while True:
-            with self._arrived:
-                futures = list(self._running)
-            if not futures:
-                self._wake.wait()
-                self._wake.clear()
-                continue
-            # The short time-out lets calls that were made meanwhile be waited for as well.
-            done, _ = self._ray.wait(futures, num_returns=1, timeout=0.02)
-            for future in done:
-                self._finish(future)
+            self._finish(self._done.get())
 
     def _finish(self, future: Any) -> None:
         """Answer the message of a finished call, unless it was abandoned, and give its worker the next."""
         answer, died = None, False
         try:
-            answer = self._ray.get(future)
+            answer = future.result()
         except self._ray.exceptions.RayTaskError as error:  # the ClientApp raised; its worker is well
             reason = f"{type(error.cause).__name__}: {error.cause}"
         except Exception as error:  # noqa: BLE001 (whatever ended the worker is that message's answer)
@@ -299,7 +296,7 @@ class RayGrid(_LocalGrid):
         """
         while self._idle:
             place = self._idle.popleft()
-            self._running[self._workers[place].alive.remote()] = (None, place)
+            self._await(self._workers[place].alive.remote(), None, place)
 
     def _replace(self, place: int) -> None:
         self._ray.kill(self._workers[place])

@@ -405,7 +405,7 @@ class FileJournal:
             pooled = {client: entry for client, entry in entries.items() if client not in alone}
             weights = {client: number for client, (number, _) in pooled.items()}
             losses = {client: loss for client, (_, loss) in pooled.items()}
-            pool = Pool(Params(tensors["pool"], layout), weights, losses)
+            pool = Pool([tensors["pool"].numpy()], layout, weights, losses)
         one_by_one = (Reply(client, Params(tensors[str(client)], layout), *entries[client]) for client in alone)
         return Replies(one_by_one, pool, metadata["scale"]), Cost(**metadata["cost"]), metadata["notes"]
 
@@ -415,11 +415,11 @@ class FileJournal:
         losses = replies.losses()
         entries = {str(client): [number, losses[client]] for client, number in replies.weights().items()}
         tensors = {str(reply.client): reply.update.flat for reply in replies}
-        vectors = [reply.update for reply in replies]
+        layouts = [reply.update.layout for reply in replies]
         if replies.pool:
-            tensors["pool"] = replies.pool.total.flat
-            vectors.append(replies.pool.total)
-        layout = vectors[0].layout if vectors else Layout((), ())
+            tensors["pool"] = torch.from_numpy(replies.pool.total())
+            layouts.append(replies.pool.layout)
+        layout = layouts[0] if layouts else Layout((), ())
         metadata = {
             "replies": entries,
             "scale": replies.scale,

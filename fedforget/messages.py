@@ -8,7 +8,7 @@ are looked up, never unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -160,8 +160,14 @@ class Work:
 
 
 def encode(array: NDArray) -> Array:
-    """A NumPy array as a Flower `Array` of raw little-endian bytes (Flower's own encoding copies twice more)."""
-    return Array(str(array.dtype), tuple(array.shape), RAW, np.asarray(array, array.dtype.newbyteorder("<")).tobytes())
+    """A NumPy array as a Flower `Array` of raw little-endian bytes (Flower's own encoding copies it three times).
+
+    The bytes are a read-only view of the array, so that it must not change while the message is on its way.
+    """
+    raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    encoded = Array(str(array.dtype), tuple(array.shape), RAW, b"")
+    encoded.data = raw.reshape(-1).view(np.uint8).data.toreadonly()  # type: ignore[assignment]
+    return encoded
 
 
 def decode(array: Array) -> NDArray:
@@ -180,7 +186,7 @@ def decode(array: Array) -> NDArray:
 def pack(work: Work, vectors: Mapping[str, Params] | None = None) -> RecordDict:
     """The content of a message to a node; vectors travel in the precision they have."""
     arrays = {name: encode(params.flat.numpy()) for name, params in (vectors or {}).items()}
-    return RecordDict({WORK: ConfigRecord({"json": work.to_json()}), ARRAYS: ArrayRecord(arrays)})
+    return RecordDict({WORK: ConfigRecord({"json": work.to_json()}), ARRAYS: _record(arrays)})
 
 
 def repack(content: RecordDict, work: Work) -> RecordDict:
@@ -196,7 +202,7 @@ def unpack(content: RecordDict) -> tuple[Work, dict[str, NDArray]]:
 
 def pack_reply(arrays: Mapping[str, NDArray], report: Mapping[str, dict]) -> RecordDict:
     """A node's answer: arrays by ``"client"``, ``"client/name"`` or `POOL`, and a JSON report by client id."""
-    encoded = ArrayRecord({name: encode(array) for name, array in arrays.items()})
+    encoded = _record({name: encode(array) for name, array in arrays.items()})
     return RecordDict({ARRAYS: encoded, REPORT: ConfigRecord({"json": json.dumps(report)})})
 
 
@@ -238,7 +244,8 @@ def to_learner(params: Params) -> ArrayRecord:
 
     Blocks that fit into a core's cache make a learner's arithmetic about ten times faster than whole vectors do.
     """
-    return _learner_record(LearnerArray(block) for block in _blocks(params.flat.numpy()))
+    blocks = _blocks(params.flat.numpy())
+    return _record({str(number): LearnerArray(block) for number, block in enumerate(blocks)})
 
 
 def from_learner(arrays: ArrayRecord, layout: Layout) -> Params:
@@ -271,7 +278,7 @@ def learner_replies(
     replies = []
     for client, update in updates.items():
         blocks = zip(sent, _blocks(update.flat.numpy()), strict=True)
-        arrays = _learner_record(LearnerArray(*block) for block in blocks)
+        arrays = _record({str(number): LearnerArray(*block) for number, block in enumerate(blocks)})
         metrics = MetricRecord({WEIGHT: weights[client]})
         replies.append(Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=asked[client]))
     return replies
@@ -282,10 +289,10 @@ def _blocks(flat: NDArray) -> list[NDArray]:
     return [flat[start : start + LEARNER_BLOCK] for start in range(0, len(flat), LEARNER_BLOCK)]
 
 
-def _learner_record(arrays: Iterable[LearnerArray]) -> ArrayRecord:
+def _record(arrays: Mapping[str, Array]) -> ArrayRecord:
     record = ArrayRecord()
-    for number, array in enumerate(arrays):
-        record[str(number)] = array  # by item: the constructor would replace it by a plain Array
+    for name, array in arrays.items():
+        record[name] = array  # by item: the constructor would replace it by a plain Array of bytes
     return record
 
 

@@ -6,6 +6,7 @@ parameter tensor of the module, under its `named_parameters` name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 1 << 15  # entries; sums over long vectors go block by block, so that blocks stay in a core's own cache
-EXACT_LIMIT = 512.0  # largest entry of an update that can be summed exactly, see `add_exactly`
+EXACT_LIMIT = 128.0  # largest entry of an update that can be summed exactly, see `ExactSum`
 EXACT_QUANTUM = 2.0**-42  # what its entries are rounded to, as a share of the sum's scale
 ALIGNED = 16  # entries of which the tensors of a `FlatModule` start at a multiple: 64 bytes, as torch's own tensors do
 
@@ -165,6 +166,7 @@ class FlatModule:
     Attributes:
         module: the same module.
         layout: its layout.
+        trainable: its parameters that are trained, in the layout's order (every client would look for them).
         start: what `reset` loads, ``[D]`` with D >= d.
         start_ends: its least and its greatest entry.
     """
@@ -172,6 +174,7 @@ class FlatModule:
     def __init__(self, module: nn.Module) -> None:
         tensors = _tensors(module)
         self.module, self.layout = module, Layout.of(module)
+        self.trainable: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._strides = [tensor.stride() for tensor in tensors.values()]
         self._starts = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in self.layout.sizes)]
         first = next(iter(tensors.values()))
@@ -251,7 +254,7 @@ def ends(vector: Tensor) -> tuple[float, float]:
 
 
 def can_add_exactly(vector: Tensor, minus: tuple[float, float] = (0.0, 0.0)) -> bool:
-    """Whether `add_exactly` takes a vector: float32, and no entry is NaN or beyond `EXACT_LIMIT`.
+    """Whether an `ExactSum` takes a vector: float32, and no entry is NaN or beyond `EXACT_LIMIT`.
 
     Where a term is the difference of two vectors, ``minus`` are the `ends` of the other, and this asks whether every
     entry of the one may be subtracted from every entry of the other.
@@ -262,32 +265,46 @@ def can_add_exactly(vector: Tensor, minus: tuple[float, float] = (0.0, 0.0)) -> 
     return least - minus[1] >= -EXACT_LIMIT and greatest - minus[0] <= EXACT_LIMIT
 
 
-def add_exactly(total: Tensor, terms: Iterable[tuple[Tensor, int]], scale: float, minus: Tensor | None = None) -> None:
-    """``total += sum_k weight_k (vector_k - minus)``, in whichever order and grouping with the same bits.
+class ExactSum:
+    """``sum_k weight_k (vector_k - minus)`` in float64, in whichever order and grouping with the same bits.
 
-    Every term is rounded to a multiple of ``q = EXACT_QUANTUM * scale``. While weights sum to at most ``4 * scale``,
-    all partial sums are multiples of q below ``2^53 q``, which float64 holds exactly (Demmel and Nguyen, "Fast
-    Reproducible Floating-Point Summation", ARITH 2013, with one bin). A term's rounding changes a mean over ``scale``
-    examples by at most 2^-43.
+    Every term is rounded to a multiple of ``q = EXACT_QUANTUM * scale``, after which sums are exact (Demmel and Nguyen,
+    "Fast Reproducible Floating-Point Summation", ARITH 2013, with one bin): partial sums are kept on top of a number
+    so large that the last digit of float64 is worth q there, so an addition rounds its term and nothing else, as long
+    as weights sum to at most ``4 * scale``. A term's rounding changes a mean over ``scale`` examples by at most 2^-43.
+
+    Half a quantum would be rounded up or down depending on the sum so far. So a weight is raised to the next float64,
+    whose last digit is 1: a product then has a digit far below half a quantum, whether it is rounded before it is
+    added or not.
 
     Args:
-        total: float64 ``[d]``, changed in place.
-        terms: float32 ``[d]``, see `can_add_exactly`, and n_k, at most ``scale``, of each.
+        start: what the sum begins with, ``[d]``: zeros, or such a sum; not changed.
         scale: see `exact_scale`; the same for all terms of a sum.
         minus: float32 ``[d]``, subtracted in float32 from each vector; ``None`` for 0.
     """
-    # A number this large has a last digit worth q. The product before it is exact, so it is rounded only once.
-    shift = torch.tensor(1.5 * 2.0**52 * EXACT_QUANTUM * scale, dtype=torch.float64)
-    # Block by block, so that what is not in the vectors stays in a core's cache.
-    pieces = [(vector.split(BLOCK), weight) for vector, weight in terms]
-    bases = minus.split(BLOCK) if minus is not None else ()
-    change = torch.empty(min(BLOCK, total.numel()), dtype=torch.float32, device=total.device)
-    term = torch.empty_like(change, dtype=torch.float64)
-    for number, sums in enumerate(total.split(BLOCK)):
-        change, term = change[: len(sums)], term[: len(sums)]
-        for blocks, weight in pieces:
-            term.copy_(torch.sub(blocks[number], bases[number], out=change) if bases else blocks[number])
-            sums += torch.add(shift, term, alpha=weight, out=term).sub_(shift)
+
+    def __init__(self, start: Tensor, scale: float, minus: Tensor | None = None) -> None:
+        self._large = 1.5 * 2.0**52 * EXACT_QUANTUM * scale
+        self._sum = torch.add(start, torch.tensor(self._large, dtype=torch.float64, device=start.device))
+        self._minus = minus.split(BLOCK) if minus is not None else ()
+
+    def add(self, terms: Iterable[tuple[Tensor, int]]) -> None:
+        """Add vectors, float32 ``[d]``, see `can_add_exactly`, with n_k, at most ``scale``, of each."""
+        # Block by block, so that what is not in the vectors stays in a core's cache.
+        pieces = [(vector.split(BLOCK), math.nextafter(weight, math.inf)) for vector, weight in terms]
+        change = torch.empty(min(BLOCK, self._sum.numel()), dtype=torch.float32, device=self._sum.device)
+        exact = torch.empty_like(change, dtype=torch.float64)
+        for number, sums in enumerate(self._sum.split(BLOCK)):
+            change, exact = change[: len(sums)], exact[: len(sums)]
+            for blocks, weight in pieces:
+                block = torch.sub(blocks[number], self._minus[number], out=change) if self._minus else blocks[number]
+                sums.add_(exact.copy_(block), alpha=weight)
+
+    def total(self) -> Tensor:
+        """The sum, float64 ``[d]``; nothing can be added to it any more."""
+        total = self._sum.sub_(self._large)
+        del self._sum
+        return total
 
 
 def weighted_mean(items: Iterable[Params], weights: Sequence[float]) -> Params:

@@ -18,7 +18,9 @@ from functools import cached_property
 from math import prod
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedforget.params import Layout, Params
@@ -140,7 +142,8 @@ class Client:
         options: what the strategy sent along, by name.
         vectors: parameter vectors that the strategy sent along, by name.
         seeds: the client's random streams in this round.
-        rows: where each example stands among all that the process holds, ``[n]``.
+        rows: where each example stands among all that the process holds, ``[n]``. These, ``places``, ``forgotten`` and
+            ``planned`` serve the client's later rounds as well, and must not be written to.
         forgotten: which examples the request being served names, booleans ``[n]``.
         planned: number of the first of the requests known beforehand that names each example, ``[n]``; -1 if none does.
         shelf: where the client keeps vectors for later, if its strategy's card says ``client_records``.
@@ -189,35 +192,33 @@ class Client:
     def batch_indices(self) -> Iterator[Tensor]:
         """Which examples each of the `batches` holds."""
         left = self.planned_steps()
-        for order in self.orders() if left else ():
-            for batch in order.split(self.local.batch_size)[:left]:
-                self.examples += len(batch)
-                yield batch
-            left -= min(left, -(-len(order) // self.local.batch_size))
+        for epoch in itertools.count():
             if not left:
                 return
+            batches = torch.from_numpy(self.order(epoch)).to(self.labels.device).split(self.local.batch_size)[:left]
+            for batch in batches:
+                self.examples += batch.numel()
+                yield batch
+            left -= len(batches)
 
     def planned_steps(self) -> int:
         """How many steps the recipe asks of this client.
 
         The option ``effort`` (0 to 1) asks for that share of them, rounded up.
         """
-        epoch_steps = -(-len(self.labels) // self.local.batch_size)
+        epoch_steps = -(-self.labels.shape[0] // self.local.batch_size)
         steps = (self.local.steps or self.local.epochs * epoch_steps) if epoch_steps else 0
         return math.ceil(steps * float(self.options.get("effort", 1.0)) - 1e-9)  # 0.07 * 100 is 7, not 8
 
-    def orders(self) -> Iterator[Tensor]:
-        """The order of the examples in each epoch, without end."""
-        partial = len(self.places) < self.capacity
-        if partial:
-            where = torch.full((self.capacity,), -1)
-            where[self.places] = torch.arange(len(self.places))
-        for epoch in itertools.count():
-            order = torch.from_numpy(self.seeds.numpy("shuffle", epoch).permutation(self.capacity))
-            if partial:
-                order = where[order]
-                order = order[order >= 0]
-            yield order.to(self.labels.device)
+    def order(self, epoch: int) -> NDArray:
+        """The order of the examples in an epoch, counted from 0, ``[n]``."""
+        order = self.seeds.numpy("shuffle", epoch).permutation(self.capacity)
+        if self.places.numel() == self.capacity:
+            return order
+        where = np.full(self.capacity, -1)
+        where[self.places.numpy()] = np.arange(self.places.numel())
+        order = where[order]
+        return order[order >= 0]
 
     def logits(self, inputs: Tensor) -> Tensor:
         """What the model answers on a batch, ``[n, classes]`` in the precision of the inputs."""

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedforget.params import Layout, Params, ends
 from fedforget.routines import Client, Optimizer, products
 
 STACKABLE = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, nn.ReLU)
@@ -103,18 +106,39 @@ class LinearStack(Stack):
             yield left, given
 
 
-def train(clients: Sequence[Client], sent: Tensor, stack: Stack, images: Tensor) -> list[Tensor]:
+@dataclass(frozen=True)
+class Reached:
+    """The parameters that a client of a stack reached, and those that it started from, as a `FlatModule` has them.
+
+    Args:
+        vector: what it reached, ``[d]``, on the device.
+        start: what it started from.
+        start_ends: the `ends` of that.
+        layout: the layout of both.
+    """
+
+    vector: Tensor
+    start: Tensor
+    start_ends: tuple[float, float]
+    layout: Layout
+
+    def change(self) -> Params:
+        """The one minus the other, in main memory."""
+        return Params((self.vector - self.start).cpu(), self.layout)
+
+
+def train(clients: Sequence[Client], sent: Params, stack: Stack, images: Tensor) -> list[Reached]:
     """`routines.train` for a group of clients at once.
 
     Args:
         clients: clients of one round and recipe; their steps, examples and losses are counted as if each had trained
             alone.
-        sent: the parameters that all of them start from, a flat vector ``[d]``.
+        sent: the parameters that all of them start from.
         stack: their network.
         images: all examples of the process, ``[N, C, H, W]``, of which clients have ``rows``.
 
     Returns:
-        The updates ``[d]``, one a client, in the order given.
+        What each reached, in the order given.
     """
     # Clients with the most steps first: those that still train are then always the first so many of the stack.
     order = sorted(range(len(clients)), key=lambda place: -clients[place].planned_steps())
@@ -124,66 +148,68 @@ def train(clients: Sequence[Client], sent: Tensor, stack: Stack, images: Tensor)
     steps = [client.planned_steps() for client in clients]
     examples = torch.cat([client.rows for client in clients])
     labels = torch.cat([client.labels for client in clients])
-    index = _plan(clients, steps)
+    index = _plan(clients, steps).to(labels.device)
+    start = sent.flat.to(labels.device)
     filled = index >= 0
-    share = filled.to(sent.dtype) / filled.sum(2, keepdim=True).clamp(min=1)
+    share = filled.to(start.dtype) / filled.sum(2, keepdim=True).clamp(min=1)
     for client, seen in zip(clients, filled.sum((0, 2)).tolist(), strict=True):
         client.examples += seen
     index.clamp_(min=0)
 
+    # One vector a client, of which the stack's tensors are views, so that nothing has to be put together afterwards.
+    vectors = start.repeat(len(clients), 1)
     shapes = [parameter.shape for parameter in model.parameters()]
     sizes = [shape.numel() for shape in shapes]
-    layers = [piece.view(shape) for piece, shape in zip(sent.split(sizes), shapes, strict=True)]
-    trained = [layer.expand(len(clients), *layer.shape).clone() for layer in layers]
+    trained = [piece.view(-1, *shape) for piece, shape in zip(vectors.split(sizes, 1), shapes, strict=True)]
     optimizer = Optimizer(trained, local, clients[0].round)
     mu = float(clients[0].options.get("proximal-mu", 0.0))
-    losses = torch.zeros(len(clients), dtype=sent.dtype, device=labels.device)
+    losses = torch.zeros(len(clients), dtype=start.dtype, device=labels.device)
     for step in range(steps[0]):
         active = sum(length > step for length in steps)
         optimizer.narrow(active)
         rows = index[step, :active]
-        inputs = stack.features(images[examples[rows.flatten()]].to(sent.dtype)).unflatten(0, rows.shape)
+        inputs = stack.features(images[examples[rows.flatten()]].to(start.dtype)).unflatten(0, rows.shape)
         with products(clients[0].bfloat16, images.device):
-            logits = stack.logits(optimizer.parameters, inputs)
+            logits = stack.logits(optimizer.parameters, inputs).detach().to(start.dtype)
             loss, slope = _loss(logits, labels[rows], share[step, :active], local.sd_gamma)
             if optimizer.is_plain and not mu:
                 stack.descend(optimizer.parameters, slope, optimizer.lr)
             else:
                 gradients = stack.gradients(optimizer.parameters, slope)
                 if mu:
+                    layers = [piece.view(shape) for piece, shape in zip(start.split(sizes), shapes, strict=True)]
                     torch._foreach_add_(gradients, torch._foreach_sub(optimizer.parameters, layers), alpha=mu)
                 optimizer.step(gradients)
         losses[:active] += loss
 
     for client, length, total in zip(clients, steps, losses, strict=True):
         client.steps, client.total_loss = length, total
-    updates = torch.empty(len(clients), len(sent), dtype=sent.dtype, device=sent.device)
-    for update, values, layer in zip(updates.split(sizes, 1), trained, sent.split(sizes), strict=True):
-        torch.sub(values.flatten(1), layer, out=update)
-    return [updates[order.index(place)] for place in range(len(clients))]
+    start_ends = ends(start)
+    return [Reached(vectors[order.index(place)], start, start_ends, sent.layout) for place in range(len(clients))]
 
 
 def _plan(clients: Sequence[Client], steps: Sequence[int]) -> Tensor:
     """The examples of each step, as rows of all clients' examples one after another.
 
     Returns:
-        ``[steps, clients, width]``, -1 where a client's batch is shorter than the widest or it has no such step.
+        ``[steps, clients, width]`` in main memory, -1 where a client's batch is shorter than the widest or it has no
+        such step.
     """
-    sizes = [len(client.labels) for client in clients]
+    sizes = [client.rows.numel() for client in clients]
     width = min(clients[0].local.batch_size, max(sizes))  # a batch_size may exceed every client's data
-    index = torch.full((len(clients), max(steps), width), -1, dtype=torch.long, device=clients[0].labels.device)
+    index = np.full((len(clients), max(steps) * width), -1)
     offset = 0
     for rows, client, length, size in zip(index, clients, steps, sizes, strict=True):
-        flat = rows.view(-1)[: length * width]
         epoch = -(-size // width) * width  # an epoch's last batch may be short
-        for start, order in zip(range(0, length * width, epoch), client.orders()):  # noqa: B905 (orders never end)
-            flat[start : start + size] = order[: len(flat) - start] + offset
+        for number, start in enumerate(range(0, length * width, epoch)):
+            order = client.order(number)[: length * width - start]
+            rows[start : start + len(order)] = order + offset
         offset += size
-    return index.transpose(0, 1)
+    return torch.from_numpy(index).view(len(clients), max(steps), width).transpose(0, 1)
 
 
 def _loss(logits: Tensor, labels: Tensor, share: Tensor, sd_gamma: float) -> tuple[Tensor, Tensor]:
-    """Each client's loss on its batch ``[clients]``, and its gradient by the logits, in the precision of ``share``.
+    """Each client's loss on its batch ``[clients]``, and its gradient by the logits.
 
     Args:
         logits: ``[clients, batch, classes]``.
@@ -191,10 +217,15 @@ def _loss(logits: Tensor, labels: Tensor, share: Tensor, sd_gamma: float) -> tup
         share: each example's share of its batch, 0 where there is none, ``[clients, batch]``.
         sd_gamma: as in `routines.sd_loss`.
     """
-    leaf = logits.detach().to(share.dtype).requires_grad_()
-    each = nn.functional.cross_entropy(leaf.flatten(0, 1), labels.flatten(), reduction="none").view_as(share)
+    log_p, true = logits.log_softmax(-1), labels.unsqueeze(-1)
+    each = log_p.gather(-1, true).squeeze(-1).neg_()
+    # What autograd would call, so that these are the bits of a client that trains alone.
+    by_log_p = torch.zeros_like(logits).scatter_(-1, true, -share.unsqueeze(-1))
+    slope = torch._log_softmax_backward_data(by_log_p, log_p, -1, logits.dtype)
     if sd_gamma:
-        each = each + sd_gamma * leaf.std(-1)
-    loss = (each * share).sum(1)
-    (slope,) = torch.autograd.grad(loss.sum(), leaf)
-    return loss.detach(), slope
+        # The sample standard deviation of C numbers z has the gradient (z - mean) / ((C - 1) std), or 0 where it is 0.
+        std = logits.std(-1)
+        each = each + sd_gamma * std
+        along = (sd_gamma * share / ((logits.shape[-1] - 1) * std)).masked_fill_(std == 0, 0.0)
+        slope += along.unsqueeze(-1) * (logits - logits.mean(-1, keepdim=True))
+    return (each * share).sum(1), slope
