@@ -27,6 +27,7 @@ from fedforget.store import (
     load_json,
     load_tensors,
     make_folder,
+    open_tensors,
     save_json,
     save_tensors,
 )
@@ -170,8 +171,8 @@ class Recording:
             self._about[round] = self.load(round)[1]
         return self._about[round]
 
-    def load(self, round: int) -> tuple[dict[str, Tensor], dict]:
-        """Tensors and metadata of one round."""
+    def load(self, round: int) -> tuple[Mapping[str, Tensor], dict]:
+        """Tensors and metadata of one round; of a large one the tensors are read when they are asked for."""
         try:
             now = self.path(round).stat()
             return _load(self.path(round), now.st_mtime_ns, now.st_ino)
@@ -182,7 +183,7 @@ class Recording:
         """The recorded update of a client in a round."""
         prefix = f"{client}/"
         tensors, _ = self.load(round)
-        stored = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        stored = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
         return decompress(stored, self.layout, self.config, self.stream(round, client))
 
     def stream(self, round: int, client: int) -> Seeds:
@@ -199,9 +200,9 @@ class Recording:
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path, changed: int, inode: int) -> tuple[dict[str, Tensor], dict]:
+def _load(path: Path, changed: int, inode: int) -> tuple[Mapping[str, Tensor], dict]:
     """A round's file; time of change and inode tell a rewritten file from the one that was read before."""
-    return load_tensors(path)
+    return open_tensors(path)
 
 
 GLOBAL_MODELS = "global models"

@@ -15,7 +15,8 @@ import shutil
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,21 +79,68 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         DamagedFile: if the content does not match its checksum.
         FileNotFoundError: if there is no such file.
     """
+    with _opened(path) as file:
+        header, names = file.metadata() or {}, list(file.keys())
+        if path.stat().st_size > SMALL:
+            tensors = {name: file.get_tensor(name) for name in names}
+        else:
+            loaded = load(path.read_bytes())
+            tensors = {name: loaded[name] for name in names}  # `load` returns them in another order each time
+    return tensors, _verified(path, tensors, header)
+
+
+def _verified(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict:
+    """The metadata in a file's header, once its checksum is found to be that of the tensors."""
+    if not {"metadata", "checksum"} <= header.keys():
+        raise DamagedFile(path, "its header is not whole")
+    if _checksum(tensors, header["metadata"]) != header["checksum"]:
+        raise DamagedFile(path, MISMATCH)
+    return json.loads(header["metadata"])
+
+
+def open_tensors(path: Path) -> tuple[Mapping[str, Tensor], dict]:
+    """As `load_tensors`, but of a file beyond `SMALL` every tensor is read when it is asked for, so that one is held.
+
+    Its checksum is verified here, by reading all of them once.
+    """
+    if path.stat().st_size <= SMALL:
+        return load_tensors(path)
+    tensors = _OnDisk(path)
+    return tensors, _verified(path, tensors, tensors.header)
+
+
+class _OnDisk(Mapping[str, Tensor]):
+    """The tensors of a file, each read when it is asked for.
+
+    Args:
+        path: the file; it must not be changed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _opened(path) as file:
+            self.header, self._names = file.metadata() or {}, tuple(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with _opened(self._path) as file:
+            return file.get_tensor(name).clone()  # what it gives is the file itself, mapped into memory
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            names = list(file.keys())
-            if path.stat().st_size > SMALL:
-                tensors = {name: file.get_tensor(name) for name in names}
-            else:
-                loaded = load(path.read_bytes())
-                tensors = {name: loaded[name] for name in names}  # `load` returns them in another order each time
-        metadata, expected = header["metadata"], header["checksum"]
-    except (SafetensorError, KeyError) as error:
+            yield file
+    except SafetensorError as error:
         raise DamagedFile(path, str(error)) from error
-    if _checksum(tensors, metadata) != expected:
-        raise DamagedFile(path, MISMATCH)
-    return tensors, json.loads(metadata)
 
 
 def save_json(path: Path, value: object) -> None:

@@ -21,6 +21,7 @@ from fedforget.store import (
     digest,
     load_json,
     load_tensors,
+    open_tensors,
     save_json,
     save_tensors,
     within,
@@ -44,9 +45,19 @@ def write_tensors(path: Path) -> None:
     save_tensors(path, {"w": torch.tensor([1.5, -2.0]), "n": torch.tensor([3])}, {"notes": ["late"], "round": 7})
 
 
+def read_one_by_one(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """As of a file that is too large to be held."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "SMALL", 0)
+        tensors, metadata = open_tensors(path)
+        return dict(tensors), metadata
+
+
 Loader = Callable[[Path], object]
 BOTH = pytest.mark.parametrize(
-    ("write", "load"), [(write_json, load_json), (write_tensors, load_tensors)], ids=["json", "tensors"]
+    ("write", "load"),
+    [(write_json, load_json), (write_tensors, load_tensors), (write_tensors, read_one_by_one)],
+    ids=["json", "tensors", "one by one"],
 )
 
 
@@ -307,3 +318,19 @@ def test_tensors_come_back_in_one_order(tmp_path: Path) -> None:
     save_tensors(tmp_path / "some", {f"part/{i}": torch.zeros(i % 3) for i in range(40)}, {})
     orders = {tuple(load_tensors(tmp_path / "some")[0]) for _ in range(5)}
     assert len(orders) == 1
+
+
+def test_a_large_file_is_read_tensor_by_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = {"b": torch.arange(4.0), "a": torch.ones(2, 3, dtype=torch.bfloat16), "none": torch.zeros(0)}
+    save_tensors(tmp_path / "t", sent, {"round": 3})
+    whole, metadata = open_tensors(tmp_path / "t")
+    assert isinstance(whole, dict) and metadata == {"round": 3}
+    monkeypatch.setattr(store, "SMALL", 0)
+    lazy, metadata = open_tensors(tmp_path / "t")
+    assert not isinstance(lazy, dict) and metadata == {"round": 3}
+    assert list(lazy) == list(whole) and len(lazy) == 3 and "c" not in lazy
+    assert all(torch.equal(lazy[name], tensor) and lazy[name].dtype == tensor.dtype for name, tensor in sent.items())
+    lazy["b"].zero_()  # a copy: neither the file nor what is read next changes
+    assert torch.equal(lazy["b"], sent["b"]) and torch.equal(load_tensors(tmp_path / "t")[0]["b"], sent["b"])
+    with pytest.raises(KeyError):
+        lazy["c"]
