@@ -24,9 +24,7 @@ from torch import Tensor, nn
 from fedforget import data, models, routines, stacked, vmapped
 from fedforget.messages import GRID, POOL, SPHERE, TEST, Task, Work
 from fedforget.metrics import Outputs, regions
-from fedforget.params import ExactSum, FlatModule, Layout, Params, can_add_exactly
-from fedforget.request import UnlearningRequest
-from fedforget.seeds import Seeds
+from fedforget.params import ExactSum, FlatModule, Layout, Params, can_add_exactly, ends
 from fedforget.store import Shelf
 
 EVALUATION_BATCH = 500
@@ -210,14 +208,14 @@ class _Pool:
         """The network's vector that is free for the next client."""
         return len(self.waiting["network"])
 
-    def takes(self, reply: Params | FlatModule | stacked.Reached, examples: int) -> bool:
+    def takes(self, reply: _Reply, examples: int) -> bool:
         """Add a client's answer, or the change from where it started, unless it cannot be added exactly."""
         if isinstance(reply, Params):
-            kind, vector, start, ends = "vectors", reply.flat, None, (0.0, 0.0)
+            kind, vector, start, around = "vectors", reply.flat, None, (0.0, 0.0)
         else:
             kind = "network" if isinstance(reply, FlatModule) else "stack"
-            vector, start, ends = reply.vector, reply.start, reply.start_ends
-        if examples > self.scale or not can_add_exactly(vector, ends):
+            vector, start, around = reply.vector, reply.start, reply.start_ends
+        if examples > self.scale or not can_add_exactly(vector, around):
             return False
         if kind not in self._sums:
             nothing = vector.new_zeros((), dtype=torch.float64).expand_as(vector)
@@ -249,7 +247,28 @@ def _received(vector: NDArray, layout: Layout) -> Params:
     return Params(torch.tensor(vector), layout if fits else Layout(("vector",), (vector.shape,)))
 
 
-_Reply = Params | FlatModule | stacked.Reached
+@dataclass(frozen=True)
+class _Reached:
+    """The parameters that a client of a stack reached, and those that it started from, as a `FlatModule` has them.
+
+    Args:
+        vector: what it reached, ``[d]``, on the device.
+        start: what it started from.
+        start_ends: the `ends` of that.
+        layout: the layout of both.
+    """
+
+    vector: Tensor
+    start: Tensor
+    start_ends: tuple[float, float]
+    layout: Layout
+
+    def change(self) -> Params:
+        """The one minus the other, in main memory."""
+        return Params((self.vector - self.start).cpu(), self.layout)
+
+
+_Reply = Params | FlatModule | _Reached
 
 
 def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[_Reply | None, dict]]:
@@ -265,8 +284,10 @@ def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[_Rep
     if len(group) > 1 and working:
         sent, as_asked = job.params["model"], bench.task.engine(bench.labels.device.type)
         stack = vmapped.VmapStack(bench.model) if as_asked == "vmap" else stacked.LinearStack(bench.model)
-        reached = stacked.train(list(working.values()), sent, stack, bench.inputs)
-        replies = dict(zip(working, reached, strict=True))
+        start = sent.flat.to(bench.labels.device)
+        reached = stacked.train(list(working.values()), start, stack, bench.inputs)
+        start_ends = ends(start)
+        replies = {c: _Reached(v, start, start_ends, sent.layout) for c, v in zip(working, reached, strict=True)}
     else:
         for client, state in working.items():
             network.reset(place)
@@ -303,9 +324,8 @@ def _billed(reply: _Reply, sparse: bool) -> int:
 def _client(job: _Job, client: int, stacked: bool) -> routines.Client | None:
     """A client with the split it works on; ``None`` if it holds no such data. One in a stack has its rows alone."""
     work, bench = job.work, job.bench
-    rows, places, capacity, forgotten, planned = bench.held(
-        client, work.split, work.seeds, work.removed, work.request, work.planned
-    )
+    whose = work.seeds, work.removed, work.request
+    rows, places, capacity, forgotten, planned = bench.held(whose, client, work.split, work.planned)
     if not rows.numel():
         return None
     state = routines.Client(
@@ -331,15 +351,13 @@ def _client(job: _Job, client: int, stacked: bool) -> routines.Client | None:
 
 
 def _held(
-    bench: Workbench,
-    client: int,
-    split: str,
-    seeds: Seeds,
-    removed: tuple[UnlearningRequest, ...],
-    request: UnlearningRequest | None,
-    expected: tuple[UnlearningRequest, ...],
+    bench: Workbench, whose: tuple[Any, ...], client: int, split: str, expected: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor, int, Tensor, Tensor]:
-    """``rows``, ``places``, ``capacity``, ``forgotten`` and ``planned`` of a `routines.Client`."""
+    """``rows``, ``places``, ``capacity``, ``forgotten`` and ``planned`` of a `routines.Client`.
+
+    ``whose`` is as in `_audited`; ``expected`` are the requests that clients know of.
+    """
+    seeds, removed, request = whose
     whole = bench.data.split(client, "train", seeds)
     all_of_it = split == "train" and not removed
     mine = whole if all_of_it else bench.data.split(client, split, seeds, removed, request)

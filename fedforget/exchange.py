@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedforget.ledger import Cost
@@ -72,23 +70,24 @@ class Pool:
     """The answers of clients of which only the weighted sum was asked.
 
     Args:
-        sums: as they arrived, one a node: ``sum_k n_k u_k`` over its clients, float64 ``[d]``, maybe read-only.
+        sums: NumPy arrays as they arrived, one a node: ``sum_k n_k u_k`` over its clients, float64 ``[d]``. Their
+            memory may be shared and read-only, which a tensor cannot be.
         layout: of what is summed.
         weights: n_k by client.
         losses: mean training loss by client.
     """
 
-    sums: Sequence[NDArray]
+    sums: Sequence[Any]
     layout: Layout
     weights: Mapping[int, int]
     losses: Mapping[int, float]
 
-    def total(self, start: int = 0, stop: int | None = None) -> NDArray:
-        """The sum over all clients, or its entries from ``start`` to ``stop``; always a new array."""
-        total = np.array(self.sums[0][start:stop])
+    def total(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """The sum over all clients, or its entries from ``start`` to ``stop``; always a new tensor."""
+        total = self.sums[0][start:stop].copy()
         for more in self.sums[1:]:
             total += more[start:stop]
-        return total
+        return torch.from_numpy(total)
 
 
 class Replies(tuple[Reply, ...]):
@@ -164,7 +163,7 @@ class Replies(tuple[Reply, ...]):
             (exact if fits else other).append((reply.update.flat.split(BLOCK), reply.num_examples))
         for number, start in enumerate(range(0, layout.size, BLOCK)):
             stop = min(start + BLOCK, layout.size)
-            total = torch.from_numpy(self.pool.total(start, stop) if self.pool else np.zeros(stop - start))
+            total = self.pool.total(start, stop) if self.pool else torch.zeros(stop - start, dtype=torch.float64)
             if exact:
                 continued = ExactSum(total, self.scale)
                 continued.add((blocks[number], weight) for blocks, weight in exact)

@@ -418,7 +418,7 @@ class FileJournal:
         tensors = {str(reply.client): reply.update.flat for reply in replies}
         layouts = [reply.update.layout for reply in replies]
         if replies.pool:
-            tensors["pool"] = torch.from_numpy(replies.pool.total())
+            tensors["pool"] = replies.pool.total()
             layouts.append(replies.pool.layout)
         layout = layouts[0] if layouts else Layout((), ())
         metadata = {

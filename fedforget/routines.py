@@ -18,9 +18,7 @@ from functools import cached_property
 from math import prod
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedforget.params import Layout, Params
@@ -195,7 +193,7 @@ class Client:
         for epoch in itertools.count():
             if not left:
                 return
-            batches = torch.from_numpy(self.order(epoch)).to(self.labels.device).split(self.local.batch_size)[:left]
+            batches = self.order(epoch).to(self.labels.device).split(self.local.batch_size)[:left]
             for batch in batches:
                 self.examples += batch.numel()
                 yield batch
@@ -210,13 +208,13 @@ class Client:
         steps = (self.local.steps or self.local.epochs * epoch_steps) if epoch_steps else 0
         return math.ceil(steps * float(self.options.get("effort", 1.0)) - 1e-9)  # 0.07 * 100 is 7, not 8
 
-    def order(self, epoch: int) -> NDArray:
-        """The order of the examples in an epoch, counted from 0, ``[n]``."""
-        order = self.seeds.numpy("shuffle", epoch).permutation(self.capacity)
+    def order(self, epoch: int) -> Tensor:
+        """The order of the examples in an epoch, counted from 0, ``[n]`` in main memory."""
+        order = torch.from_numpy(self.seeds.numpy("shuffle", epoch).permutation(self.capacity))
         if self.places.numel() == self.capacity:
             return order
-        where = np.full(self.capacity, -1)
-        where[self.places.numpy()] = np.arange(self.places.numel())
+        where = torch.full((self.capacity,), -1)
+        where[self.places] = torch.arange(self.places.numel())
         order = where[order]
         return order[order >= 0]
 

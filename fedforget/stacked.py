@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedforget.params import Layout, Params, ends
 from fedforget.routines import Client, Optimizer, products
 
 STACKABLE = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, nn.ReLU)
@@ -106,39 +103,18 @@ class LinearStack(Stack):
             yield left, given
 
 
-@dataclass(frozen=True)
-class Reached:
-    """The parameters that a client of a stack reached, and those that it started from, as a `FlatModule` has them.
-
-    Args:
-        vector: what it reached, ``[d]``, on the device.
-        start: what it started from.
-        start_ends: the `ends` of that.
-        layout: the layout of both.
-    """
-
-    vector: Tensor
-    start: Tensor
-    start_ends: tuple[float, float]
-    layout: Layout
-
-    def change(self) -> Params:
-        """The one minus the other, in main memory."""
-        return Params((self.vector - self.start).cpu(), self.layout)
-
-
-def train(clients: Sequence[Client], sent: Params, stack: Stack, images: Tensor) -> list[Reached]:
+def train(clients: Sequence[Client], sent: Tensor, stack: Stack, images: Tensor) -> list[Tensor]:
     """`routines.train` for a group of clients at once.
 
     Args:
         clients: clients of one round and recipe; their steps, examples and losses are counted as if each had trained
             alone.
-        sent: the parameters that all of them start from.
+        sent: the parameters that all of them start from, a flat vector ``[d]`` on their device.
         stack: their network.
         images: all examples of the process, ``[N, C, H, W]``, of which clients have ``rows``.
 
     Returns:
-        What each reached, in the order given.
+        The parameters ``[d]`` that each reached, in the order given.
     """
     # Clients with the most steps first: those that still train are then always the first so many of the stack.
     order = sorted(range(len(clients)), key=lambda place: -clients[place].planned_steps())
@@ -149,43 +125,41 @@ def train(clients: Sequence[Client], sent: Params, stack: Stack, images: Tensor)
     examples = torch.cat([client.rows for client in clients])
     labels = torch.cat([client.labels for client in clients])
     index = _plan(clients, steps).to(labels.device)
-    start = sent.flat.to(labels.device)
     filled = index >= 0
-    share = filled.to(start.dtype) / filled.sum(2, keepdim=True).clamp(min=1)
+    share = filled.to(sent.dtype) / filled.sum(2, keepdim=True).clamp(min=1)
     for client, seen in zip(clients, filled.sum((0, 2)).tolist(), strict=True):
         client.examples += seen
     index.clamp_(min=0)
 
     # One vector a client, of which the stack's tensors are views, so that nothing has to be put together afterwards.
-    vectors = start.repeat(len(clients), 1)
+    vectors = sent.repeat(len(clients), 1)
     shapes = [parameter.shape for parameter in model.parameters()]
     sizes = [shape.numel() for shape in shapes]
     trained = [piece.view(-1, *shape) for piece, shape in zip(vectors.split(sizes, 1), shapes, strict=True)]
     optimizer = Optimizer(trained, local, clients[0].round)
     mu = float(clients[0].options.get("proximal-mu", 0.0))
-    losses = torch.zeros(len(clients), dtype=start.dtype, device=labels.device)
+    losses = torch.zeros(len(clients), dtype=sent.dtype, device=labels.device)
     for step in range(steps[0]):
         active = sum(length > step for length in steps)
         optimizer.narrow(active)
         rows = index[step, :active]
-        inputs = stack.features(images[examples[rows.flatten()]].to(start.dtype)).unflatten(0, rows.shape)
+        inputs = stack.features(images[examples[rows.flatten()]].to(sent.dtype)).unflatten(0, rows.shape)
         with products(clients[0].bfloat16, images.device):
-            logits = stack.logits(optimizer.parameters, inputs).detach().to(start.dtype)
+            logits = stack.logits(optimizer.parameters, inputs).detach().to(sent.dtype)
             loss, slope = _loss(logits, labels[rows], share[step, :active], local.sd_gamma)
             if optimizer.is_plain and not mu:
                 stack.descend(optimizer.parameters, slope, optimizer.lr)
             else:
                 gradients = stack.gradients(optimizer.parameters, slope)
                 if mu:
-                    layers = [piece.view(shape) for piece, shape in zip(start.split(sizes), shapes, strict=True)]
+                    layers = [piece.view(shape) for piece, shape in zip(sent.split(sizes), shapes, strict=True)]
                     torch._foreach_add_(gradients, torch._foreach_sub(optimizer.parameters, layers), alpha=mu)
                 optimizer.step(gradients)
         losses[:active] += loss
 
     for client, length, total in zip(clients, steps, losses, strict=True):
         client.steps, client.total_loss = length, total
-    start_ends = ends(start)
-    return [Reached(vectors[order.index(place)], start, start_ends, sent.layout) for place in range(len(clients))]
+    return [vectors[order.index(place)] for place in range(len(clients))]
 
 
 def _plan(clients: Sequence[Client], steps: Sequence[int]) -> Tensor:
@@ -197,15 +171,16 @@ def _plan(clients: Sequence[Client], steps: Sequence[int]) -> Tensor:
     """
     sizes = [client.rows.numel() for client in clients]
     width = min(clients[0].local.batch_size, max(sizes))  # a batch_size may exceed every client's data
-    index = np.full((len(clients), max(steps) * width), -1)
+    index = torch.full((len(clients), max(steps) * width), -1)
     offset = 0
-    for rows, client, length, size in zip(index, clients, steps, sizes, strict=True):
+    # Through NumPy, whose small operations take a third of the time.
+    for rows, client, length, size in zip(index.numpy(), clients, steps, sizes, strict=True):
         epoch = -(-size // width) * width  # an epoch's last batch may be short
         for number, start in enumerate(range(0, length * width, epoch)):
-            order = client.order(number)[: length * width - start]
+            order = client.order(number).numpy()[: length * width - start]
             rows[start : start + len(order)] = order + offset
         offset += size
-    return torch.from_numpy(index).view(len(clients), max(steps), width).transpose(0, 1)
+    return index.view(len(clients), max(steps), width).transpose(0, 1)
 
 
 def _loss(logits: Tensor, labels: Tensor, share: Tensor, sd_gamma: float) -> tuple[Tensor, Tensor]:
