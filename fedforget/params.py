@@ -285,7 +285,7 @@ class ExactSum:
 
     def __init__(self, start: Tensor, scale: float, minus: Tensor | None = None) -> None:
         self._large = 1.5 * 2.0**52 * EXACT_QUANTUM * scale
-        self._sum = torch.add(start, torch.tensor(self._large, dtype=torch.float64, device=start.device))
+        self._sum = torch.add(start, self._large)
         self._minus = minus.split(BLOCK) if minus is not None else ()
 
     def add(self, terms: Iterable[tuple[Tensor, int]]) -> None:
