@@ -61,9 +61,9 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """What a model answers on each part asked."""
+    """What models answer on each part asked."""
     work, vectors = _accepted(message, context)
-    arrays, report = engine.evaluate(work, vectors["model"])
+    arrays, report = engine.evaluate(work, vectors)
     return Message(messages.pack_reply(arrays, report), reply_to=message)
 
 

@@ -513,14 +513,22 @@ class Cohort(Grid):
         Raises:
             TooFewClients: if a node cannot evaluate.
         """
-        parts = {name: self._parts(name, most) for name, most in sets.items()}
-        answers = iter(self._evaluate_parts(model, [part for mine in parts.values() for part in mine]))
-        result = {}
-        for name, mine in parts.items():
-            several = [next(answers) for _ in mine]
-            if several:
-                result[name] = Answers.together(several)
-        return result
+        return self.evaluate_all([(model, sets)])[0]
+
+    def evaluate_all(self, asked: Sequence[tuple[Params, Mapping[str, int]]]) -> list[dict[str, Answers]]:
+        """As `evaluate`, for several models, each with its audit sets, in one exchange; in the order given.
+
+        Raises:
+            TooFewClients: if a node cannot evaluate.
+        """
+        parts = [
+            {name: [(*part, number) for part in self._parts(name, most)] for name, most in sets.items()}
+            for number, (_, sets) in enumerate(asked)
+        ]
+        every = [part for of_model in parts for of_set in of_model.values() for part in of_set]
+        answers = iter(self._evaluate_parts([model for model, _ in asked], every))
+        found = [{name: [next(answers) for _ in of_set] for name, of_set in of_model.items()} for of_model in parts]
+        return [{name: Answers.together(mine) for name, mine in of_model.items() if mine} for of_model in found]
 
     def _parts(self, name: str, most: int) -> list[tuple[int, str, int, int]]:
         if name == "plane":
@@ -747,16 +755,18 @@ class Cohort(Grid):
             plan.setdefault(node, []).append(group)
         return plan
 
-    def _evaluate_parts(self, model: Params, parts: list[tuple[int, str, int, int]]) -> list[Answers]:
+    def _evaluate_parts(
+        self, models: Sequence[Params], parts: Sequence[tuple[int, str, int, int, int]]
+    ) -> list[Answers]:
         work = Work(self.task.to_json(), self.seeds, removed=self.removed, request=self.request)
-        content = messages.pack(work, {"model": model})
+        content = messages.pack(work, {str(number): model for number, model in enumerate(models)})
         answers: dict[int, Answers] = {}
         tried: dict[int, int] = {}
         problem = ""
         for seconds in self._attempts():
             shares: dict[int, list[int]] = {}
             load = dict.fromkeys(self.federation.hosts, 0)
-            for number, (client, _, start, stop) in enumerate(parts):
+            for number, (client, _, start, stop, _) in enumerate(parts):
                 if number in answers:
                     continue
                 hosting = [n for n, hosted in self.federation.hosts.items() if client == TEST or client in hosted]
@@ -776,11 +786,11 @@ class Cohort(Grid):
                 )
                 for node, share in shares.items()
             ]
-            problem = f"a node did not evaluate the model within {self.timeout:g} s"
+            problem = f"a node did not evaluate its models within {self.timeout:g} s"
             for share, arrays, report, wrong in self._answers(sent, seconds):
                 wrong = wrong or _misanswer([parts[i] for i in share], arrays, report, self._classes)
                 if wrong:
-                    problem = f"a node could not evaluate the model: {wrong}"
+                    problem = f"a node could not evaluate a model: {wrong}"
                     continue
                 sizes = [report[str(place)]["examples"] for place in range(len(share))]
                 pieces = [
@@ -894,14 +904,17 @@ def _misfit(vector: NDArray, layout: Layout, dtype: np.dtype) -> str:
 
 
 def _misanswer(
-    parts: Sequence[tuple[int, str, int, int]], arrays: Mapping[str, NDArray], report: Mapping[str, Any], classes: int
+    parts: Sequence[tuple[int, str, int, int, int]],
+    arrays: Mapping[str, NDArray],
+    report: Mapping[str, Any],
+    classes: int,
 ) -> str:
     """What is wrong with a node's answer to an evaluation of ``parts``; empty if nothing is.
 
     Logits may be anything, because a model may be ruined; what they belong to may not.
     """
     sizes = [report.get(str(place), {}).get("examples") for place in range(len(parts))]
-    for (_, split, start, stop), size in zip(parts, sizes, strict=True):
+    for (_, split, start, stop, _), size in zip(parts, sizes, strict=True):
         if type(size) is not int or not 0 <= size <= stop - start:
             return f"says that {split} has {_said(repr(size))} examples"
     total = sum(sizes)

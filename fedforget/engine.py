@@ -375,8 +375,8 @@ def _held(
 
 
 @torch.no_grad()
-def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, dict]]:
-    """What a model answers on each part of ``work``.
+def evaluate(work: Work, models: Mapping[str, NDArray]) -> tuple[dict[str, NDArray], dict[str, dict]]:
+    """What models answer, each on its parts of ``work``.
 
     A split is taken in its audit order, a fixed shuffle of all rows of which the split's own are kept, so that the
     first examples of a split are the same for every model. Candidate canaries keep their order. Points of decision
@@ -391,16 +391,18 @@ def evaluate(work: Work, model: NDArray) -> tuple[dict[str, NDArray], dict[str, 
     """
     bench = _bench(work)
     _multiply_in("float32")
-    bench.network.start_from(Params(torch.tensor(model), bench.layout))
-    bench.network.reset()
     last = [module for module in bench.model.modules() if isinstance(module, nn.Linear)][-1]
     nothing = torch.zeros(0, bench.data.num_classes)
     answers: dict[str, list[Tensor]] = {"logits": [nothing], "labels": [], "rows": [], "included": []}
     arrays: dict[str, NDArray] = {}
     reports: dict[str, dict] = {}
-    whose = work.seeds, work.removed, work.request
-    for number, (client, split, start, stop) in enumerate(work.parts):
+    whose, loaded = (work.seeds, work.removed, work.request), -1
+    for number, (client, split, start, stop, model) in enumerate(work.parts):
         began = time.perf_counter()
+        if model != loaded:
+            bench.network.start_from(Params(torch.tensor(models[str(model)]), bench.layout))
+            bench.network.reset()
+            loaded = model
         batches: Iterable[Tensor]
         if split in AROUND or split == "plane":
             if split == "plane":

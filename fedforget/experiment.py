@@ -22,9 +22,9 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ REGION_SETS = ("near", "far")  # points around examples
 LAYER_SETS = ("forget_layers", "holdout_layers")  # a few examples in every layer
 FIRST_SETS = (*AUDIT_SETS, *REGION_SETS, *LAYER_SETS)
 PATH = 4  # steps of equal length from the original to a model, between which the loss is measured
+ASKED_BYTES = 1 << 26  # of models in one message of an audit, about
 LATER_SETS = ("forget", "retain", "holdout", "test")  # when the audit is made again, after further rounds
 
 
@@ -93,6 +94,25 @@ class Model:
     tensor: str = "model"
     residues: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the audit asks of a model.
+
+    Args:
+        label: whose model it is.
+        stage: what became of it before it is asked; empty for nothing.
+        model: the model.
+        sets: the audit sets.
+        marks: whether those that the corruption is made for are asked too.
+    """
+
+    label: str
+    stage: str
+    model: Model
+    sets: tuple[str, ...]
+    marks: bool = True
 
 
 @dataclass(frozen=True)
@@ -375,8 +395,9 @@ class Experiment:
             for i in range(len(self.requests)):
                 previous, passed = self._serve(k, spec, i, previous, learned.recording)
                 entries += self._audits(k, spec.label, i, previous, original.result().model)
-                for round, model in passed.items():
-                    entries.append(self._entry(k, f"{CHECKPOINT}{round}", i, "", model, AUDIT_SETS))
+                entries += self._entries(
+                    k, i, [Question(f"{CHECKPOINT}{round}", "", model, AUDIT_SETS) for round, model in passed.items()]
+                )
         except TooFewClients as error:
             if spec.label == ORACLE:
                 raise
@@ -568,7 +589,7 @@ class Experiment:
 
     def _outcome(self, label: str, model: Model, spared: Sequence[UnlearningRequest]) -> tuning.Outcome:
         """The objective of a model."""
-        entry = self._entry(tuning.SEED, label, 0, "", model, tuning.SETS, marks=False)
+        (entry,) = self._entries(tuning.SEED, 0, [Question(label, "", model, tuning.SETS, marks=False)])
         tensors, _ = load_tensors(self.store.root / entry["outputs"])
         answers = {name: Outputs(*(tensors.get(f"{name}/{part}") for part in PARTS)) for name in tuning.SETS}  # type: ignore[arg-type]
         named = {client for request in spared for client in request.clients}
@@ -589,30 +610,34 @@ class Experiment:
             original: the original of seed ``k``.
             learned_as: the seed whose streams its further rounds follow; None: ``k``.
         """
-        evaluation, own = self.config.evaluation, k if learned_as is None else learned_as
+        own = k if learned_as is None else learned_as
+        return list(self._entries(k, i, self._questions(k, label, i, model, original, own)))
+
+    def _questions(self, k: int, label: str, i: int, model: Model, original: Model, own: int) -> Iterator[Question]:
+        """What `_audits` asks; models of further rounds are made when they are asked for."""
+        evaluation = self.config.evaluation
         sets = (*FIRST_SETS, *(("plane",) if k == 0 else ()))  # one seed's regions are drawn
-        entries = [self._entry(k, label, i, "", model, sets)]
+        yield Question(label, "", model, sets)
         if label != ORIGINAL:
             swapped = replace(model, params=swap_head(model.params, original.params))
-            entries.append(self._entry(k, label, i, "head", swapped, ("forget",), marks=False))
+            yield Question(label, "head", swapped, ("forget",), marks=False)
         if label != ORIGINAL and evaluation.durability:
             way = model.params - original.params
             for step in range(1, PATH):
                 between = replace(model, params=original.params + (step / PATH) * way)
-                entries.append(self._entry(k, label, i, f"path {step}", between, ("test",), marks=False))
+                yield Question(label, f"path {step}", between, ("test",), marks=False)
         try:
             taught = range(1, evaluation.relearn + 1)
             for rounds, later in self._later(own, i, model, sorted({*evaluation.durability, *taught}), "+"):
                 if rounds in evaluation.durability:
-                    entries.append(self._entry(k, label, i, f"+{rounds}", later, LATER_SETS))
+                    yield Question(label, f"+{rounds}", later, LATER_SETS)
                 if rounds in taught:
-                    entries.append(self._entry(k, label, i, f"retain {rounds}", later, ("rest",), marks=False))
+                    yield Question(label, f"retain {rounds}", later, ("rest",), marks=False)
             for kind in ("rejoin", "few"):
                 for rounds, later in self._later(own, i, model, taught, kind):
-                    entries.append(self._entry(k, label, i, f"{kind} {rounds}", later, ("rest",), marks=False))
+                    yield Question(label, f"{kind} {rounds}", later, ("rest",), marks=False)
         except TooFewClients as error:
             self.say(f"  note: {label}, seed {k}: no further rounds are possible from this model ({error})")
-        return entries
 
     def _later(self, k: int, i: int, model: Model, wanted: Sequence[int], kind: str) -> Iterator[tuple[int, Model]]:
         """The model after further rounds, at each of the numbers ``wanted``: made once, or loaded.
@@ -668,33 +693,52 @@ class Experiment:
         kind = self.config.corruption.kind
         return (kind,) if kind in ("canary", "trigger", "noise") else ()
 
-    def _entry(
-        self, k: int, label: str, i: int, stage: str, model: Model, names: tuple[str, ...], marks: bool = True
-    ) -> dict:
-        """The index entry of a model whose answers are on file, where they are put if they are not there."""
-        most = self.config.evaluation.max_examples
-        sets = {**dict.fromkeys(names, most), **dict.fromkeys(self._marked_sets() if marks else (), most)}
-        key = self._address(k, i, model, {"sets": sets})
-        path = self.store.folder("outputs", key) / "outputs.safetensors"
-        with self.store.lock("outputs", key):
-            if self._stored(path) is None:
-                answers = self._cohort(self._seeds(k), i).evaluate(model.params, sets)
+    def _entries(self, k: int, i: int, questions: Iterable[Question]) -> Iterator[dict]:
+        """The index entry of each question, in order; what is not answered on file is asked, many at a time."""
+        waiting: list[Question] = []
+        for question in questions:
+            waiting.append(question)
+            if sum(each.model.params.flat.nbytes for each in waiting) >= ASKED_BYTES:
+                yield from self._answered(k, i, waiting)
+                waiting = []
+        yield from self._answered(k, i, waiting)
+
+    def _answered(self, k: int, i: int, questions: Sequence[Question]) -> list[dict]:
+        """Index entries of models whose answers are on file, where they are put if they are not there."""
+        most, asked = self.config.evaluation.max_examples, {}
+        keys = []
+        for question in questions:
+            marked = self._marked_sets() if question.marks else ()
+            sets = dict.fromkeys((*question.sets, *marked), most)
+            keys.append(self._address(k, i, question.model, {"sets": sets}))
+            asked[keys[-1]] = question.model.params, sets
+        paths = {key: self.store.folder("outputs", key) / "outputs.safetensors" for key in asked}
+        with ExitStack() as locks:
+            for key in sorted(asked):  # in one order, so that two runs never wait for each other
+                locks.enter_context(self.store.lock("outputs", key))
+            missing = [key for key in asked if self._stored(paths[key]) is None]
+            answers = self._cohort(self._seeds(k), i).evaluate_all([asked[key] for key in missing]) if missing else []
+            for key, found in zip(missing, answers, strict=True):
                 # Copied, because from_numpy gives an empty array a stride of 0, and then it cannot be stored.
                 tensors = {
                     f"{name}/{part}": torch.from_numpy(array).clone(memory_format=torch.contiguous_format)
-                    for name, mine in answers.items()
+                    for name, mine in found.items()
                     for part, array in mine._asdict().items()
                     if array is not None
                 }
-                save_tensors(
-                    path, tensors, {}
-                )  # no model's name: another with the same parameters has the same answers
+                # No model's name: another with the same parameters has the same answers.
+                save_tensors(paths[key], tensors, {})
+        return [self._indexed(k, i, each, paths[key]) for each, key in zip(questions, keys, strict=True)]
+
+    def _indexed(self, k: int, i: int, question: Question, path: Path) -> dict:
+        """The index entry of a model whose answers lie at ``path``."""
+        model = question.model
         relative = Path(model.path).relative_to(self.store.root) if model.path else None
         return {
             "request": i,
-            "label": label,
+            "label": question.label,
             "seed": k,
-            "stage": stage,
+            "stage": question.stage,
             "model": model.key,
             "outputs": str(path.relative_to(self.store.root)),
             "weights": [str(relative), model.tensor],

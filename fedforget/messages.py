@@ -108,8 +108,9 @@ class Work:
         removed: requests already served.
         request: the request being served.
         options: numbers and words for the routine.
-        parts: for an evaluation, ``(client, split, start, stop)``: the examples from ``start`` to ``stop`` of the split
-            in its audit order, or so many points around or between examples (``near``, ``far``, ``plane``).
+        parts: for an evaluation, ``(client, split, start, stop, model)``: the examples from ``start`` to ``stop`` of
+            the split in its audit order, or so many points around or between examples (``near``, ``far``, ``plane``),
+            and the number of the model that is asked; its vector has that number as its name.
         groups: the clients cut into groups that are trained together; empty: one by one.
         pooled: the clients whose answers are wanted as one weighted sum.
         scale: the scale of that sum, see `fedforget.params.exact_scale`.
@@ -127,7 +128,7 @@ class Work:
     removed: tuple[UnlearningRequest, ...] = ()
     request: UnlearningRequest | None = None
     options: Mapping[str, int | float | str] = field(default_factory=dict)
-    parts: tuple[tuple[int, str, int, int], ...] = ()
+    parts: tuple[tuple[int, str, int, int, int], ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     pooled: tuple[int, ...] = ()
     scale: float = 1.0

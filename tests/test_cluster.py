@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+from fedforget.cli import RAY
 from fedforget.client_app import app
 from fedforget.cohort import describe
 from fedforget.config import compose
@@ -40,7 +41,7 @@ def free_port():
 
 def start(home, *arguments):
     """``ray start --block``: one machine of the cluster, for as long as the process lives."""
-    environment = {**os.environ, "RAY_TMPDIR": str(home), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **RAY, "RAY_TMPDIR": str(home), "PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
     command = [str(Path(sys.executable).with_name("ray")), "start", *arguments, "--num-cpus=2", "--block"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

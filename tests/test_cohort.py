@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord
@@ -273,3 +274,22 @@ def test_an_update_too_large_to_add_exactly_comes_by_itself(tmp_path):
     cohort = toy.cohort()
     assert cohort.reduce(toy.start, range(6), round=1, lr=1e6).equals(one_by_one.mean())
     assert len(cohort.last_replies) > 0
+
+
+def test_several_models_are_asked_in_one_exchange_and_answer_as_if_asked_alone(tmp_path):
+    toy = Toy(tmp_path, 3)
+    cohort = toy.cohort(REQUESTS["client"])
+    models = [toy.start, toy.start * 2.0, toy.start * -1.0]
+    sets = [{"forget": 500, "near": 100, "plane": 1}, {"test": 300}, {"holdout": 50, "forget_layers": 20, "rest": 9}]
+    alone = [cohort.evaluate(model, mine) for model, mine in zip(models, sets, strict=True)]
+    sent = []
+    deliver = toy.grid._deliver
+    toy.grid._deliver = lambda batch: sent.extend(batch) or deliver(batch)
+    together = cohort.evaluate_all(list(zip(models, sets, strict=True)))
+    assert len(sent) <= 3, "more than one message a node"
+    for mine, theirs in zip(together, alone, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, answers in mine.items():
+            for a, b in zip(answers, theirs[name], strict=True):
+                assert (a is None and b is None) or np.array_equal(a, b), name
+    assert cohort.evaluate_all([]) == []

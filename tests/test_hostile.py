@@ -270,7 +270,7 @@ def test_a_wrong_answer_to_an_audit_is_asked_for_elsewhere_or_refused(tmp_path, 
     answers, others = ill.evaluate(toy.start, SETS), well.evaluate(toy.start, SETS)
     for name, mine in answers.items():
         assert all(a is b or np.array_equal(a, b) for a, b in zip(mine, others[name], strict=True)), name
-    with pytest.raises(TooFewClients, match=f"a node could not evaluate the model: .*{reason}"):
+    with pytest.raises(TooFewClients, match=f"a node could not evaluate a model: .*{reason}"):
         worse.evaluate(toy.start, SETS)
 
 

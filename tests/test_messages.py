@@ -50,7 +50,7 @@ works = st.builds(
     removed=st.lists(requests, max_size=3).map(tuple),
     request=st.none() | requests,
     options=st.dictionaries(words, st.one_of(integers, words, st.floats(allow_nan=False))),
-    parts=st.lists(st.tuples(integers, words, integers, integers), max_size=3).map(tuple),
+    parts=st.lists(st.tuples(integers, words, integers, integers, integers), max_size=3).map(tuple),
 )
 
 
@@ -85,10 +85,10 @@ def test_requests_of_every_scope_travel(request_: UnlearningRequest) -> None:
 
 
 def test_work_is_plain_json() -> None:
-    work = Work("{}", Seeds(3, ("oracle", 0)), clients=(1, 2), parts=((0, "test", 0, 9),))
+    work = Work("{}", Seeds(3, ("oracle", 0)), clients=(1, 2), parts=((0, "test", 0, 9, 0),))
     fields = json.loads(work.to_json())
     assert fields["seeds"] == {"root": 3, "path": ["oracle", 0]}
-    assert fields["clients"] == [1, 2] and fields["parts"] == [[0, "test", 0, 9]] and fields["request"] is None
+    assert fields["clients"] == [1, 2] and fields["parts"] == [[0, "test", 0, 9, 0]] and fields["request"] is None
 
 
 # ---------------------------------------------------------------------- arrays

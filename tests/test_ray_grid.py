@@ -175,7 +175,7 @@ def test_an_evaluation_that_fails_on_one_node_is_done_on_another(federation, fau
 
 def test_an_evaluation_that_fails_everywhere_is_refused(federation):
     toy, cohort = federation(loader("raise", message_type="evaluate"))
-    with pytest.raises(TooFewClients, match="a node could not evaluate the model: RuntimeError: no battery"):
+    with pytest.raises(TooFewClients, match="a node could not evaluate a model: RuntimeError: no battery"):
         cohort.evaluate(toy.start, {"clients": 60})
 
 
