@@ -3,7 +3,8 @@
     python benchmarks/audit.py [--experiment quickstart] [--overrides "..."] [--repeats 5]
 
 round    One round of learning, all clients, as the originals and oracles are learned.
-answers  One exchange that asks one model for everything that an audit asks first: its answers on all audit sets.
+answers  One exchange that asks for all that an audit asks of a model first: its answers on all audit sets, and those
+         of the model with the original's head on what is forgotten.
 metrics  Everything that is made of the stored answers, for each model: metrics, tests, gates, figures' data.
 report   Tables, figures and the page, for each model.
 
@@ -28,6 +29,7 @@ from fedforget.client_app import app
 from fedforget.config import compose
 from fedforget.experiment import FIRST_SETS, Experiment
 from fedforget.grid import InProcessGrid
+from fedforget.metrics.representation import swap_head
 from fedforget.strategy import find
 
 
@@ -59,10 +61,13 @@ def main() -> None:
         model = experiment._initial(0)
         learner = find("none")(learning=config.learning)
         rounds = learner.learn(cohort, model, 10**6)
-        sets = dict.fromkeys(FIRST_SETS, config.evaluation.max_examples)
+        most = config.evaluation.max_examples
+        sets, head = dict.fromkeys(FIRST_SETS, most), swap_head(model, model)
         costs = {
             "round": seconds(lambda: next(rounds), 5 * arguments.repeats),
-            "answers": seconds(lambda: cohort.evaluate(model, sets), arguments.repeats),
+            "answers": seconds(
+                lambda: cohort.evaluate_all([(model, sets), (head, {"forget": most})]), arguments.repeats
+            ),
             "metrics": seconds(lambda: assess(experiment.store.root, header), arguments.repeats) / audited,
             "report": seconds(lambda: report.write(run, header, rows), arguments.repeats) / audited,
         }
