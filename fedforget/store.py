@@ -253,7 +253,8 @@ class Store:
     def lock(self, kind: str, key: str) -> Lock:
         """Held while the object ``key`` is being made, so that two runs never make it at once."""
         locks = make_folder(self.root / "locks")
-        return Lock(locks / f"{kind}-{key}", thread_local=False)
+        # Where a disk cannot lock files, a lock that is a file would outlive a run that was killed.
+        return Lock(locks / f"{kind}-{key}", thread_local=False, fallback_to_soft=False)
 
     @staticmethod
     def tidy(folder: Path) -> None:
@@ -289,9 +290,8 @@ class Lock(FileLock):
             return super().acquire(*arguments, **named)
         except Timeout:
             raise
-        except (OSError, NotImplementedError) as error:  # filelock's word for a disk that cannot lock files
-            why = (error.strerror if isinstance(error, OSError) else "") or str(error)
-            raise CannotWrite(Path(self.lock_file), why) from error
+        except OSError as error:
+            raise CannotWrite(Path(self.lock_file), error.strerror or str(error)) from error
 
 
 def discard(path: Path) -> None:

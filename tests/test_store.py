@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import threading
 from collections.abc import Callable
@@ -263,19 +265,25 @@ def test_a_lock_keeps_a_second_holder_out(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("why", ["No space left on device", "Is a directory", "no flock on this disk"])
+@pytest.mark.parametrize("why", ["No space left on device", "Is a directory", "Function not implemented"])
 def test_a_lock_that_cannot_be_made_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     made = Store(tmp_path)
     if why == "Is a directory":
         (tmp_path / "locks" / "models-k").mkdir(parents=True)
-    else:
+    elif why == "No space left on device":
 
         def full(self: object) -> None:
-            raise OSError(28, why) if "space" in why else NotImplementedError(why)  # as filelock does
+            raise OSError(errno.ENOSPC, why)
 
         monkeypatch.setattr(store.Lock, "_acquire", full)
+    else:
+
+        def missing(*_: object) -> None:  # what the system says where the disk cannot lock files
+            raise OSError(errno.ENOSYS, why)
+
+        monkeypatch.setattr(fcntl, "flock", missing)
     with (
-        pytest.raises(CannotWrite, match=r"cannot write .*models-k: .*; mend that") as caught,
+        pytest.raises(CannotWrite, match=rf"cannot write .*models-k: {why}; mend that") as caught,
         made.lock("models", "k"),
     ):
         pass
