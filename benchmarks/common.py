@@ -172,7 +172,7 @@ def learn_with_flower(grid: Grid, case: Case, folder: str, rounds: int) -> Outco
 def learn_with_fedforget(grid: Grid, case: Case, folder: str, rounds: int) -> Outcome:
     """fedforget: `UnlearningStrategy.learn` over `Cohort` and `RayGrid`, one SuperNode and one worker a core."""
     task = case.task(folder)
-    chosen = choose(grid, EngineConfig(nodes=CORES))
+    chosen = choose(grid, EngineConfig(nodes=CORES), task.data)
     torch.set_num_threads(1)  # as the project's server does, see fedforget/experiment.py
     federation = describe(chosen, task)
     shape, classes = federation.about["input_shape"], federation.about["num_classes"]

@@ -128,11 +128,12 @@ class Nothing(find("none")):  # type: ignore[misc]
 
 
 def idle(grid: Grid, name: str, rounds: int, folder: str = "") -> Outcome:
-    """Rounds of `Nothing` over a grid, recorded in ``folder`` if there is one."""
+    """Rounds of `Nothing` over a simulation's grid, recorded in ``folder`` if there is one."""
     case, stamps = CASES[name], []
-    torch.set_num_threads(1)
     config = models.ModelConfig(case.model)
     task = Task(DataConfig(partition=PartitionConfig("iid", case.clients, holdout=0.0)), config, LocalConfig(), "cpu")
+    grid = choose(grid, EngineConfig(nodes=CORES), task.data)
+    torch.set_num_threads(1)
     federation = describe(grid, task)
     initial = model = Params.from_module(models.initial(config, (1, 8, 8), 10, 0))
     cohort = Cohort(grid, federation, task, initial.layout, SEEDS, case.asked / case.clients)
@@ -152,9 +153,7 @@ def idle(grid: Grid, name: str, rounds: int, folder: str = "") -> Outcome:
 def fedforget(name: str, folder: str) -> Outcome:
     """fedforget in Flower's simulation."""
     rounds = WARM_UP + CASES[name].rounds[1]
-    return simulate(
-        lambda grid: idle(choose(grid, EngineConfig(nodes=CORES)), name, rounds, folder), fedforget_app, CORES
-    )
+    return simulate(lambda grid: idle(grid, name, rounds, folder), fedforget_app, CORES)
 
 
 def compare(name: str) -> None:

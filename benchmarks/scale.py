@@ -71,10 +71,10 @@ def federation(clients: int, tasks: list[tuple[int, int]], folder: str) -> dict[
 
     def main(grid: Grid) -> dict[str, list[float]]:
         start = time.perf_counter()
-        chosen = choose(grid, EngineConfig(nodes=CORES))
+        data = DataConfig(TaskConfig("folder", folder), PartitionConfig("iid", clients, holdout=0.0))
+        chosen = choose(grid, EngineConfig(nodes=CORES), data)
         result: dict[str, list[float]] = {"seconds": []}
         for asked, steps in tasks:
-            data = DataConfig(TaskConfig("folder", folder), PartitionConfig("iid", clients, holdout=0.0))
             config, local = models.ModelConfig("mlp"), LocalConfig(steps=steps, batch_size=2)
             task = Task(data, config, local, "cpu")
             known = describe(chosen, task)

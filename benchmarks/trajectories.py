@@ -142,8 +142,9 @@ def experiment(grid: Grid, overrides: list[str], trajectories: int) -> Outcome:
 
 def here(overrides: list[str]) -> Outcome:
     """The whole experiment, in Flower's simulation."""
+    data = compose("quickstart", overrides).data
     return simulate(
-        lambda grid: experiment(choose(grid, EngineConfig(nodes=CORES)), overrides, 0), fedforget_app, CORES
+        lambda grid: experiment(choose(grid, EngineConfig(nodes=CORES), data), overrides, 0), fedforget_app, CORES
     )
 
 

@@ -27,9 +27,14 @@ PROGRESS = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
 RESULTS = "results: "
 ERROR = "fedforget: error: "
 # How Ray is set up, which only its environment can say: its default niceness, 15, starves the workers beside anything
-# else that runs, and what a call carries by itself takes a third of the time that the object store takes (measured with
-# 0.5 MB: 5 ms a round less).
-RAY = {"RAY_worker_niceness": "0", "RAY_max_direct_call_object_size": str(1 << 20)}
+# else that runs; what a call carries by itself takes a third of the time that the object store takes (measured with
+# 0.5 MB: 5 ms a round less); and processes started ahead would serve nobody, because those of a Flower run have an
+# environment of their own.
+RAY = {
+    "RAY_worker_niceness": "0",
+    "RAY_max_direct_call_object_size": str(1 << 20),
+    "RAY_prestart_worker_first_driver": "0",
+}
 WATCH = """import sys
 from pathlib import Path
 from fedforget.cli import _clean_up_after
@@ -401,13 +406,12 @@ def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 def _split(options: argparse.Namespace) -> int:
     from fedforget.config import absolute_paths, compose
-    from fedforget.data import DataConfig, divide
+    from fedforget.data import divide
     from fedforget.store import CannotWrite
 
     config = compose(options.experiment, absolute_paths(options.overrides, Path.cwd()))
-    data = DataConfig(config.task, config.partition, config.corruption, config.seed)
     try:
-        folders = divide(data, options.to.expanduser())
+        folders = divide(config.data, options.to.expanduser())
     except OSError as error:
         raise CannotWrite(options.to, error.strerror or str(error)) from error
     print(*folders, sep="\n")

@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from fedforget.data import DataConfig
 from fedforget.data.corruption import CorruptionConfig
 from fedforget.data.partition import PartitionConfig
 from fedforget.data.sources import TaskConfig
@@ -198,6 +199,11 @@ class RunConfig:
         _check_request(self.request, self.learning.rounds)
         _check_clients(self)
         _check_strategies(self)
+
+    @property
+    def data(self) -> DataConfig:
+        """What determines the federation's data."""
+        return DataConfig(self.task, self.partition, self.corruption, self.seed)
 
 
 _SECTIONS: dict[str, Any] = {  # all but experiment, seed and strategies

@@ -39,7 +39,6 @@ from fedforget import models, report, routines, solvers, tuning
 from fedforget.assessment import PARTS, assess
 from fedforget.cohort import Cohort, TooFewClients, describe
 from fedforget.config import RequestStep, RunConfig, StrategySpec
-from fedforget.data import DataConfig
 from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL
 from fedforget.exchange import RECORDS
 from fedforget.grid import choose
@@ -138,11 +137,11 @@ class Experiment:
         self.store = Store(output / "store")
         self.folder = output / "runs" / f"{config.experiment}-{digest(configuration.to_dict(config))[:8]}"
         make_folder(self.folder)
-        data = DataConfig(config.task, config.partition, config.corruption, config.seed)
         self.task = Task(
-            data, config.model, config.local, config.engine.device, config.engine.mode, config.engine.precision
+            config.data, config.model, config.local, config.engine.device, config.engine.mode, config.engine.precision
         )
-        self.grid = choose(grid, config.engine)
+        self.say(f"waiting for the SuperNodes and for {config.task.source} data")
+        self.grid = choose(grid, config.engine, config.data)
         self._stop = threading.Event()
         self._failed: dict[str, str] = {}
         self._count = Count(say)
@@ -162,7 +161,6 @@ class Experiment:
         torch.set_num_threads(1)
         # Flower's learners log two lines a round; a run has thousands of rounds and says itself how far it is.
         logging.getLogger("flwr").setLevel(logging.WARNING)
-        self.say(f"waiting for the SuperNodes to load {self.config.task.source} data")
         self.federation = describe(self.grid, self.task)
         self.layout = Layout.of(models.build(self.config.model, *self._shape()))
         self.requests = tuple(self._resolve(i, step) for i, step in enumerate(self.config.request.steps))

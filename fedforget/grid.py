@@ -18,6 +18,7 @@ import uuid
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import InMemoryGrid
+
+from fedforget.data import DataConfig, FederatedData, adopt
 
 INLINE = "RAY_max_direct_call_object_size"  # Ray's setting: most bytes that travel with a call, not by its store
 KEPT = 1 << 30  # bytes of freed memory that a process keeps
@@ -187,7 +190,6 @@ class RayGrid(_LocalGrid):
         import ray
 
         super().__init__(sorted(grid.get_node_ids()))
-        keep_freed_memory()
         self._ray = ray
         self._load_client_app = load_client_app
         self._inline = int(os.environ.get(INLINE, 0))
@@ -207,6 +209,7 @@ class RayGrid(_LocalGrid):
                 f"fewer than {max(1, config.workers)}; reserve less for each, or set engine.device=cpu"
             )
         number = config.workers or max(1, min(most, len(self._node_ids)))
+        self._first: tuple[Any, ...] = ()  # what each worker is told before it gets messages
         self._machines = dict(zip(range(number), itertools.cycle(_cores(self._ray.nodes())), strict=False))
         self._workers = {place: self._start(place) for place in self._machines}
         self._idle = deque(self._workers)  # the places of workers that hold no message
@@ -225,7 +228,20 @@ class RayGrid(_LocalGrid):
         gone = all(node["NodeID"] != machine for node in self._ray.nodes() if node["Alive"])
         there = "DEFAULT" if self._share else NodeAffinitySchedulingStrategy(machine, soft=gone)
         actor = self._ray.remote(_Worker).options(num_cpus=0, num_gpus=self._share, scheduling_strategy=there)
-        return actor.remote(self._load_client_app)
+        worker: Any = actor.remote(self._load_client_app)
+        if self._first:
+            worker.take.remote(*self._first)
+        return worker
+
+    def share(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function in every worker, before whatever is delivered from now on, and in all that replace them.
+
+        The arguments are put into the object store once; arrays in them are read there without a copy.
+        """
+        with self._arrived:
+            self._first = (function, *map(self._ray.put, arguments))
+            for worker in self._workers.values():
+                worker.take.remote(*self._first)
 
     def _deliver(self, messages: list[Message]) -> None:
         stored: dict[int, Any] = {}
@@ -327,6 +343,10 @@ class _Worker:
         self._client_app = load_client_app()
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, 0, 0
 
+    def take(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function, for what it leaves in the process."""
+        function(*arguments)
+
     def alive(self) -> None:
         """Answers if the process is there."""
 
@@ -391,11 +411,14 @@ def load_client_app() -> ClientApp:
     return app
 
 
-def choose(grid: Grid, config: EngineConfig, timeout: float = 60.0) -> Grid:
+def choose(grid: Grid, config: EngineConfig, data: DataConfig, timeout: float = 60.0) -> Grid:
     """The grid to use where Flower gave ``grid``, once its nodes are there.
 
+    Ray's workers are given the data: this process reads it once, while Ray starts, and those of a machine share it.
+
     Raises:
-        ValueError: if nodes do not connect in time, or Ray was asked for and does not run in this process.
+        ValueError: if nodes do not connect in time, Ray was asked for and does not run in this process, or the data
+            that Ray's workers need cannot be loaded.
     """
     wait_for_nodes(grid, config.nodes, timeout)
     simulated = isinstance(grid, InMemoryGrid)
@@ -405,13 +428,18 @@ def choose(grid: Grid, config: EngineConfig, timeout: float = 60.0) -> Grid:
         return grid
     import ray
 
-    # Flower starts Ray while the ServerApp already runs.
-    deadline = time.monotonic() + timeout
-    while not ray.is_initialized():
-        if time.monotonic() > deadline:
-            raise ValueError(f"Ray did not start within {timeout:g} s")
-        time.sleep(0.05)
-    return RayGrid(grid, load_client_app, config)
+    with ThreadPoolExecutor(1) as background:
+        loading = background.submit(FederatedData, data)
+        # Flower starts Ray while the ServerApp already runs.
+        deadline = time.monotonic() + timeout
+        while not ray.is_initialized():
+            if time.monotonic() > deadline:
+                raise ValueError(f"Ray did not start within {timeout:g} s")
+            time.sleep(0.05)
+        chosen = RayGrid(grid, load_client_app, config)
+        chosen.share(adopt, data, loading.result())
+    keep_freed_memory()  # only now, so that what was loaded here is given back
+    return chosen
 
 
 def wait_for_nodes(grid: Grid, number: int, timeout: float) -> list[int]:

@@ -37,7 +37,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "client_app": ("engine messages store", "numpy torch flwr"),
     "cohort": ("messages exchange ledger routines seeds params request", "numpy torch flwr"),
     "solvers": ("params", "torch"),
-    "grid": ("client_app", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
+    "grid": ("client_app data", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
     "strategy": ("history cohort exchange messages request params", "flwr"),
     "metrics": ("params", "numpy torch sklearn scipy statsmodels"),
     "evaluation": ("metrics data ledger", "numpy torch scipy"),

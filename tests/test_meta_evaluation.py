@@ -24,7 +24,6 @@ from fedforget.assessment import LATER, PLAIN
 from fedforget.client_app import app
 from fedforget.cohort import Answers, Cohort, describe
 from fedforget.config import RunConfig, compose
-from fedforget.data import DataConfig
 from fedforget.evaluation import ORACLE, ORIGINAL, ModelResult, measure
 from fedforget.grid import InProcessGrid
 from fedforget.ledger import Cost
@@ -70,8 +69,7 @@ class Lab:
     def __init__(self, scenario: str) -> None:
         self.config: RunConfig = compose("quickstart", scenario)
         c = self.config
-        data = DataConfig(c.task, c.partition, c.corruption, c.seed)
-        self.task = Task(data, c.model, c.local, "cpu", c.engine.mode)
+        self.task = Task(c.data, c.model, c.local, "cpu", c.engine.mode)
         self.grid = InProcessGrid(app, 2)
         self.federation = describe(self.grid, self.task)
         self.layout = self.initial(0).layout

@@ -18,6 +18,7 @@ from flwr.app import Message
 
 from fedforget import messages
 from fedforget.cohort import LATE, TooFewClients, describe
+from fedforget.data import FederatedData, adopt
 from fedforget.grid import DIED, EngineConfig, InProcessGrid, RayGrid, load_client_app
 from fedforget.testing import REQUESTS, Toy
 
@@ -118,6 +119,22 @@ def test_ray_gives_the_numbers_of_one_process(federation):
     expected = toy.cohort()
     assert equal(cohort.train(toy.start, range(6), round=1), expected.train(toy.start, range(6), round=1))
     assert cohort.reduce(toy.start, range(6), round=2).equals(expected.reduce(toy.start, range(6), round=2))
+
+
+def test_workers_are_given_the_data_and_so_are_those_that_replace_them(ray, federation):
+    """What they are given under the toy's name is other data, so that it shows whose they describe."""
+    toy, cohort = federation(workers=2)
+    other = FederatedData(replace(toy.task.data, seed=5))
+    assert other.fingerprint != cohort.federation.about["data"]
+    cohort.grid.share(adopt, toy.task.data, other)
+    task = replace(toy.task, precision="bfloat16")  # one that no worker has a workbench for
+    for _ in range(2):
+        assert describe(cohort.grid, task).about["data"] == other.fingerprint
+        for worker in list(cohort.grid._workers.values()):
+            os.kill(ray.get(worker.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+        assert cohort.grid.send_and_receive(
+            [Message(messages.pack(messages.Work(task.to_json(), toy.seeds)), 1, messages.DESCRIBE)]
+        )
 
 
 @pytest.mark.parametrize(

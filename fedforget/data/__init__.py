@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import json
 import threading
+import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,18 @@ class FederatedData:
         self.num_classes, self.input_shape = source.num_classes, source.input_shape
         self.num_clients = len(parts)
         self.fingerprint = self._digest(source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tensors as arrays, which processes on one machine can share (fedforget/grid.py)."""
+        tensors = {name: value.numpy() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {**vars(self), **tensors, "_tensors": list(tensors)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tensors = state.pop("_tensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # shared memory cannot be written to
+            vars(self).update({name: torch.from_numpy(v) if name in tensors else v for name, v in state.items()})
+        self._train, self._holdout = ([part.copy() for part in parts] for parts in (self._train, self._holdout))
 
     def num_train(self, client: int) -> int:
         """Size of the client's training split, candidate canaries included; sample requests count up to it."""
@@ -278,8 +290,9 @@ def divide(config: DataConfig, folder: Path) -> list[Path]:
     return write_holders(config.task, config.partition, Seeds(config.seed).child("data"), folder)
 
 
+KEPT = 2  # how many federations' data a process keeps
 _loading = threading.Lock()  # two threads that ask at once must not decode twice
-_build = lru_cache(maxsize=2)(FederatedData)
+_built: dict[DataConfig, FederatedData] = {}  # the one used last at the end
 
 
 def load(config: DataConfig) -> FederatedData:
@@ -289,4 +302,18 @@ def load(config: DataConfig) -> FederatedData:
         ValueError: as `FederatedData`.
     """
     with _loading:
-        return _build(config)
+        federated = _built.pop(config, None) or FederatedData(config)
+        _keep(config, federated)
+        return federated
+
+
+def adopt(config: DataConfig, federated: FederatedData) -> None:
+    """Let `load` return in this process what another one built."""
+    with _loading:
+        _keep(config, federated)
+
+
+def _keep(config: DataConfig, federated: FederatedData) -> None:
+    _built[config] = federated
+    if len(_built) > KEPT:
+        _built.pop(next(iter(_built)))

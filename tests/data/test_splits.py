@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import itertools
+import pickle
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fedforget.data import DataConfig, FederatedData, load
+from fedforget.data import DataConfig, FederatedData, adopt, load
 from fedforget.data.corruption import CorruptionConfig
 from fedforget.data.partition import PartitionConfig
 from fedforget.data.sources import TaskConfig
@@ -141,6 +144,23 @@ def test_configuration_survives_json() -> None:
     again = DataConfig.from_json(CONFIG.to_json())
     assert again == CONFIG and hash(again) == hash(CONFIG) and again.to_json() == CONFIG.to_json()
     assert load(again) is load(CONFIG)
+
+
+@pytest.mark.parametrize("kind", ["none", "canary", "noise"])
+def test_another_process_adopts_the_data_without_loading_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arrays arrive as shared memory does: out of band, and read-only."""
+    config = replace(CONFIG, seed=11, corruption=replace(CONFIG.corruption, kind=kind))
+    made, buffers = FederatedData(config), []
+    body = pickle.dumps(made, protocol=5, buffer_callback=buffers.append)
+    assert len(body) < made.inputs.numel(), "the images travel in band"
+    monkeypatch.setattr("fedforget.data.load_source", None)
+    adopt(config, pickle.loads(body, buffers=[bytes(buffer) for buffer in buffers]))
+    held = load(config)
+    assert held.fingerprint == made.fingerprint == held._digest(SimpleNamespace(holding=None))
+    for client, name in itertools.product(range(5), ("train", "holdout", "canary_in")):
+        assert torch.equal(held.split(client, name, TRAJECTORY), made.split(client, name, TRAJECTORY))
+    assert held.record == made.record and held.class_counts(1) == made.class_counts(1)
+    assert kind != "noise" or all(map(torch.equal, held.noise(torch.arange(9)), made.noise(torch.arange(9))))
 
 
 def test_the_fingerprint_tells_data_apart() -> None:
