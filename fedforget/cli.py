@@ -28,12 +28,13 @@ RESULTS = "results: "
 ERROR = "fedforget: error: "
 # How Ray is set up, which only its environment can say: its default niceness, 15, starves the workers beside anything
 # else that runs; what a call carries by itself takes a third of the time that the object store takes (measured with
-# 0.5 MB: 5 ms a round less); and processes started ahead would serve nobody, because those of a Flower run have an
-# environment of their own.
+# 0.5 MB: 5 ms a round less); processes started ahead would serve nobody, because those of a Flower run have an
+# environment of their own; and Flower's idle actor takes one of the starts that Ray allows at once.
 RAY = {
     "RAY_worker_niceness": "0",
     "RAY_max_direct_call_object_size": str(1 << 20),
     "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_maximum_startup_concurrency": str((os.cpu_count() or 1) + 1),
 }
 WATCH = """import sys
 from pathlib import Path

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedforget import messages
+from fedforget import data, messages
 from fedforget.cohort import LATE, TooFewClients, describe
 from fedforget.data import FederatedData, adopt
 from fedforget.grid import DIED, EngineConfig, InProcessGrid, RayGrid, load_client_app
@@ -89,11 +89,12 @@ def federation(ray, tmp_path):
 
     def make(load=load_client_app, workers=3):
         grid = RayGrid(InProcessGrid(None, 2), load, EngineConfig(workers=workers))
+        grid.share(adopt, toy.task.data, data.load(toy.task.data))
         grids.append(grid)
         cohort = toy.cohort()
         cohort.grid = grid
         cohort.timeout = 120.0
-        began = time.monotonic()  # every worker loads the data, before time is measured
+        began = time.monotonic()  # every worker starts, before time is measured
         content = messages.pack(messages.Work(toy.task.to_json(), toy.seeds))
         asked = [Message(content, 1, messages.DESCRIBE) for _ in range(workers)]
         assert len(grid.send_and_receive(asked, timeout=120)) == workers
