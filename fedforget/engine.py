@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -153,7 +154,8 @@ def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray
     """
     bench = _bench(work)
     routine = routines.find(work.routine)
-    params = {name: _received(vector, bench.layout) for name, vector in vectors.items()}
+    # Training only looks at what arrived; what other routines do, strategies' own among them, is not known here.
+    params = {name: _received(vector, bench.layout, routine is routines.train) for name, vector in vectors.items()}
     double = params["model"].flat.dtype == torch.float64
     network = FlatModule(copy.deepcopy(bench.model).double()) if double else bench.network
     network.start_from(params["model"])
@@ -232,19 +234,25 @@ class _Pool:
         totals = []
         for kind, exact in self._sums.items():
             exact.add(self.waiting[kind])
-            total = exact.total().cpu()
-            totals.append(self.network.params(total).flat if kind == "network" else total)
+            totals.append(exact.total(self._translated) if kind == "network" else exact.total().cpu())
         # Exact sums may be added in any order.
         return reduce(torch.add, totals) if totals else None
 
+    def _translated(self, vector: Tensor, minus: float) -> Tensor:
+        """A vector of the network, less a number, in the order of its layout."""
+        return self.network.params(vector.cpu(), minus).flat
 
-def _received(vector: NDArray, layout: Layout) -> Params:
+
+def _received(vector: NDArray, layout: Layout, kept: bool) -> Params:
     """A vector that a strategy sent: in the model's layout, or, if it has another length, as one layer.
 
-    It is copied, because what arrived may be shared, read-only memory.
+    Unless it is to be ``kept`` as it is, it is copied, because what arrived may be shared, read-only memory.
     """
     fits = vector.shape == (layout.size,)
-    return Params(torch.tensor(vector), layout if fits else Layout(("vector",), (vector.shape,)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what cannot be written to
+        values = torch.from_numpy(vector) if kept else torch.tensor(vector)
+    return Params(values, layout if fits else Layout(("vector",), (vector.shape,)))
 
 
 @dataclass(frozen=True)

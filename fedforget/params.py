@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, repeat
 from math import prod
 
 import torch
@@ -233,12 +233,19 @@ class FlatModule:
 
     def change(self) -> Params:
         """The module's parameters minus those that it started from, in main memory."""
+        if self.start.device.type == "cpu":
+            return self.params(self.vector, self.start)
         return self.params(torch.sub(self.vector, self.start).cpu())
 
-    def params(self, vector: Tensor) -> Params:
-        """What a vector in main memory and in the order of `vector` holds."""
+    def params(self, vector: Tensor, minus: Tensor | float = 0.0) -> Params:
+        """What a vector in main memory and in the order of `vector` holds, less a number or another such vector."""
         params = Params(torch.empty(self.layout.size, dtype=vector.dtype), self.layout)
-        torch._foreach_copy_(list(params.layers().values()), self._views(vector))
+        if isinstance(minus, Tensor):
+            less: Iterable[Tensor] = self._views(minus)
+        else:
+            less = repeat(torch.tensor(minus, dtype=torch.float64))
+        for layer, view, other in zip(params.layers().values(), self._views(vector), less, strict=False):
+            torch.sub(view, other, out=layer)
         return params
 
 
@@ -300,9 +307,13 @@ class ExactSum:
                 block = torch.sub(blocks[number], self._minus[number], out=change) if self._minus else blocks[number]
                 sums.add_(exact.copy_(block), alpha=weight)
 
-    def total(self) -> Tensor:
-        """The sum, float64 ``[d]``; nothing can be added to it any more."""
-        total = self._sum.sub_(self._large)
+    def total(self, less: Callable[[Tensor, float], Tensor] = Tensor.sub_) -> Tensor:
+        """The sum, float64 ``[d]``; nothing can be added to it any more.
+
+        Args:
+            less: a vector less a number; what it returns is returned.
+        """
+        total = less(self._sum, self._large)
         del self._sum
         return total
 
