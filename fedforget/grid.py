@@ -417,8 +417,7 @@ def choose(grid: Grid, config: EngineConfig, data: DataConfig, timeout: float = 
     Ray's workers are given the data: this process reads it once, while Ray starts, and those of a machine share it.
 
     Raises:
-        ValueError: if nodes do not connect in time, Ray was asked for and does not run in this process, or the data
-            that Ray's workers need cannot be loaded.
+        ValueError: if nodes do not connect in time, or Ray was asked for and does not run in this process.
     """
     wait_for_nodes(grid, config.nodes, timeout)
     simulated = isinstance(grid, InMemoryGrid)
@@ -437,7 +436,8 @@ def choose(grid: Grid, config: EngineConfig, data: DataConfig, timeout: float = 
                 raise ValueError(f"Ray did not start within {timeout:g} s")
             time.sleep(0.05)
         chosen = RayGrid(grid, load_client_app, config)
-        chosen.share(adopt, data, loading.result())
+        if loading.exception() is None:  # else each worker tries, and its node says what is wrong
+            chosen.share(adopt, data, loading.result())
     keep_freed_memory()  # only now, so that what was loaded here is given back
     return chosen
 

@@ -180,6 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     for kind in ("svg", "png"):  # so that children find fonts loaded
         figure.Figure().savefig(io.BytesIO(), format=kind)
+    options.folder.mkdir(parents=True, exist_ok=True)
     undisturbed, log = options.folder / "undisturbed", options.folder / "undisturbed.log"
     began = time.monotonic()
     assert run(undisturbed, log, options.also) == 0

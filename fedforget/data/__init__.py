@@ -302,7 +302,7 @@ def load(config: DataConfig) -> FederatedData:
         ValueError: as `FederatedData`.
     """
     with _loading:
-        federated = _built.pop(config, None) or FederatedData(config)
+        federated = _built.get(config) or FederatedData(config)
         _keep(config, federated)
         return federated
 
@@ -314,6 +314,7 @@ def adopt(config: DataConfig, federated: FederatedData) -> None:
 
 
 def _keep(config: DataConfig, federated: FederatedData) -> None:
+    _built.pop(config, None)
     _built[config] = federated
     if len(_built) > KEPT:
         _built.pop(next(iter(_built)))
