@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -331,12 +332,12 @@ class Cohort(Grid):
         clients = self.federation.clients
         number = max(1, round_half_up(self.fraction * len(clients)))
         order = self.seeds.numpy("cohort", round).permutation(len(clients))
-        ranked = [clients[place] for place in order]
+        ranked = (clients[place] for place in order.tolist())
         retained = set(self.retained)
         if not retained:
             raise ValueError("no client retains any data, so there is nobody to ask")
-        chosen = [client for client in ranked[:number] if client in retained]
-        return tuple(sorted(chosen or [client for client in ranked if client in retained][:1]))
+        chosen = [client for client in islice(ranked, number) if client in retained]
+        return tuple(sorted(chosen or [next(client for client in ranked if client in retained)]))
 
     # ------------------------------------------------------------------ what
 
