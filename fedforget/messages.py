@@ -247,7 +247,7 @@ def to_learner(params: Params) -> ArrayRecord:
     Blocks that fit into a core's cache make a learner's arithmetic about ten times faster than whole vectors do.
     """
     blocks = _blocks(params.flat.numpy())
-    return _record({str(number): LearnerArray(block, None, (params, number)) for number, block in enumerate(blocks)})
+    return _record({str(number): LearnerArray(block, origin=(params, number)) for number, block in enumerate(blocks)})
 
 
 def from_learner(arrays: ArrayRecord, layout: Layout) -> Params:

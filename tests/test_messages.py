@@ -301,6 +301,21 @@ def test_a_learner_gets_the_model_exactly() -> None:
     assert torch.equal(messages.from_learner(arrays, PAIR).flat, model.flat)
 
 
+def test_a_model_that_a_learner_left_alone_is_not_copied_and_any_other_is() -> None:
+    size = messages.LEARNER_BLOCK
+    layout = Layout(("a",), ((2 * size,),))
+    model = Params(torch.arange(2.0 * size), layout)
+    assert messages.from_learner(messages.to_learner(model), layout).flat is model.flat
+    swapped = messages.to_learner(model)
+    swapped["0"], swapped["1"] = swapped["1"], swapped["0"]
+    assert torch.equal(messages.from_learner(swapped, layout).flat, model.flat.roll(size))
+    changed = messages.to_learner(model)
+    changed["1"] = Array(changed["1"].numpy() + 1)
+    assert torch.equal(messages.from_learner(changed, layout).flat[size:], model.flat[size:] + 1)
+    double = messages.from_learner(messages.to_learner(model.double()), layout)
+    assert double.flat.dtype == torch.float32 and double.equals(model)
+
+
 def test_a_long_vector_travels_to_learners_in_blocks() -> None:
     size = 2 * messages.LEARNER_BLOCK + 3
     layout = Layout(("w",), ((size,),))
