@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +103,7 @@ def _own_shelves(work: Work, context: Context) -> str:
     return str(Path(str(context.node_config[SHELVES])) / digest(Path(work.shelves).parts[-3:])) if work.shelves else ""
 
 
-def _hosted(bench: engine.Workbench, context: Context) -> tuple[int, ...]:
+def _hosted(bench: engine.Workbench, context: Context) -> Sequence[int]:
     """The clients that this node serves.
 
     Raises:

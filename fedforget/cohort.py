@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,13 +149,13 @@ class Federation:
         """Type of the device of all nodes: ``cpu`` or ``cuda``."""
         return _device_type(self.about)
 
-    @property
+    @cached_property
     def clients(self) -> tuple[int, ...]:
         """All client ids, ascending."""
         return tuple(sorted(self.num_train))
 
     def kept(self, requests: Iterable[UnlearningRequest]) -> dict[int, int]:
-        """How many training examples each client keeps after ``requests``, candidate canaries included.
+        """How many training examples each client keeps after ``requests``, candidate canaries included: if any, by id.
 
         What several requests name counts once, unless one names it by its class and another by its position, because
         the server does not know the class of a position: then fewer may be counted than are kept.
@@ -165,9 +165,11 @@ class Federation:
             named[request.scope].update(request.targets)
         samples = Counter(client for client, _ in named["sample"])
         kept = {}
-        for client, size in self.num_train.items():
+        for client in self.clients:
             of_classes = sum(self.class_counts[client][label] for label in named["class"])
-            kept[client] = 0 if client in named["client"] else max(0, size - of_classes - samples[client])
+            left = self.num_train[client] - of_classes - samples[client]
+            if left > 0 and client not in named["client"]:
+                kept[client] = left
         return kept
 
 
@@ -302,17 +304,21 @@ class Cohort(Grid):
         if self.request is None:
             return ()
         before, after = self._kept(self.removed), self._kept((*self.removed, self.request))
-        return tuple(client for client in self.federation.clients if before[client] > after[client])
+        return tuple(client for client, number in before.items() if number > after.get(client, 0))
 
     @property
     def retained(self) -> tuple[int, ...]:
         """Clients that keep at least one training example once the request is served."""
-        kept = self._kept(self.removed if self.request is None else (*self.removed, self.request))
-        return tuple(client for client in self.federation.clients if kept[client] > 0)
+        return tuple(self._keeping)
 
     @property
     def _classes(self) -> int:
         return int(self.federation.about["num_classes"])
+
+    @property
+    def _keeping(self) -> Mapping[int, int]:
+        """What the retained clients keep."""
+        return self._kept(self.removed if self.request is None else (*self.removed, self.request))
 
     def _kept(self, requests: tuple[UnlearningRequest, ...]) -> Mapping[int, int]:
         """`Federation.kept`, counted once: every exchange asks for it several times."""
@@ -329,15 +335,14 @@ class Cohort(Grid):
         Raises:
             ValueError: if no client retains any data.
         """
-        clients = self.federation.clients
-        number = max(1, round_half_up(self.fraction * len(clients)))
-        order = self.seeds.numpy("cohort", round).permutation(len(clients))
-        ranked = (clients[place] for place in order.tolist())
-        retained = set(self.retained)
+        clients, retained = self.federation.clients, self._keeping
         if not retained:
             raise ValueError("no client retains any data, so there is nobody to ask")
-        chosen = [client for client in islice(ranked, number) if client in retained]
-        return tuple(sorted(chosen or [next(client for client in ranked if client in retained)]))
+        number = max(1, round_half_up(self.fraction * len(clients)))
+        order = self.seeds.numpy("cohort", round).permutation(len(clients))
+        chosen = [client for client in (clients[place] for place in order[:number]) if client in retained]
+        later = (clients[place] for place in order[number:])
+        return tuple(sorted(chosen or [next(client for client in later if client in retained)]))
 
     # ------------------------------------------------------------------ what
 
@@ -552,11 +557,10 @@ class Cohort(Grid):
     # ------------------------------------------------------------------ how
 
     def _check_card(self, clients: tuple[int, ...], split: str) -> None:
-        unknown = set(clients) - set(self.federation.clients)
-        if unknown:
-            raise ValueError(
-                f"client {min(unknown)} does not exist; there are clients 0 to {self.federation.clients[-1]}"
-            )
+        for client in clients:
+            if client not in self.federation.num_train:
+                last = self.federation.clients[-1]
+                raise ValueError(f"client {client} does not exist; there are clients 0 to {last}")
         if self.card is None or not clients:
             return
         gone = set(self.targets).difference(self.retained)

@@ -90,7 +90,8 @@ class FederatedData:
         else:
             source = load_source(config.task, self.seeds)
             parts = partition(source.train_labels.numpy(), source.train_ids, config.partition, self.seeds)
-        self.held = tuple(range(len(parts))) if source.holding is None else (source.holding.client,)
+        first = source.holding.client if source.holding else 0
+        self.held = range(first, first + 1 if source.holding else len(parts))
         halves = [
             split_holdout(part, config.partition.holdout, self.seeds.numpy("holdout", client))
             for client, part in enumerate(parts)

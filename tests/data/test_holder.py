@@ -53,7 +53,7 @@ def test_every_holder_has_its_part_of_the_simulation_to_the_bit(pooled, tmp_path
     for client, folder in enumerate(folders):
         own = holder_of(pooled, folder)
         fingerprints.add(own.fingerprint)
-        assert own.held == (client,) and own.num_clients == 3 and own.num_classes == whole.num_classes
+        assert list(own.held) == [client] and own.num_clients == 3 and own.num_classes == whole.num_classes
         assert own.num_train(client) == whole.num_train(client)
         assert own.class_counts(client) == whole.class_counts(client)
         assert torch.equal(own.test_inputs, whole.test_inputs) and torch.equal(own.test_labels, whole.test_labels)

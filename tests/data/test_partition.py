@@ -5,6 +5,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from flwr_datasets.partitioner import IidPartitioner
 
 from fedforget.data.partition import KINDS, PartitionConfig, partition, split_holdout
 from fedforget.seeds import Seeds
@@ -40,6 +42,14 @@ def test_the_seed_alone_decides(kind: str) -> None:
 
 def test_iid_sizes_are_even() -> None:
     assert {len(part) for part in divide(kind="iid", clients=7)} == {85, 86}
+
+
+@pytest.mark.parametrize("clients", [1, 7, 599, 600])
+def test_iid_is_what_the_partitioner_of_flwr_datasets_gives(clients: int) -> None:
+    known = IidPartitioner(clients)
+    known.dataset = Dataset.from_dict({"position": Seeds(3).numpy("order").permutation(600)})
+    theirs = [sorted(known.load_partition(client)["position"]) for client in range(clients)]
+    assert [part.tolist() for part in divide(3, kind="iid", clients=clients)] == theirs
 
 
 def test_dirichlet_follows_alpha() -> None:
