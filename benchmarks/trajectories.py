@@ -1,10 +1,11 @@
 """How well independent trajectories fill the machine: a whole experiment beside the training that it consists of.
 
-    python benchmarks/trajectories.py [--seeds 5] [--overrides KEY=VALUE ...]
+    python benchmarks/trajectories.py [--experiment quickstart] [--seeds 5] [--overrides KEY=VALUE ...]
 
-A leaderboard-like experiment on scikit-learn's digits with an MLP: K originals, K oracles, and K runs of each of some
-strategies, in Flower's simulation over `RayGrid` with one worker a core. ``work`` is what clients were asked: the
-seconds that workers spent in routines and audits. It is taken twice:
+K originals, K oracles, and K runs of each strategy of an experiment, in Flower's simulation over `RayGrid` with one
+worker a core. With ``quickstart`` it is leaderboard-like, on scikit-learn's digits with a tiny MLP and six strategies;
+``leaderboard_mnist`` has all that can forget a client, with the CNN. ``work`` is what clients were asked: the seconds
+that workers spent in routines and audits. It is taken twice:
 
 here    by the workers' own clocks during the run, which also count what the server and other processes take from them;
 alone   by the clock of one process that runs a single seed of the same experiment, one trajectory at a time and with
@@ -39,7 +40,7 @@ from fedforget.experiment import Experiment
 from fedforget.grid import EngineConfig, InProcessGrid, choose
 from fedforget.messages import EVALUATE, TRAIN, unpack_reply
 
-OVERRIDES = (
+QUICKSTART = (  # what makes a leaderboard of it
     "strategies=[finetune, truncated_retrain, federaser, fedaccum, amnesiac_repair, random_label]",
     "evaluation=leaderboard",
     "evaluation.level=smoke",  # which demands no number of seeds
@@ -121,14 +122,14 @@ def now() -> tuple[float, float, float]:
 Outcome = tuple[dict[str, float], float, float, float, float]
 
 
-def experiment(grid: Grid, overrides: list[str], trajectories: int) -> Outcome:
+def experiment(grid: Grid, name: str, overrides: list[str], trajectories: int) -> Outcome:
     """Run it over a grid.
 
     Returns:
         The seconds of clients by kind of message, those from the first message to the last answer, the busy share of
         the cores then, the processor seconds of this process, and the seconds of the whole run.
     """
-    composed = compose("quickstart", overrides)
+    composed = compose(name, overrides)
     # Any grid but Flower's own is used as it is.
     config = replace(composed, engine=replace(composed.engine, device="cpu", trajectories=trajectories))
     clocked, start, used = Clocked(grid), time.perf_counter(), time.process_time()
@@ -140,38 +141,41 @@ def experiment(grid: Grid, overrides: list[str], trajectories: int) -> Outcome:
     return clocked.seconds, seconds, busy / total, time.process_time() - used, whole
 
 
-def here(overrides: list[str]) -> Outcome:
+def here(name: str, overrides: list[str]) -> Outcome:
     """The whole experiment, in Flower's simulation."""
-    data = compose("quickstart", overrides).data
+    data = compose(name, overrides).data
     return simulate(
-        lambda grid: experiment(choose(grid, EngineConfig(nodes=CORES), data), overrides, 0), fedforget_app, CORES
+        lambda grid: experiment(choose(grid, EngineConfig(nodes=CORES), data), name, overrides, 0), fedforget_app, CORES
     )
 
 
-def alone(overrides: list[str]) -> Outcome:
+def alone(name: str, overrides: list[str]) -> Outcome:
     """One seed of it in this process."""
     torch.set_num_threads(1)
-    return experiment(InProcessGrid(fedforget_app, CORES), [*overrides, "evaluation.seeds=1"], 1)
+    return experiment(InProcessGrid(fedforget_app, CORES), name, [*overrides, "evaluation.seeds=1"], 1)
 
 
 def main() -> None:
     """Run both and print the table."""
     parser = argparse.ArgumentParser(description="Trajectories beside the training that they consist of.")
+    parser.add_argument("--experiment", default="quickstart", help="a name in configs/experiment")
     parser.add_argument("--seeds", type=int, default=5, help="K originals, oracles and runs of each strategy")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of the run")
     options = parser.parse_args()
-    overrides = [*OVERRIDES, f"evaluation.seeds={options.seeds}", *options.overrides]
-    print(f"`fedforget run quickstart {' '.join(map(repr, overrides))}`\n")
+    name = options.experiment
+    usual = QUICKSTART if name == "quickstart" else ()
+    overrides = [*usual, f"evaluation.seeds={options.seeds}", *options.overrides]
+    print(f"`fedforget run {name} {' '.join(map(repr, overrides))}`\n")
     columns = ("training s", "audits s", "run s", "run / (work / cores)", "<= 1.15", "cores busy", ">= 90 %")
     print_head("work", *columns, "server's CPU s", "Experiment.run s")
-    work, seconds, busy, server, whole = in_fresh_process(here, overrides)
-    single, *_ = in_fresh_process(alone, overrides)
-    for name, mine in (("here", work), ("alone", {kind: options.seeds * spent for kind, spent in single.items()})):
+    work, seconds, busy, server, whole = in_fresh_process(here, name, overrides)
+    single, *_ = in_fresh_process(alone, name, overrides)
+    for side, mine in (("here", work), ("alone", {kind: options.seeds * spent for kind, spent in single.items()})):
         ratio = seconds / (sum(mine.values()) / CORES)
-        verdict = met(ratio <= 1.15) if name == "alone" else ""
+        verdict = met(ratio <= 1.15) if side == "alone" else ""
         cells = (f"{mine[TRAIN]:.1f}", f"{mine[EVALUATE]:.1f}", f"{seconds:.1f}", f"{ratio:.2f}", verdict)
-        shares = (f"{busy:.0%}", met(busy >= 0.9), f"{server:.1f}", f"{whole:.1f}") if name == "here" else [""] * 4
-        print(row(name, *cells, *shares))
+        shares = (f"{busy:.0%}", met(busy >= 0.9), f"{server:.1f}", f"{whole:.1f}") if side == "here" else [""] * 4
+        print(row(side, *cells, *shares))
 
 
 if __name__ == "__main__":
