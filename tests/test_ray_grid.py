@@ -30,8 +30,8 @@ pytestmark = [
 ]
 
 
-def loader(fault, nodes=(1, 2), message_type="train"):
-    """A function that makes the project's ClientApp in a worker, with one client that fails on some nodes."""
+def loader():
+    """A function that makes the project's ClientApp in a worker, with one client that fails as `falling_ill` says."""
 
     def load():  # a closure, so that it travels by value: workers cannot import this file
         import os
@@ -44,6 +44,7 @@ def loader(fault, nodes=(1, 2), message_type="train"):
         from fedforget import client_app, messages
 
         def app(message, context):
+            fault, nodes, message_type = client_app.illness
             work, _ = messages.unpack(message.content)
             asked = {*work.clients, *(part[0] for part in work.parts)}
             faulty = message.metadata.message_type == message_type and ILL in asked and context.node_id in nodes
@@ -55,7 +56,7 @@ def loader(fault, nodes=(1, 2), message_type="train"):
                 os.kill(os.getpid(), signal.SIGKILL)
             reply = client_app.app(message, context)
             if faulty and fault == "late":
-                time.sleep(work.options.get("delay", 3600))
+                time.sleep(3600)
             if faulty and fault in ("nan", "inf", "shape"):
                 arrays, report = messages.unpack_reply(reply.content)
                 arrays = {name: np.array(array) for name, array in arrays.items()}
@@ -71,6 +72,18 @@ def loader(fault, nodes=(1, 2), message_type="train"):
     return load
 
 
+def falling_ill(fault, nodes, message_type):
+    """A function that gives a worker its data, and says what client 3 does on some nodes when asked such a message."""
+
+    def prepare(config, federated):  # a closure, as above
+        from fedforget import client_app, data
+
+        data.adopt(config, federated)
+        client_app.illness = fault, nodes, message_type
+
+    return prepare
+
+
 @pytest.fixture(scope="module")
 def ray():
     import ray
@@ -81,16 +94,38 @@ def ray():
         ray.shutdown()
 
 
+def end(ray, grid):
+    for worker in grid._workers.values():
+        ray.kill(worker)
+
+
+@pytest.fixture(scope="module")
+def shared(ray):
+    """Three workers for all tests that make a client fail on three."""
+    grid = RayGrid(InProcessGrid(None, 2), loader(), EngineConfig(workers=3))
+    grid.slowest = 0.0
+    yield grid
+    end(ray, grid)
+
+
 @pytest.fixture
-def federation(ray, tmp_path):
-    """A function that makes a toy federation on Ray, whose workers are ready; its workers end with the test."""
+def federation(ray, shared, tmp_path):
+    """A function that makes a toy federation on Ray, whose workers are ready.
+
+    With a ``fault`` on three workers these are those of all such tests, else they are its own and end with the test.
+    """
     toy, grids = Toy(tmp_path), []
     toy.task = replace(toy.task, mode="sequential")
 
-    def make(load=load_client_app, workers=3):
-        grid = RayGrid(InProcessGrid(None, 2), load, EngineConfig(workers=workers))
-        grid.share(adopt, toy.task.data, data.load(toy.task.data))
-        grids.append(grid)
+    def make(fault="", nodes=(1, 2), message_type="train", load=load_client_app, workers=3):
+        if fault and workers == 3:
+            grid = shared
+        else:
+            grid = RayGrid(InProcessGrid(None, 2), loader() if fault else load, EngineConfig(workers=workers))
+            grid.slowest = 0.0
+            grids.append(grid)
+        prepare = falling_ill(fault, nodes, message_type) if fault else adopt
+        grid.share(prepare, toy.task.data, data.load(toy.task.data))
         cohort = toy.cohort()
         cohort.grid = grid
         cohort.timeout = 120.0
@@ -98,13 +133,13 @@ def federation(ray, tmp_path):
         content = messages.pack(messages.Work(toy.task.to_json(), toy.seeds))
         asked = [Message(content, 1, messages.DESCRIBE) for _ in range(workers)]
         assert len(grid.send_and_receive(asked, timeout=120)) == workers
-        grid.patience = max(14.0, 4 * (time.monotonic() - began))  # within half of it a worker can be replaced
+        grid.slowest = max(grid.slowest, time.monotonic() - began)
+        grid.patience = max(14.0, 4 * grid.slowest)  # within half of it a worker can be replaced
         return toy, cohort
 
     yield make
     for grid in grids:
-        for worker in grid._workers.values():
-            ray.kill(worker)
+        end(ray, grid)
 
 
 def equal(replies, others):
@@ -151,7 +186,7 @@ def test_workers_are_given_the_data_and_so_are_those_that_replace_them(ray, fede
     ],
 )
 def test_one_client_fails_and_the_others_are_unharmed(federation, fault, reason):
-    toy, cohort = federation(loader(fault))
+    toy, cohort = federation(fault)
     cohort.timeout, began = cohort.grid.patience if reason == LATE else 120.0, time.monotonic()
     replies = cohort.train(toy.start, range(6), round=1)
     assert time.monotonic() - began < cohort.timeout + 2, "the round outlasted its deadline"
@@ -169,7 +204,7 @@ def test_one_client_fails_and_the_others_are_unharmed(federation, fault, reason)
 @pytest.mark.parametrize("fault", ["raise", "killed", "hang"])
 def test_what_fails_on_one_node_is_done_on_another_with_equal_numbers(federation, fault):
     """All clients of the node that fails are asked again, each by itself, and nobody is left out."""
-    toy, cohort = federation(loader(fault, nodes=(2,)))
+    toy, cohort = federation(fault, nodes=(2,))
     expected = toy.cohort()
     assert (ILL,) in expected._schedule([(client,) for client in range(6)], {})[2]
     cohort.timeout = cohort.grid.patience if fault == "hang" else 120.0
@@ -180,7 +215,7 @@ def test_what_fails_on_one_node_is_done_on_another_with_equal_numbers(federation
 @pytest.mark.parametrize("fault", ["raise", "killed", "hang"])
 def test_an_evaluation_that_fails_on_one_node_is_done_on_another(federation, fault):
     sets = {"holdout": 50, "clients": 60, "test": 100}
-    toy, cohort = federation(loader(fault, (2,), "evaluate"))
+    toy, cohort = federation(fault, (2,), "evaluate")
     expected = toy.cohort()
     for each in (cohort, expected):
         each.request = REQUESTS["client"]
@@ -192,7 +227,7 @@ def test_an_evaluation_that_fails_on_one_node_is_done_on_another(federation, fau
 
 
 def test_an_evaluation_that_fails_everywhere_is_refused(federation):
-    toy, cohort = federation(loader("raise", message_type="evaluate"))
+    toy, cohort = federation("raise", message_type="evaluate")
     with pytest.raises(TooFewClients, match="a node could not evaluate a model: RuntimeError: no battery"):
         cohort.evaluate(toy.start, {"clients": 60})
 
@@ -217,7 +252,7 @@ def test_a_worker_killed_from_outside_is_replaced_and_nobody_is_left_out(federat
 
         return app
 
-    toy, cohort = federation(load, workers=1)
+    toy, cohort = federation(load=load, workers=1)
 
     def kill():
         while not (tmp_path / "at work").exists():
@@ -246,7 +281,7 @@ def test_all_workers_killed_between_rounds_leave_nobody_out(ray, federation):
 
 def test_a_trajectory_that_waits_behind_a_hanging_client_loses_nothing(federation):
     """Two trajectories share two workers; one of them hangs in both attempts, the other does round after round."""
-    toy, ill = federation(loader("hang"), workers=2)
+    toy, ill = federation("hang", workers=2)
     well = toy.cohort()
     well.grid, well.timeout, ill.timeout = ill.grid, 120.0, ill.grid.patience
     clients = [client for client in range(6) if client != ILL]
