@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--parts clients work history] [--rounds 0]
 
-clients  100 clients a round of 100, 1,000 and 10,000, which share the same 20,000 random 8x8 images; each trains two
+clients  100 clients a round of 100, 1,000 and 10,000, which share the same 40,000 random 8x8 images; each trains two
          batches of two, so the work of a round is the same. Seconds a round and memory may grow by at most a quarter.
-         ``loading`` is the time until the federation has described itself: every worker reads and divides the data.
+         ``loading`` is the time until the federation has described itself: a start of Ray, and of reading the data.
 work     A federation of 1,000 clients: more clients a round, and more steps a client. The seconds of a client (of a
          step) may not grow with their number by more than a tenth.
 history  The record of an 11 M-parameter model, ten clients a round, through `Recording` and `History` alone: synthetic
@@ -45,7 +45,7 @@ from fedforget.params import Layout, Params
 from fedforget.routines import LocalConfig
 from fedforget.strategy import find
 
-IMAGES = 20_000
+IMAGES = 40_000  # four for each of 10,000 clients: no client needs a second epoch for its two batches
 CLIENTS = (100, 1_000, 10_000)
 ASKED, STEPS = 100, 2  # where they are not varied
 SHARES, LENGTHS = (50, 200, 400), (8, 32)  # clients a round, steps a client: the work is varied

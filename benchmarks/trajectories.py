@@ -165,6 +165,10 @@ def main() -> None:
     name = options.experiment
     usual = QUICKSTART if name == "quickstart" else ()
     overrides = [*usual, f"evaluation.seeds={options.seeds}", *options.overrides]
+    try:
+        compose(name, overrides)
+    except ValueError as error:
+        parser.error(str(error))
     print(f"`fedforget run {name} {' '.join(map(repr, overrides))}`\n")
     columns = ("training s", "audits s", "run s", "run / (work / cores)", "<= 1.15", "cores busy", ">= 90 %")
     print_head("work", *columns, "server's CPU s", "Experiment.run s")
