@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from fedforget.data import DataConfig, PartitionConfig, divide
+
 ROOT = Path(__file__).parents[1]
 EVERYTHING = "*"
 
@@ -187,3 +189,17 @@ def test_a_worker_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
     assert "torch" in loaded and not loaded & HEAVY
+
+
+def test_reading_a_folder_and_dividing_it_at_random_loads_no_more_than_its_formats(tmp_path: Path) -> None:
+    """The server does so in every run, while Ray starts, and every node that is deployed before every answer."""
+    divide(DataConfig(partition=PartitionConfig(clients=2)), tmp_path)
+    script = (
+        "import sys; from fedforget.data import DataConfig, FederatedData, TaskConfig\n"
+        f"print(FederatedData(DataConfig(TaskConfig('folder', {str(tmp_path / 'client-0')!r}))).num_clients)\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    clients, *loaded = done.stdout.split()
+    assert clients == "10" and HEAVY.intersection(loaded) == {"pyarrow", "PIL"}
