@@ -4,7 +4,8 @@
 
 clients  100 clients a round of 100, 1,000 and 10,000, which share the same 40,000 random 8x8 images; each trains two
          batches of two, so the work of a round is the same. Seconds a round and memory may grow by at most a quarter.
-         ``loading`` is the time until the federation has described itself: a start of Ray, and of reading the data.
+         ``loading`` is the time until the federation has described itself: Ray starts, and the server reads and
+         divides the data.
 work     A federation of 1,000 clients: more clients a round, and more steps a client. The seconds of a client (of a
          step) may not grow with their number by more than a tenth.
 history  The record of an 11 M-parameter model, ten clients a round, through `Recording` and `History` alone: synthetic

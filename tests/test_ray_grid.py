@@ -44,10 +44,12 @@ def loader():
         from fedforget import client_app, messages
 
         def app(message, context):
-            fault, nodes, message_type = client_app.illness
+            fault, nodes, message_type, struck = client_app.illness
             work, _ = messages.unpack(message.content)
             asked = {*work.clients, *(part[0] for part in work.parts)}
             faulty = message.metadata.message_type == message_type and ILL in asked and context.node_id in nodes
+            if faulty:
+                open(struck, "a").close()
             if faulty and fault == "raise":
                 raise RuntimeError("no battery")
             if faulty and fault == "hang":
@@ -72,14 +74,17 @@ def loader():
     return load
 
 
-def falling_ill(fault, nodes, message_type):
-    """A function that gives a worker its data, and says what client 3 does on some nodes when asked such a message."""
+def falling_ill(fault, nodes, message_type, struck):
+    """A function that gives a worker its data, and says what client 3 does on some nodes when asked such a message.
+
+    The file ``struck`` is there once it has done so.
+    """
 
     def prepare(config, federated):  # a closure, as above
         from fedforget import client_app, data
 
         data.adopt(config, federated)
-        client_app.illness = fault, nodes, message_type
+        client_app.illness = fault, nodes, message_type, struck
 
     return prepare
 
@@ -113,8 +118,9 @@ def federation(ray, shared, tmp_path):
     """A function that makes a toy federation on Ray, whose workers are ready.
 
     With a ``fault`` on three workers these are those of all such tests, else they are its own and end with the test.
+    A test in which the fault did not happen fails at its end.
     """
-    toy, grids = Toy(tmp_path), []
+    toy, grids, awaited = Toy(tmp_path), [], []
     toy.task = replace(toy.task, mode="sequential")
 
     def make(fault="", nodes=(1, 2), message_type="train", load=load_client_app, workers=3):
@@ -124,7 +130,9 @@ def federation(ray, shared, tmp_path):
             grid = RayGrid(InProcessGrid(None, 2), loader() if fault else load, EngineConfig(workers=workers))
             grid.slowest = 0.0
             grids.append(grid)
-        prepare = falling_ill(fault, nodes, message_type) if fault else adopt
+        if fault:
+            awaited.append(tmp_path / "struck")
+        prepare = falling_ill(fault, nodes, message_type, str(tmp_path / "struck")) if fault else adopt
         grid.share(prepare, toy.task.data, data.load(toy.task.data))
         cohort = toy.cohort()
         cohort.grid = grid
@@ -140,6 +148,7 @@ def federation(ray, shared, tmp_path):
     yield make
     for grid in grids:
         end(ray, grid)
+    assert all(struck.exists() for struck in awaited), "no client failed, so the test shows nothing"
 
 
 def equal(replies, others):

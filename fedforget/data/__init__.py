@@ -90,8 +90,9 @@ class FederatedData:
         else:
             source = load_source(config.task, self.seeds)
             parts = partition(source.train_labels.numpy(), source.train_ids, config.partition, self.seeds)
-        first = source.holding.client if source.holding else 0
-        self.held = range(first, first + 1 if source.holding else len(parts))
+        self.held = range(len(parts))
+        if source.holding:
+            self.held = range(source.holding.client, source.holding.client + 1)
         halves = [
             split_holdout(part, config.partition.holdout, self.seeds.numpy("holdout", client))
             for client, part in enumerate(parts)
