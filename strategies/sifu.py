@@ -70,7 +70,7 @@ class InformedRollback(UnlearningStrategy):
         holds = true_delta(c.epsilon, limit / c.sigma)
         if holds > delta:
             cohort.notes.append(f"epsilon={c.epsilon:g} is certified at delta={holds:.2g}, not at delta={delta:.2g}")
-        n = 0 if history.removed else rollback(influences(history, request), limit)
+        n = 0 if cohort.removed else rollback(influences(history, request), limit)
         noise = torch.randn(history.final.layout.size, generator=cohort.seeds.torch("sifu"))
         w = history.model(n) + Params(c.sigma * noise, history.final.layout)
         yield w

@@ -188,6 +188,9 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
         {"sigma": 1e-9},
         Bill(T, T * r * d, T * r * d, RETAINED, (1 + T) * d + K * T * d),
     ),
+    # FATS: client 2 takes part in the first round, as everybody does, so all are repeated from the initial model.
+    "FATS": ("fats", {}, Bill(T, T * r * d, T * r * d, RETAINED, (1 + T) * d)),
+    "ConDa": ("conda", {}, Bill(0, 0, 0, NOBODY, K * d, 0)),
     # MoDe: w_de learns at those who stay; in guidance w and w_de go to everybody, and w_de is held; then recovery.
     "MoDe": (
         "momentum_degradation",
