@@ -190,6 +190,12 @@ BILLS: dict[str, tuple[str, dict[str, Any], Bill]] = {
     ),
     # FATS: client 2 takes part in the first round, as everybody does, so all are repeated from the initial model.
     "FATS": ("fats", {}, Bill(T, T * r * d, T * r * d, RETAINED, (1 + T) * d)),
+    # FUSED: an ordinary round whose updates come one by one; then adapters of rank 10, the layer's smaller side.
+    "FUSED": (
+        "fused",
+        {"rounds": 2},
+        Bill(1 + 2, r * (d + 2 * 740), r * (d + 2 * (d + 740)), RETAINED, held=r * d),  # 740 = 10 * 64 + 10 * 10
+    ),
     "ConDa": ("conda", {}, Bill(0, 0, 0, NOBODY, K * d, 0)),
     # MoDe: w_de learns at those who stay; in guidance w and w_de go to everybody, and w_de is held; then recovery.
     "MoDe": (
