@@ -1,4 +1,4 @@
-"""Fixtures shared by the integration tests."""
+"""Fixtures shared by the integration tests, and how the suite is divided among the processes of ``pytest -n N``."""
 
 from pathlib import Path
 
@@ -10,11 +10,40 @@ from fedforget.experiment import Experiment
 from fedforget.grid import InProcessGrid
 from fedforget.store import load_tensors
 
+# Files whose tests start servers, clusters or workers, or end processes: one after another, and before all others,
+# because they take long and partly wait.
+ALONE = (
+    "test_ray_grid.py",
+    "test_cluster.py",
+    "test_deployment.py",
+    "test_launch.py",
+    "test_faults.py",
+    "test_resume.py",
+    "test_docs.py",
+)
 SMALL = "model=linear learning.rounds=3 partition.clients=5 evaluation=smoke engine.device=cpu"
 
 
 def pytest_addoption(parser):
     parser.addoption("--points", type=int, default=7, help="moments at which test_resume.py kills a run")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in ALONE)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay in one process, where they share fixtures; those of `ALONE` are all in the same."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = Path(nodeid.partition("::")[0])
+            return "alone" if file.name in ALONE else str(file)
+
+    config.option.loadscopereorder = False  # those that take long begin, however many tests they are
+    return Files(config, log)
 
 
 @pytest.fixture

@@ -70,8 +70,10 @@ def test_examples_are_as_touched_as_the_clients_that_hold_them(tmp_path: Path, s
 
 def test_after_an_earlier_request_it_starts_anew(tmp_path: Path) -> None:
     # Whoever left first may have touched any recorded model, and, other than a client, leaves no trace in its cohorts.
-    toy, request = Toy(tmp_path, learning=SPARSE), UnlearningRequest("client", (4,))
-    strategy, before = StableRollback(None, SPARSE), REQUESTS["sample"]
+    toy = Toy(tmp_path, learning=SPARSE)
+    late = next(client for client, t in first_rounds(toy).items() if t > 1)
+    request, before = UnlearningRequest("client", (late,)), UnlearningRequest("sample", (((late + 1) % 6, 0),))
+    strategy = StableRollback(None, SPARSE)
     cohort = toy.cohort(request, strategy.card)
     cohort.removed = (before,)
     recording, final = toy.learn(strategy)
