@@ -20,8 +20,8 @@ smaller side of a layer. "Sparse" is read as that code has it: low rank, few lay
 +-1/sqrt(inputs), as there. Forgotten examples are left out, not relabelled. Rounds: 5, as `finetune` has by default,
 not 100 [SPEC].
 
-Limit: in few rounds what is retained overwrites little: the canaries on digits stay (quality 0.00); after 40 rounds, the
-price of a retrain, a quarter of their signal is left (0.71; docs/results.md, 2026-11-29).
+Limit: in few rounds what is retained overwrites little: the canaries on digits stay (quality 0.00); after 40 rounds,
+the price of a retrain, a quarter of their signal is left (0.71; docs/results.md, 2026-11-29).
 """
 
 from __future__ import annotations
