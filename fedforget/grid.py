@@ -174,8 +174,8 @@ class RayGrid(_LocalGrid):
     without a copy; one so small that Ray would send it along with a call is sent so (`INLINE`). Any worker serves any
     node: messages wait in one queue, and a worker holds one at a time, so that what hangs or dies takes no other
     message with it. A worker that died, or that holds a message nobody waits for any more, is replaced by a new one; a
-    message that its worker died of is answered with an error. Idle workers are looked after then, so that what is
-    asked again meets living ones.
+    message that its worker died of is answered with an error. Idle workers are looked after then, and new ones get
+    no message before they have started, so that what is asked again meets living ones.
 
     Args:
         grid: the grid that Flower handed to the ServerApp; its nodes stay the addressees.
@@ -294,7 +294,10 @@ class RayGrid(_LocalGrid):
             if died:
                 self._replace(place)
                 self._look_after_idle()
-            self._idle.append(place)
+            if died and message is not None:
+                self._look_after(place)
+            else:  # one that died while it was looked after may never start, which the next message is told
+                self._idle.append(place)
             self._hand_out()
             if message is None:
                 return
@@ -311,8 +314,11 @@ class RayGrid(_LocalGrid):
         A message that is asked again would else meet one dead worker after the other, and its client be left out.
         """
         while self._idle:
-            place = self._idle.popleft()
-            self._await(self._workers[place].alive.remote(), None, place)
+            self._look_after(self._idle.popleft())
+
+    def _look_after(self, place: int) -> None:
+        """Let a worker be idle once it answers: one that is still starting would keep a message from the others."""
+        self._await(self._workers[place].alive.remote(), None, place)
 
     def _replace(self, place: int) -> None:
         self._ray.kill(self._workers[place])
@@ -329,7 +335,7 @@ class RayGrid(_LocalGrid):
             for future, place in held.items():
                 del self._running[future]
                 self._replace(place)  # it may hang for ever
-                self._idle.append(place)
+                self._look_after(place)
             for identifier in message_ids:
                 self._replies.pop(identifier, None)
             self._hand_out()
