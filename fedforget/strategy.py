@@ -79,7 +79,8 @@ OPTIONS: dict[str, tuple[str, Callable[[float], bool]]] = {  # of learners; most
     "num_nodes_to_select": ("at least 1", lambda x: x >= 1),
     "beta": ("in [0, 0.5)", lambda x: 0 <= x < 0.5),
 }
-AVERAGING = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")  # need only the mean of the updates
+REMEMBERING = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")  # what they do in a round depends on those before
+AVERAGING = ("fedavg", "fedprox", *REMEMBERING)  # need only the mean of the updates
 
 
 def make_learner(config: LearningConfig) -> Strategy:

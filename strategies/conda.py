@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fedforget.exchange import Card
+from fedforget.params import weighted_mean
 from fedforget.strategy import UnlearningStrategy
 
 
@@ -72,7 +73,7 @@ class ContributionDampening(UnlearningStrategy):
         if not mine or not others:
             yield history.final
             return
-        C_f, C_r = sum(mine[1:], mine[0]) / len(mine), sum(others[1:], others[0]) / len(others)
+        C_f, C_r = (weighted_mean(side, [1] * len(side)) for side in (mine, others))
         yield history.final.by_layer(self._dampened, C_f, C_r)
 
     def _dampened(self, w, c_f, c_r):

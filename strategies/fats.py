@@ -23,9 +23,7 @@ released code goes back by one round even if u never took part, and forgets how 
 from __future__ import annotations
 
 from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
-
-REMEMBERING = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")  # learners whose rounds depend on those before
+from fedforget.strategy import REMEMBERING, UnlearningStrategy
 
 
 class StableRollback(UnlearningStrategy):

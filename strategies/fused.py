@@ -33,6 +33,7 @@ import torch
 from torch import nn
 
 from fedforget.params import Layout, Params
+from fedforget.routines import fresh
 from fedforget.strategy import UnlearningStrategy
 
 
@@ -65,7 +66,7 @@ class SparseAdapters(UnlearningStrategy):
         critical = most_moved([reply.update for reply in cohort.train(w)], o.layers)
         yield w
         layout = adapter_layout(w.layout, critical, o.rank)
-        x = fresh(layout, cohort.seeds.torch("fused"))
+        x = unchanging(layout, cohort.seeds.torch("fused"))
         options = {"critical": ",".join(critical), "rank": o.rank, "scale": o.scale}
         routine = "strategies.fused:adapt"
         for _ in range(o.rounds):
@@ -94,15 +95,13 @@ def adapter_layout(model, critical, rank):
     return Layout(tuple(shapes), tuple(shapes.values()))
 
 
-def fresh(layout, generator):
-    """Adapters that change nothing yet."""
-    draws = {
-        name: (2 * torch.rand(shape, generator=generator) - 1) / shape[1] ** 0.5
-        if name.endswith("A")
-        else torch.zeros(shape)
-        for name, shape in zip(layout.names, layout.shapes, strict=True)
-    }
-    return Params(torch.cat([draw.flatten() for draw in draws.values()]), layout)
+def unchanging(layout, generator):
+    """Adapters that change nothing yet: A as `fedforget.routines.fresh` draws weights, B = 0."""
+    x = fresh(layout, generator)
+    for name, layer in x.layers().items():
+        if name.endswith("/B"):
+            layer.zero_()
+    return x
 
 
 def adapted(layers, x, critical, scale):

@@ -114,7 +114,7 @@ def awake(grid, toy):
     began = time.monotonic()
     content = messages.pack(messages.Work(toy.task.to_json(), toy.seeds))
     asked = [Message(content, 1, messages.DESCRIBE) for _ in grid._workers]
-    assert len(grid.send_and_receive(asked, timeout=240)) == len(asked)
+    assert len(grid.send_and_receive(asked, timeout=120)) == len(asked)
     return time.monotonic() - began
 
 

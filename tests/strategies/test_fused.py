@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fedforget.request import SCOPES
 from fedforget.routines import LocalConfig
 from fedforget.strategy import LearningConfig
 from fedforget.testing import REQUESTS, Toy, serve
-from strategies.fused import SparseAdapters, adapted, adapter_layout, fresh, most_moved
+from strategies.fused import SparseAdapters, adapted, adapter_layout, most_moved, unchanging
 
 LAYOUT = Layout(("a.weight", "a.bias", "b.weight", "c.weight"), ((2, 1), (2,), (1, 2, 1, 2), (1, 3)))
 
@@ -55,7 +56,7 @@ def test_adapters_by_hand() -> None:
 
 def test_fresh_adapters_change_nothing() -> None:
     layout = adapter_layout(LAYOUT, ["a.weight", "b.weight"], 2)
-    x = fresh(layout, torch.Generator().manual_seed(0)).layers()
+    x = unchanging(layout, torch.Generator().manual_seed(0)).layers()
     assert all(not x[name].any() for name in x if name.endswith("B"))
     assert x["b.weight/A"].any() and x["b.weight/A"].abs().max() <= 0.5  # four inputs: +-1/2
     w = update(*range(11))
@@ -76,7 +77,7 @@ def test_a_first_step_by_hand(tmp_path: Path) -> None:
     assert len(models_) == 2 and models_[0].equals(w) and cohort.cost.rounds == 2
     G = toy.cohort(request).gradient(w).layers()
     name = next(name for name in G if name.endswith("weight"))
-    A = fresh(adapter_layout(w.layout, [name], rank), toy.seeds.torch("fused")).layers()[f"{name}/A"]
+    A = unchanging(adapter_layout(w.layout, [name], rank), toy.seeds.torch("fused")).layers()[f"{name}/A"]
     assert A.shape == (rank, 64)
     expected = w.layers()[name] - eta * scale**2 * G[name] @ A.T @ A
     torch.testing.assert_close(models_[1].layers()[name], expected, rtol=1e-4, atol=1e-6)
@@ -86,7 +87,7 @@ def test_a_first_step_by_hand(tmp_path: Path) -> None:
 
 def test_only_critical_layers_move_and_by_a_low_rank(tmp_path: Path) -> None:
     toy = Toy(tmp_path, learning=LearningConfig(rounds=1, fraction=0.5))
-    toy.task = toy.task.__class__(toy.task.data, models.ModelConfig("mlp"), toy.task.local, "cpu")
+    toy.task = replace(toy.task, model=models.ModelConfig("mlp"))
     toy.start = Params.from_module(models.initial(toy.task.model, (1, 8, 8), 10, 0))
     strategy = SparseAdapters(SparseAdapters.Config(layers=1, rank=3, rounds=3), toy.learning)
     made, _, w = serve(toy, strategy, REQUESTS["sample"])
