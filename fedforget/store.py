@@ -30,7 +30,8 @@ from torch import Tensor
 # there are many small tensors, as in an audit's answers.
 SMALL = 1 << 24
 MISMATCH = "its checksum does not match"
-_UNFINISHED = re.compile(r"\..+\.\d+\.\d+")  # what `_replace` writes to
+# What `_replace` writes to, and what safetensors, from 0.8 on, writes to before it renames it to that.
+_UNFINISHED = re.compile(r"\..+\.\d+\.\d+|\.tmp\w{6}")
 
 
 class DamagedFile(ValueError):
@@ -69,7 +70,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict) -> N
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"metadata": json.dumps(metadata, sort_keys=True)}
     header["checksum"] = _checksum(ready, header["metadata"])
-    _replace(path, lambda temporary: save_file(ready, temporary, header))
+
+    def write(temporary: Path) -> None:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(ready, temporary, header)
+        temporary.chmod(mode)  # as any file's: safetensors, from 0.8 on, keeps everybody else from reading it
+
+    _replace(path, write)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -300,13 +302,43 @@ def test_a_lock_file_with_anything_in_it_is_a_lock(tmp_path: Path) -> None:
 
 
 def test_tidying_deletes_what_this_module_left_and_nothing_else(tmp_path: Path) -> None:
-    left = [tmp_path / ".model.safetensors.4711.140094", tmp_path / ".config.yaml.1.2"]
-    others = [tmp_path / name for name in (".nfs000001", ".gitignore", "model.safetensors")]
+    left = [tmp_path / ".model.safetensors.4711.140094", tmp_path / ".config.yaml.1.2", tmp_path / ".tmp2D3MUO"]
+    others = [tmp_path / name for name in (".nfs000001", ".tmp", ".gitignore", "model.safetensors")]
     for path in [*left, *others]:
         path.write_text("")
     (tmp_path / ".ipynb_checkpoints").mkdir()
     Store.tidy(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / ".ipynb_checkpoints"])
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from fedforget.store import save_tensors
+while True:
+    save_tensors(Path(sys.argv[1]), {"x": torch.zeros(10_000_000)}, {})
+"""
+
+
+def test_what_a_killed_writer_leaves_is_tidied(tmp_path: Path) -> None:
+    """Whatever the name is under which safetensors writes."""
+    path, left = tmp_path / "model.safetensors", False
+    for _ in range(20):
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) as writer:
+            while not (list(tmp_path.glob(".*")) or writer.poll()):
+                pass
+            writer.kill()
+        if left := bool(list(tmp_path.glob(".*"))):
+            break
+    assert left, "no kill came while a file was written"
+    Store.tidy(tmp_path)
+    assert list(tmp_path.iterdir()) in ([], [path])
+
+
+def test_tensors_may_be_read_by_whoever_may_read_other_files(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "tensors", {"x": torch.zeros(2)}, {})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path: Path) -> None:
