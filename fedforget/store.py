@@ -214,7 +214,7 @@ class Shelf:
 
     def put(self, name: str, vector: Tensor) -> None:
         """Keep a vector; one of that name is replaced."""
-        make_folder(self.folder)
+        Store.tidy(make_folder(self.folder))
         save_tensors(self._path(name), {"vector": vector}, {})
 
     def get(self, name: str) -> Tensor:

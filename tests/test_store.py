@@ -21,6 +21,7 @@ from fedforget import store
 from fedforget.store import (
     CannotWrite,
     DamagedFile,
+    Shelf,
     Store,
     digest,
     load_json,
@@ -333,6 +334,12 @@ def test_what_a_killed_writer_leaves_is_tidied(tmp_path: Path) -> None:
     assert left, "no kill came while a file was written"
     Store.tidy(tmp_path)
     assert list(tmp_path.iterdir()) in ([], [path])
+
+
+def test_a_client_that_keeps_a_vector_tidies_what_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / ".tmp2D3MUO").touch()
+    Shelf(tmp_path).put("update-1", torch.ones(2))
+    assert list(tmp_path.iterdir()) == [tmp_path / "update-1.safetensors"]
 
 
 def test_tensors_may_be_read_by_whoever_may_read_other_files(tmp_path: Path) -> None:
