@@ -180,7 +180,7 @@ def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray
             if client in pooled and pool.takes(reply, report["num_examples"]):
                 reports[str(client)]["pooled"] = True
             else:
-                update = reply if isinstance(reply, Params) else reply.change()
+                update = reply.cpu() if isinstance(reply, Params) else reply.change()
                 arrays[str(client)] = update.flat.numpy()
     total = pool.total()
     if total is not None:
@@ -293,9 +293,12 @@ def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[_Rep
         sent, as_asked = job.params["model"], bench.task.engine(bench.labels.device.type)
         stack = vmapped.VmapStack(bench.model) if as_asked == "vmap" else stacked.LinearStack(bench.model)
         start = sent.flat.to(bench.labels.device)
-        reached = stacked.train(list(working.values()), start, stack, bench.inputs)
-        start_ends = ends(start)
-        replies = {c: _Reached(v, start, start_ends, sent.layout) for c, v in zip(working, reached, strict=True)}
+        vectors, minus = stacked.train(list(working.values()), start, stack, bench.inputs)
+        if minus is None:
+            replies = {client: Params(vector, sent.layout) for client, vector in zip(working, vectors, strict=True)}
+        else:
+            around = ends(minus)
+            replies = {c: _Reached(v, minus, around, sent.layout) for c, v in zip(working, vectors, strict=True)}
     else:
         for client, state in working.items():
             network.reset(place)
@@ -340,7 +343,7 @@ def _client(job: _Job, client: int, stacked: bool) -> routines.Client | None:
         id=client,
         round=work.round,
         model=job.network.module,
-        inputs=bench.inputs[:0] if stacked else bench.inputs[rows].to(job.params["model"].flat.dtype),
+        inputs=bench.inputs[:0] if stacked else routines.take(bench.inputs, rows).to(job.params["model"].flat.dtype),
         labels=bench.labels[rows],
         places=places,
         capacity=capacity,
@@ -554,7 +557,7 @@ def _batches(bench: Workbench, client: int, split: str, rows: Tensor) -> Iterato
     inputs = bench.test_inputs if client == TEST else bench.inputs
     if split == "trigger":
         inputs = bench.data.triggered().to(inputs.device)
-    return (inputs[batch] for batch in rows.to(inputs.device).split(EVALUATION_BATCH))
+    return (routines.take(inputs, batch) for batch in rows.to(inputs.device).split(EVALUATION_BATCH))
 
 
 def _bench(work: Work) -> Workbench:

@@ -55,6 +55,11 @@ class LocalConfig:
     batch_size: int = 32
     sd_gamma: float = 0.0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step is no more than ``parameters -= lr * gradients``."""
+        return self.optimizer == "sgd" and not self.momentum and not self.weight_decay
+
 
 class Optimizer:
     """SGD or Adam over a list of tensors, equal to ``torch.optim`` to the bit for SGD.
@@ -69,11 +74,6 @@ class Optimizer:
         self.steps = 0
         self.first: list[Tensor] = []
         self.second: list[Tensor] = []
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether a step is no more than ``parameters -= lr * gradients``."""
-        return self.local.optimizer == "sgd" and not self.local.momentum and not self.local.weight_decay
 
     def narrow(self, count: int) -> None:
         """Go on with the first ``count`` of stacked clients only (tensors are stacked along their first axis)."""
@@ -185,7 +185,7 @@ class Client:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled mini-batches ``(inputs, labels)`` for as many epochs or steps as the recipe says."""
         for batch in self.batch_indices():
-            yield self.inputs[batch], self.labels[batch]
+            yield take(self.inputs, batch), self.labels[batch]
 
     def batch_indices(self) -> Iterator[Tensor]:
         """Which examples each of the `batches` holds."""
@@ -256,6 +256,17 @@ class Client:
 
 
 Routine = Callable[[Client], Params | None]
+
+
+def take(images: Tensor, rows: Tensor) -> Tensor:
+    """``images[rows]`` of ``[N, C, H, W]``, laid out in memory as the images are, in about a fifth of the time."""
+    size = images[:1].numel()
+    if images.stride(0) != size or not (
+        images.is_contiguous() or images.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return images[rows]
+    chosen = images.as_strided((len(images), size), (size, 1)).index_select(0, rows)
+    return chosen.as_strided((len(rows), *images.shape[1:]), images.stride())
 
 
 def products(bfloat16: bool, device: torch.device) -> AbstractContextManager:

@@ -2,7 +2,8 @@
 
 A small network spends its time on the dispatch of tiny operations; one batched operation for a group of clients pays
 for that once. The numbers equal those of clients trained one by one up to the rounding of the products. Networks of
-linear layers are stacked here, as batched matrix products; any other by vmapped.py.
+linear layers are stacked here, as batched matrix products, or, where few examples are trained on, as one product for
+all clients and the factors of what changed; any other by vmapped.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedforget.routines import Client, Optimizer, products
+from fedforget.routines import Client, Optimizer, products, take
 
 STACKABLE = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, nn.ReLU)
 
@@ -103,18 +104,91 @@ class LinearStack(Stack):
             yield left, given
 
 
-def train(clients: Sequence[Client], sent: Tensor, stack: Stack, images: Tensor) -> list[Tensor]:
+class FactoredStack(LinearStack):
+    """A `Stack` of clients whose parameters are those sent plus products of two narrow matrices, until training ends.
+
+    A plain step changes a linear layer ``W [out, in]`` by ``-lr slope^T given``, of rank ``batch``. So after some steps
+    ``W_k = W + A_k^T X_k``, where A_k holds the slopes, times -lr, and X_k what the layer was given, an example a row.
+    The products with W, which all clients share, are one product; what a client adds to them is narrow; and its own
+    matrix, which other stacks read and write in every step, is made once, at the end.
+
+    Args:
+        model: the network of one client.
+        sent: the parameters that all of them start from, a flat vector ``[d]``.
+        clients: how many they are.
+        rank: most examples that any of them trains on, an example of two epochs being two.
+    """
+
+    def __init__(self, model: nn.Module, sent: Tensor, clients: int, rank: int) -> None:
+        super().__init__(model)
+        assert isinstance(self.layers, nn.Sequential)
+        layers = [module for module in self.layers if isinstance(module, nn.Linear)]
+        self._done = 0  # examples so far
+        self._slopes = [sent.new_empty(clients, rank, layer.out_features) for layer in layers]
+        self._inputs = [sent.new_empty(clients, rank, layer.in_features) for layer in layers]
+
+    @staticmethod
+    def pays(model: nn.Module, rank: int) -> bool:
+        """Whether the factors have no more numbers than the network, which is about where they begin to cost time."""
+        weights = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+        return rank * sum(sum(weight.shape) for weight in weights) <= sum(weight.numel() for weight in weights)
+
+    def logits(self, parameters: list[Tensor], x: Tensor) -> Tensor:
+        """As in `Stack.logits`; the parameters are those sent, and alike for all clients."""
+        count, batch, number = *x.shape[:2], 0
+        assert isinstance(self.layers, nn.Sequential)
+        for module in self.layers:
+            if isinstance(module, nn.Linear):
+                inputs = self._inputs[number][:count]
+                inputs[:, self._done : self._done + batch] = x
+                weight, bias = parameters[2 * number][0], parameters[2 * number + 1][0]
+                z = torch.addmm(bias, x.flatten(0, 1), weight.t()).unflatten(0, (count, batch))
+                if self._done:
+                    # The bias is a weight whose input is 1.
+                    likeness = torch.baddbmm(x.new_ones(1, 1, 1), x, inputs[:, : self._done].transpose(1, 2))
+                    z.baddbmm_(likeness, self._slopes[number][:count, : self._done])
+                x, number = z, number + 1
+            elif isinstance(module, nn.ReLU):
+                x = x.relu_()
+        return x
+
+    def descend(self, parameters: list[Tensor], slope: Tensor, lr: float) -> None:
+        """As in `Stack.descend`, but what would be added to the parameters is kept as factors."""
+        count, batch = slope.shape[:2]
+        now = slice(self._done, self._done + batch)
+        for number in reversed(range(len(self._slopes))):
+            for factor in (self._slopes[number], self._inputs[number]):
+                factor[count:, now] = 0.0  # of clients that are done
+            slopes, inputs = self._slopes[number][:count], self._inputs[number][:count]
+            torch.mul(slope, -lr, out=slopes[:, now])
+            if number:  # all layers but the first are given what a ReLU let through
+                before = (slope.flatten(0, 1) @ parameters[2 * number][0]).unflatten(0, (count, batch))
+                if self._done:
+                    likeness = torch.bmm(slope, slopes[:, : self._done].transpose(1, 2))
+                    before.baddbmm_(likeness, inputs[:, : self._done])
+                slope = before.mul_(inputs[:, now] > 0)
+        self._done += batch
+
+    def finish(self, changes: list[Tensor]) -> None:
+        """Write each client's parameters, less those sent, to ``changes``, which are shaped as the parameters."""
+        for number, (slopes, inputs) in enumerate(zip(self._slopes, self._inputs, strict=True)):
+            torch.bmm(slopes.transpose(1, 2), inputs, out=changes[2 * number])
+            torch.sum(slopes, 1, out=changes[2 * number + 1])
+
+
+def train(clients: Sequence[Client], sent: Tensor, stack: Stack, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
     """`routines.train` for a group of clients at once.
 
     Args:
         clients: clients of one round and recipe; their steps, examples and losses are counted as if each had trained
             alone.
         sent: the parameters that all of them start from, a flat vector ``[d]`` on their device.
-        stack: their network.
+        stack: their network. A `LinearStack` is factored where that can be done and pays.
         images: all examples of the process, ``[N, C, H, W]``, of which clients have ``rows``.
 
     Returns:
-        The parameters ``[d]`` that each reached, in the order given.
+        A vector ``[d]`` of each client in the order given, and what is to be subtracted from it to get the change of
+        its parameters: ``sent`` from the parameters that it reached, or ``None`` if it is the change.
     """
     # Clients with the most steps first: those that still train are then always the first so many of the stack.
     order = sorted(range(len(clients)), key=lambda place: -clients[place].planned_steps())
@@ -131,35 +205,45 @@ def train(clients: Sequence[Client], sent: Tensor, stack: Stack, images: Tensor)
         client.examples += seen
     index.clamp_(min=0)
 
-    # One vector a client, of which the stack's tensors are views, so that nothing has to be put together afterwards.
-    vectors = sent.repeat(len(clients), 1)
     shapes = [parameter.shape for parameter in model.parameters()]
-    sizes = [shape.numel() for shape in shapes]
-    trained = [piece.view(-1, *shape) for piece, shape in zip(vectors.split(sizes, 1), shapes, strict=True)]
-    optimizer = Optimizer(trained, local, clients[0].round)
+
+    def views(vectors: Tensor) -> list[Tensor]:
+        pieces = vectors.split([shape.numel() for shape in shapes], 1)
+        return [piece.view(-1, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
     mu = float(clients[0].options.get("proximal-mu", 0.0))
+    plain, rank = local.is_plain and not mu, index.shape[0] * index.shape[2]
+    factored = type(stack) is LinearStack and plain and not clients[0].bfloat16 and FactoredStack.pays(model, rank)
+    if factored:
+        stack = FactoredStack(model, sent, len(clients), rank)
+    # One vector a client, of which the stack's tensors are views, so that nothing has to be put together afterwards.
+    vectors = sent.expand(len(clients), -1) if factored else sent.repeat(len(clients), 1)
+    optimizer = Optimizer(views(vectors), local, clients[0].round)
     losses = torch.zeros(len(clients), dtype=sent.dtype, device=labels.device)
     for step in range(steps[0]):
         active = sum(length > step for length in steps)
         optimizer.narrow(active)
         rows = index[step, :active]
-        inputs = stack.features(images[examples[rows.flatten()]].to(sent.dtype)).unflatten(0, rows.shape)
+        inputs = stack.features(take(images, examples[rows.flatten()]).to(sent.dtype)).unflatten(0, rows.shape)
         with products(clients[0].bfloat16, images.device):
             logits = stack.logits(optimizer.parameters, inputs).detach().to(sent.dtype)
             loss, slope = _loss(logits, labels[rows], share[step, :active], local.sd_gamma)
-            if optimizer.is_plain and not mu:
+            if plain:
                 stack.descend(optimizer.parameters, slope, optimizer.lr)
             else:
                 gradients = stack.gradients(optimizer.parameters, slope)
                 if mu:
-                    layers = [piece.view(shape) for piece, shape in zip(sent.split(sizes), shapes, strict=True)]
-                    torch._foreach_add_(gradients, torch._foreach_sub(optimizer.parameters, layers), alpha=mu)
+                    away = torch._foreach_sub(optimizer.parameters, views(sent.unsqueeze(0)))
+                    torch._foreach_add_(gradients, away, alpha=mu)
                 optimizer.step(gradients)
         losses[:active] += loss
 
     for client, length, total in zip(clients, steps, losses, strict=True):
         client.steps, client.total_loss = length, total
-    return [vectors[order.index(place)] for place in range(len(clients))]
+    if isinstance(stack, FactoredStack):
+        vectors = torch.empty_like(vectors, memory_format=torch.contiguous_format)
+        stack.finish(views(vectors))
+    return [vectors[order.index(place)] for place in range(len(clients))], None if factored else sent
 
 
 def _plan(clients: Sequence[Client], steps: Sequence[int]) -> Tensor:

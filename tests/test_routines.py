@@ -467,3 +467,16 @@ def test_batch_indices_are_those_of_the_batches() -> None:
     indices = list(client(local, [8, 3, 5, 1, 9]).batch_indices())
     worker = client(local, [8, 3, 5, 1, 9])
     assert [worker.inputs[batch, 0].int().tolist() for batch in indices] == seen(worker)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("rows", [[2], [4, 0, 4, 1]])
+def test_images_are_taken_as_they_lie_in_memory(channels: int, rows: list[int]) -> None:
+    images, chosen = torch.randn(5, channels, 4, 6), torch.tensor(rows)
+    last = images.contiguous(memory_format=torch.channels_last)
+    for these in (images, last, images[:, :, 1:], images.transpose(2, 3), images.double()):
+        taken = routines.take(these, chosen)
+        assert torch.equal(taken, these[chosen]) and taken.stride() == these[chosen].stride()
+    assert routines.take(images, chosen[:0]).shape == routines.take(images[:0], chosen[:0]).shape == (0, channels, 4, 6)
+    with pytest.raises(IndexError):
+        routines.take(images, torch.tensor([5]))

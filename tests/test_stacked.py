@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedforget import data
+from fedforget import data, stacked
 from fedforget.client_app import app
 from fedforget.cohort import Cohort, describe
 from fedforget.data import DataConfig
@@ -15,7 +15,7 @@ from fedforget.params import Params
 from fedforget.request import UnlearningRequest
 from fedforget.routines import LocalConfig
 from fedforget.seeds import Seeds
-from fedforget.stacked import can_stack
+from fedforget.stacked import FactoredStack, can_stack
 
 DATA = DataConfig(partition=PartitionConfig(kind="dirichlet", clients=15, min_examples=4))
 
@@ -92,3 +92,70 @@ def test_auto_stacks_what_can_be_stacked():
 def test_stacks_of_a_convolutional_net_are_refused():
     with pytest.raises(ValueError, match="only linear, mlp can be stacked, not cnn"):
         Task(DATA, ModelConfig("cnn"), LocalConfig(), mode="stacked")
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp"])
+@pytest.mark.parametrize(
+    "local",
+    [
+        LocalConfig(batch_size=16, lr=0.5),  # sizes are uneven: some clients are done before others
+        LocalConfig(batch_size=10, steps=7, lr=0.5, lr_decay=0.5),
+        LocalConfig(batch_size=1_000_000, epochs=3),
+        LocalConfig(batch_size=16, sd_gamma=0.5),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"effort": 0.4}])
+@pytest.mark.parametrize("double", [False, True])
+def test_factored_equals_sequential(monkeypatch, model, local, options, double):
+    monkeypatch.setattr(FactoredStack, "pays", lambda *_: True)
+    used = []
+    finish = FactoredStack.finish
+    monkeypatch.setattr(FactoredStack, "finish", lambda *given: used.append(finish(*given)))
+    (factored, start), (sequential, _) = (cohort(mode, local, model) for mode in ("stacked", "sequential"))
+    start = start.double() if double else start
+    one, other = (each.train(start, round=2, **options) for each in (factored, sequential))
+    assert len(used) == 2, "fifteen clients are two groups"
+    tolerance = {"rtol": 1e-9, "atol": 1e-13} if double else {"rtol": 2e-5, "atol": 4e-6}
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a.update.flat, b.update.flat, **tolerance)
+        assert a.num_examples == b.num_examples and a.loss == pytest.approx(b.loss, rel=1e-5)
+    costs = [each.cost.to_dict() | {"seconds": 0} for each in (factored, sequential)]
+    assert costs[0] == costs[1]
+
+
+def test_a_client_that_diverges_in_a_factored_stack_harms_no_other(monkeypatch):
+    monkeypatch.setattr(FactoredStack, "pays", lambda *_: True)
+    made, start = cohort("stacked", LocalConfig(batch_size=16, steps=3))
+    expected = {reply.client: reply.update for reply in made.train(start, round=1)}
+    loss = stacked._loss
+
+    def spoiled(logits, *others):
+        each, slope = loss(logits, *others)
+        slope[1] = float("nan")
+        return each, slope
+
+    monkeypatch.setattr(stacked, "_loss", spoiled)
+    found = {reply.client: reply.update for reply in made.train(start, round=1)}
+    assert len(found) == 15 - 2, "one of each group is left out"
+    assert all(update.equals(expected[client]) for client, update in found.items())
+
+
+@pytest.mark.parametrize(
+    "rank, local, factored",
+    [
+        # Weights 64 x 40, 40 x 40, 40 x 10 are 4,560 numbers; an example's factors 64 + 40 + 40 + 40 + 40 + 10 = 234.
+        (19, LocalConfig(batch_size=19, steps=1), True),
+        (20, LocalConfig(batch_size=20, steps=1), False),
+        (18, LocalConfig(batch_size=6, steps=3), True),
+        (18, LocalConfig(batch_size=6, steps=3, momentum=0.9), False),
+        (18, LocalConfig(batch_size=6, steps=3, weight_decay=0.1), False),
+        (18, LocalConfig(batch_size=6, steps=3, optimizer="adam"), False),
+    ],
+)
+def test_stacks_are_factored_where_it_pays(monkeypatch, rank, local, factored):
+    made = []
+    monkeypatch.setattr(stacked, "FactoredStack", spy := type("Spy", (FactoredStack,), {}))
+    spy.__init__ = lambda self, *given: made.append(given[-1]) or FactoredStack.__init__(self, *given)
+    trained, start = cohort("stacked", local)
+    trained.train(start)
+    assert made == ([rank] * 2 if factored else [])
