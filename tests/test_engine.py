@@ -178,7 +178,8 @@ def test_noise_along_the_gradient_of_the_margin_at_the_clean_image(tmp_path: Pat
         weight, bias = (layer.double() for layer in model.layers().values())
         labels = torch.from_numpy(found.labels)
         logits = clean @ weight.T + bias
-        assert torch.allclose(torch.from_numpy(found.logits).double(), logits, rtol=1e-4)
+        # A logit near 0 is a sum of large terms, whose rounding it has.
+        assert torch.allclose(torch.from_numpy(found.logits).double(), logits, atol=1e-6 * float(logits.abs().max()))
         others = logits.scatter(1, labels[:, None], -torch.inf).softmax(1)
         gradient = weight[labels] - others @ weight
         expected = torch.stack([(noise * gradient).sum(1), gradient.norm(dim=1)], 1)
