@@ -8,6 +8,7 @@ are looked up, never unpickled.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -223,6 +224,11 @@ def unpack_reply(content: RecordDict) -> tuple[dict[str, NDArray], dict[str, dic
     return arrays, report
 
 
+# Held while Flower's learners read their arrays, whose headers numpy.load reads as Python literals: before 3.11.8 and
+# 3.12.2 that fails now and then with a SystemError if two threads do it at once (python/cpython#106905).
+READING = threading.RLock()
+
+
 class LearnerArray(Array):
     """A block of a model as a Flower learner sees it: float64, made on demand, never serialised.
 
@@ -263,7 +269,8 @@ def from_learner(arrays: ArrayRecord, layout: Layout) -> Params:
         if isinstance(sent, LearnerArray) and sent.update is None:
             block[:] = sent.model  # as it was sent: this spares the way through float64
         else:
-            block[:] = sent.numpy()
+            with READING:
+                block[:] = sent.numpy()
     return Params(torch.from_numpy(flat), layout)
 
 

@@ -234,8 +234,10 @@ class UnlearningStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Delegated to the learner, in client-id order."""
-        return self.learner.aggregate_train(server_round, sorted(replies, key=lambda m: m.metadata.src_node_id))
+        """Delegated to the learner, in client-id order; one thread at a time, see `messages.READING`."""
+        ordered = sorted(replies, key=lambda m: m.metadata.src_node_id)
+        with messages.READING:
+            return self.learner.aggregate_train(server_round, ordered)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
 from fedforget.routines import LocalConfig
 from fedforget.seeds import Seeds
-from fedforget.strategy import LEARNERS, LearningConfig, make_learner
+from fedforget.strategy import LEARNERS, LearningConfig, find, make_learner
 
 quick = settings(max_examples=40, deadline=None)
 PAIR = Layout(("a", "b"), ((2,), (1,)))
@@ -331,6 +333,38 @@ def test_a_long_vector_travels_to_learners_in_blocks() -> None:
 class OneNode(InProcessGrid):
     def __init__(self) -> None:
         super().__init__(ClientApp())
+
+
+def test_one_thread_at_a_time_reads_what_a_learner_keeps() -> None:
+    """Flower reads arrays with numpy.load, which is not safe in two threads on every Python (`messages.READING`)."""
+    here, most = 0, 0
+
+    class Watched(Array):
+        def numpy(self) -> NDArray:
+            nonlocal here, most
+            here += 1
+            most = max(most, here)
+            time.sleep(0.02)
+            here -= 1
+            return np.zeros(2)
+
+    arrays = ArrayRecord()
+    arrays["0"] = Watched(np.zeros(2))
+
+    class Learner:
+        def aggregate_train(self, server_round: int, replies: list[Message]) -> tuple[None, None]:
+            arrays["0"].numpy()
+            return None, None
+
+    layout, strategy = Layout(("w",), (torch.Size([2]),)), find("none")()
+    strategy.learner = Learner()  # type: ignore[assignment]
+    calls = [lambda: messages.from_learner(arrays, layout), lambda: strategy.aggregate_train(1, [])] * 2
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
 
 
 def test_replies_name_the_client_they_come_from() -> None:
