@@ -104,7 +104,7 @@ class LinearStack(Stack):
             yield left, given
 
 
-class FactoredStack(LinearStack):
+class FactoredStack(Stack):
     """A `Stack` of clients whose parameters are those sent plus products of two narrow matrices, until training ends.
 
     A plain step changes a linear layer ``W [out, in]`` by ``-lr slope^T given``, of rank ``batch``. So after some steps
@@ -120,6 +120,7 @@ class FactoredStack(LinearStack):
     """
 
     def __init__(self, model: nn.Module, sent: Tensor, clients: int, rank: int) -> None:
+        assert can_stack(model), "only what can be a LinearStack can be factored"
         super().__init__(model)
         assert isinstance(self.layers, nn.Sequential)
         layers = [module for module in self.layers if isinstance(module, nn.Linear)]
@@ -151,6 +152,10 @@ class FactoredStack(LinearStack):
             elif isinstance(module, nn.ReLU):
                 x = x.relu_()
         return x
+
+    def gradients(self, parameters: list[Tensor], slope: Tensor) -> list[Tensor]:
+        """Never asked for: steps are plain, see `descend`."""
+        raise NotImplementedError("a FactoredStack keeps factors of changes, not gradients")
 
     def descend(self, parameters: list[Tensor], slope: Tensor, lr: float) -> None:
         """As in `Stack.descend`, but what would be added to the parameters is kept as factors."""
