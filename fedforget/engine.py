@@ -2,8 +2,8 @@
 
 A process builds the data and the network of a task once and keeps them. On one intra-op thread, clients are trained one
 after another (convolutional nets channels-last, which a CPU's convolutions and pooling are faster in), or, where the
-cohort asks for groups, several at once (stacked.py, vmapped.py). Neither depends on how clients are spread over
-processes.
+cohort asks for groups, several at once (stacked.py, convolved.py, vmapped.py). Neither depends on how clients are
+spread over processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedforget import data, models, routines, stacked, vmapped
+from fedforget import convolved, data, models, routines, stacked, vmapped
 from fedforget.messages import GRID, POOL, SPHERE, TEST, Task, Work
 from fedforget.metrics import Outputs, regions
 from fedforget.params import ExactSum, FlatModule, Layout, Params, can_add_exactly, ends
@@ -290,10 +290,9 @@ def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[_Rep
     working = {client: state for client, state in states.items() if state is not None}
     replies: dict[int, _Reply] = {}
     if len(group) > 1 and working:
-        sent, as_asked = job.params["model"], bench.task.engine(bench.labels.device.type)
-        stack = vmapped.VmapStack(bench.model) if as_asked == "vmap" else stacked.LinearStack(bench.model)
+        sent = job.params["model"]
         start = sent.flat.to(bench.labels.device)
-        vectors, minus = stacked.train(list(working.values()), start, stack, bench.inputs)
+        vectors, minus = stacked.train(list(working.values()), start, _stack(bench), bench.inputs)
         if minus is None:
             replies = {client: Params(vector, sent.layout) for client, vector in zip(working, vectors, strict=True)}
         else:
@@ -307,6 +306,15 @@ def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[_Rep
                 raise TypeError(f"routine {job.work.routine!r} returned a {type(reply).__name__}, not Params or None")
             replies[client] = network if reply is None else reply.cpu()
     return [(replies.get(client), _report(states[client], replies.get(client))) for client in group]
+
+
+def _stack(bench: Workbench) -> stacked.Stack:
+    """The network of several clients, in the way that the task asks for."""
+    if bench.task.engine(bench.inputs.device.type) == "vmap":
+        return vmapped.VmapStack(bench.model)
+    if stacked.can_stack(bench.model):
+        return stacked.LinearStack(bench.model)
+    return convolved.ConvStack(bench.model, bench.data.input_shape, bench.inputs.device)
 
 
 def _report(state: routines.Client | None, reply: _Reply | None) -> dict:

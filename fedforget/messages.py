@@ -33,8 +33,8 @@ GRID = 40  # points along each side of the plane on which they are drawn
 WEIGHT = "num-examples"
 TYPES = ("float16", "float32", "float64", "int64")
 LEARNER_BLOCK = 1 << 16  # entries
-STACKED = ("linear", "mlp")  # networks of linear layers, which can be stacked as matrices
-SMALL = ("lenet5", "cnn")  # networks that one client at a time does not fill a GPU with
+LINEAR = ("linear", "mlp")  # networks of linear layers, whose clients are always stacked
+SMALL = ("lenet5", "cnn")  # other networks that can be stacked, and one client of which does not fill a GPU
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Task:
         local: how a client trains.
         device: ``auto``, ``cpu`` or ``cuda``.
         mode: ``auto`` (see `engine`), ``sequential`` (one client at a time), ``stacked`` (groups of clients as batched
-            matrix products, stacked.py) or ``vmap`` (groups of clients, any network, vmapped.py).
+            matrix products, stacked.py and convolved.py) or ``vmap`` (groups of clients, any network, vmapped.py).
         precision: of `fedforget.routines.train`: ``float32``, ``tf32`` (CUDA only) or ``bfloat16``. Everything else
             that clients compute, and every evaluation, is in float32.
 
@@ -63,10 +63,9 @@ class Task:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.mode == "stacked" and self.model.name not in STACKED:
-            raise ValueError(
-                f"engine.mode=stacked, but only {', '.join(STACKED)} can be stacked, not {self.model.name}"
-            )
+        if self.mode == "stacked" and self.model.name not in LINEAR + SMALL:
+            known = ", ".join(LINEAR + SMALL)
+            raise ValueError(f"engine.mode=stacked, but only {known} can be stacked, not {self.model.name}")
 
     def engine(self, device: str) -> str:
         """``sequential``, ``stacked`` or ``vmap``: how clients are trained on devices of a type, ``cpu`` or ``cuda``.
@@ -75,9 +74,12 @@ class Task:
         """
         if self.mode != "auto":
             return self.mode
-        if self.model.name in STACKED:
+        if self.model.name in LINEAR:
             return "stacked"
-        return "vmap" if device == "cuda" and self.model.name in SMALL else "sequential"
+        if device == "cuda":
+            return "vmap" if self.model.name in SMALL else "sequential"
+        # A CPU's own convolutions are slow where channels are as few as in LeNet-5 (benchmarks/engines.py).
+        return "stacked" if self.model.name == "lenet5" and self.model.width <= 1 else "sequential"
 
     def to_json(self) -> str:
         """Canonical JSON; equal tasks give equal texts, so a node can cache by it."""

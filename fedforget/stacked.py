@@ -3,7 +3,7 @@
 A small network spends its time on the dispatch of tiny operations; one batched operation for a group of clients pays
 for that once. The numbers equal those of clients trained one by one up to the rounding of the products. Networks of
 linear layers are stacked here, as batched matrix products, or, where few examples are trained on, as one product for
-all clients and the factors of what changed; any other by vmapped.py.
+all clients and the factors of what changed; small convolutional ones by convolved.py, any other by vmapped.py.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class LinearStack(Stack):
         assert can_stack(model), "the engine stacks only what can be stacked"
         super().__init__(model)
         self._given: list[Tensor] = []  # what each linear layer was given, [clients, batch, features]
+        self._keeps_entering = False  # for what lies before the first linear layer and ends in a ReLU
+        self._entering = torch.zeros(0)  # the loss's gradient by what that ReLU was given
 
     def logits(self, parameters: list[Tensor], x: Tensor) -> Tensor:
         """As in `Stack.logits`."""
@@ -98,10 +100,17 @@ class LinearStack(Stack):
         """
         for number in reversed(range(len(self._given))):
             given, weight, left = self._given[number], parameters[2 * number], slope.transpose(1, 2)
-            if number:  # all layers but the first are given what a ReLU let through
-                slope = torch.bmm(slope, weight).mul_(given > 0)
+            if number or self._keeps_entering:  # all layers but the first are given what a ReLU let through
+                slope = _through_relu(torch.bmm(slope, weight), given)
+            if not number:
+                self._entering = slope
             yield left, left.new_ones(()).expand(len(left), left.shape[2], 1)  # the bias
             yield left, given
+
+
+def _through_relu(slope: Tensor, answered: Tensor) -> Tensor:
+    """The gradient by what a ReLU was given, for that by what it ``answered``."""
+    return torch.ops.aten.threshold_backward(slope, answered, 0)  # what autograd would call
 
 
 class FactoredStack(Stack):
@@ -171,7 +180,7 @@ class FactoredStack(Stack):
                 if self._done:
                     likeness = torch.bmm(slope, slopes[:, : self._done].transpose(1, 2))
                     before.baddbmm_(likeness, inputs[:, : self._done])
-                slope = before.mul_(inputs[:, now] > 0)
+                slope = _through_relu(before, inputs[:, now])
         self._done += batch
 
     def finish(self, changes: list[Tensor]) -> None:

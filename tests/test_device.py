@@ -132,6 +132,7 @@ RECIPES = [
 NETWORKS = sorted(set(names()) - {"resnet34"})  # it has the blocks of resnet18
 CASES = [(name, mode, RECIPES[1]) for name in NETWORKS for mode in ("sequential", "vmap")]
 CASES += [("mlp", mode, recipe) for mode in ("sequential", "vmap", "stacked") for recipe in RECIPES]
+CASES += [(name, "stacked", recipe) for name in ("lenet5", "cnn") for recipe in RECIPES]
 
 
 @pytest.fixture

@@ -36,9 +36,11 @@ def cohort(
     return Cohort(grid, describe(grid, task), task, start.layout, Seeds(seed)), start
 
 
-@pytest.mark.parametrize("model", names())
-@pytest.mark.parametrize("mode", ["sequential", "vmap"])
-def test_training_in_bfloat16_is_near_that_in_float32(model: str, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "model"),
+    [(mode, name) for name in names() for mode in ("sequential", "vmap")] + [("stacked", "lenet5"), ("stacked", "cnn")],
+)
+def test_training_in_bfloat16_is_near_that_in_float32(mode: str, model: str) -> None:
     # One step from a common point is the gradient. A bfloat16 has 8 significant bits, so that one product is off by
     # 2^-9 at most, and a gradient, which is made of some dozens in a row, by some per cent.
     local = replace(LOCAL, steps=1)

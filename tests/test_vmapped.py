@@ -27,6 +27,7 @@ from fedforget.vmapped import VmapStack
 # 5 clients of 117 to 486 examples
 DATA = DataConfig(partition=PartitionConfig(kind="dirichlet", clients=5, min_examples=4))
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+GROUPED = [("vmap", name) for name in names()] + [("stacked", "lenet5"), ("stacked", "cnn")]
 RECIPES = [
     LocalConfig(batch_size=64, lr=0.05),
     LocalConfig(batch_size=48, steps=3, momentum=0.9, weight_decay=1e-2, lr=0.05),
@@ -58,13 +59,13 @@ def test_sizes_are_uneven_enough_to_matter() -> None:
     assert max(sizes) > 3 * min(sizes) and len({-(-size // 64) for size in sizes}) > 2
 
 
-@pytest.mark.parametrize("model", names())
+@pytest.mark.parametrize(("mode", "model"), GROUPED)
 @pytest.mark.parametrize("local", RECIPES, ids=["sgd", "momentum", "adam", "whole"])
-def test_vmap_equals_sequential_in_float64(model: str, local: LocalConfig) -> None:
+def test_groups_equal_sequential_in_float64(mode: str, model: str, local: LocalConfig) -> None:
     # Adam divides by the size of a gradient, that of the ViT's key biases is rounding alone, and a proximal term feeds
     # what becomes of it back.
     options = {"proximal-mu": 0.0 if local.optimizer == "adam" else 0.3}
-    (grouped, start), (sequential, _) = (cohort(mode, local, model) for mode in ("vmap", "sequential"))
+    (grouped, start), (sequential, _) = (cohort(how, local, model) for how in (mode, "sequential"))
     one, other = (each.train(start.double(), **options) for each in (grouped, sequential))
     assert one[0].update.flat.dtype == torch.float64 and len(one) == 5
     assert_alike(one, other, 1e-11)
@@ -74,29 +75,31 @@ def test_vmap_equals_sequential_in_float64(model: str, local: LocalConfig) -> No
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("options", [{}, {"effort": 0.4}, {"proximal-mu": 0.3}])
-@pytest.mark.parametrize("model", names())
-def test_vmap_equals_sequential_in_float32(model: str, options: dict, device: str) -> None:
+@pytest.mark.parametrize(("mode", "model"), GROUPED)
+def test_groups_equal_sequential_in_float32(mode: str, model: str, options: dict, device: str) -> None:
     # A ResNet this narrow is so steep that after some steps rounding decides on the sign of an activation (either
     # engine is then as far from float64 as the other); a single step shows that both do the same.
     local = LocalConfig(batch_size=64, momentum=0.5, lr=0.02, steps=1 if "resnet" in model else 0)
     (grouped, start), (sequential, _) = (
-        cohort(mode, local, model, where) for mode, where in (("vmap", device), ("sequential", "cpu"))
+        cohort(how, local, model, where) for how, where in ((mode, device), ("sequential", "cpu"))
     )
     one, other = (each.train(start, **options) for each in (grouped, sequential))
     assert_alike(one, other, 1e-5 if device == "cpu" else 1e-3)
 
 
+@pytest.mark.parametrize("mode", ["vmap", "stacked"])
 @pytest.mark.parametrize("request_", [UnlearningRequest("class", (0, 1, 2, 3, 4)), UnlearningRequest("client", (2,))])
-def test_clients_without_data_are_skipped_and_pairing_holds(request_: UnlearningRequest) -> None:
+def test_clients_without_data_are_skipped_and_pairing_holds(mode: str, request_: UnlearningRequest) -> None:
     (grouped, start), (sequential, _) = (
-        cohort(mode, LocalConfig(batch_size=32), "lenet5", request=request_) for mode in ("vmap", "sequential")
+        cohort(how, LocalConfig(batch_size=32), "lenet5", request=request_) for how in (mode, "sequential")
     )
     assert_alike(grouped.train(start, range(5)), sequential.train(start, range(5)), 1e-5)
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-def test_groups_do_not_depend_on_nodes(device: str) -> None:
-    made = (cohort("vmap", LocalConfig(), "cnn", device, nodes=nodes) for nodes in (1, 2, 5))
+@pytest.mark.parametrize("mode", ["vmap", "stacked"])
+def test_groups_do_not_depend_on_nodes(mode: str, device: str) -> None:
+    made = (cohort(mode, LocalConfig(), "cnn", device, nodes=nodes) for nodes in (1, 2, 5))
     first, *others = (each.train(start) for each, start in made)
     for other in others:
         assert all(a.update.equals(b.update) for a, b in zip(first, other, strict=True))
@@ -128,6 +131,13 @@ def test_auto_is_a_rule_of_device_and_network_alone() -> None:
     }
     assert {name for (name, device), how in chosen.items() if how == "vmap"} == {"cnn", "lenet5"}
     assert {device for (_, device), how in chosen.items() if how == "vmap"} == {"cuda"}
+    assert {name for (name, device), how in chosen.items() if how == "stacked"} == {"linear", "mlp", "lenet5"}
+    wide = {
+        (name, width): Task(DATA, ModelConfig(name, width), LocalConfig()).engine("cpu")
+        for name in ("lenet5", "cnn")
+        for width in (0.5, 1.0, 1.5)
+    }
+    assert {key for key, how in wide.items() if how == "stacked"} == {("lenet5", 0.5), ("lenet5", 1.0)}
     for device in ("cpu", "cuda"):
         assert all(chosen[name, device] == "stacked" for name in ("linear", "mlp"))
         assert all(chosen[name, device] == "sequential" for name in ("resnet18", "resnet34", "vit"))
