@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-BLOCK = 1 << 15  # entries; sums over long vectors go block by block, so that blocks stay in a core's own cache
+BLOCK = 1 << 17  # entries; sums over long vectors go block by block, so that blocks stay in a core's own cache
 EXACT_LIMIT = 128.0  # largest entry of an update that can be summed exactly, see `ExactSum`
 EXACT_QUANTUM = 2.0**-42  # what its entries are rounded to, as a share of the sum's scale
 ALIGNED = 16  # entries of which the tensors of a `FlatModule` start at a multiple: 64 bytes, as torch's own tensors do
@@ -300,12 +300,11 @@ class ExactSum:
         # Block by block, so that what is not in the vectors stays in a core's cache.
         pieces = [(vector.split(BLOCK), math.nextafter(weight, math.inf)) for vector, weight in terms]
         change = torch.empty(min(BLOCK, self._sum.numel()), dtype=torch.float32, device=self._sum.device)
-        exact = torch.empty_like(change, dtype=torch.float64)
         for number, sums in enumerate(self._sum.split(BLOCK)):
-            change, exact = change[: len(sums)], exact[: len(sums)]
+            change = change[: len(sums)]
             for blocks, weight in pieces:
                 block = torch.sub(blocks[number], self._minus[number], out=change) if self._minus else blocks[number]
-                sums.add_(exact.copy_(block), alpha=weight)
+                sums.add_(block, alpha=weight)  # in float64: the block is converted on its way
 
     def total(self, less: Callable[[Tensor, float], Tensor] = Tensor.sub_) -> Tensor:
         """The sum, float64 ``[d]``; nothing can be added to it any more.
