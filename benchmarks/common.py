@@ -142,14 +142,14 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 
-def simulate(main: Callable[[Grid], Any], clients: ClientApp, nodes: int) -> Any:
-    """What ``main`` returns as a ServerApp in Flower's simulation, on one actor a core."""
+def simulate(main: Callable[[Grid], Any], clients: ClientApp, nodes: int, cores: int = 1) -> Any:
+    """What ``main`` returns as a ServerApp in Flower's simulation, on one of Flower's actors for so many cores."""
     from flwr.simulation import run_simulation
 
     server, outcome = ServerApp(), []
     server.main()(lambda grid, context: outcome.append(main(grid)))
     warnings.simplefilter("ignore")  # run_simulation is deprecated, but nothing else runs an app in this process
-    run_simulation(server, clients, nodes, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
+    run_simulation(server, clients, nodes, backend_config={"client_resources": {"num_cpus": cores, "num_gpus": 0.0}})
     return outcome[0]
 
 
@@ -193,7 +193,7 @@ def flower(case: Case, folder: str, rounds: int) -> Outcome:
 
 def fedforget(case: Case, folder: str, rounds: int) -> Outcome:
     """`learn_with_fedforget` in a simulation of its own."""
-    return simulate(lambda grid: learn_with_fedforget(grid, case, folder, rounds), fedforget_app, CORES)
+    return simulate(lambda grid: learn_with_fedforget(grid, case, folder, rounds), fedforget_app, CORES, CORES)
 
 
 # ---------------------------------------------------------------------- data

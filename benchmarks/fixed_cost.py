@@ -153,7 +153,7 @@ def idle(grid: Grid, name: str, rounds: int, folder: str = "") -> Outcome:
 def fedforget(name: str, folder: str) -> Outcome:
     """fedforget in Flower's simulation."""
     rounds = WARM_UP + CASES[name].rounds[1]
-    return simulate(lambda grid: idle(grid, name, rounds, folder), fedforget_app, CORES)
+    return simulate(lambda grid: idle(grid, name, rounds, folder), fedforget_app, CORES, CORES)
 
 
 def compare(name: str) -> None:
@@ -173,7 +173,7 @@ def compare(name: str) -> None:
 
 def profile(name: str) -> None:
     """Print where three rounds of a case spend their time, server and clients in this one process."""
-    case, grid = CASES[name], InProcessGrid(fedforget_app, CORES)
+    case, grid = CASES[name], InProcessGrid(fedforget_app, CORES, CORES)
     idle(grid, name, 1)  # imports and data
     watch = cProfile.Profile(time.process_time)  # whoever else uses the machine
     watch.enable()

@@ -94,7 +94,7 @@ def federation(clients: int, tasks: list[tuple[int, int]], folder: str) -> dict[
                 result["worker"] = [max(process.memory_info().rss for process in workers) / 1e6]
         return result
 
-    return simulate(main, fedforget_app, CORES)
+    return simulate(main, fedforget_app, CORES, CORES)
 
 
 def clients_part(folder: str) -> None:

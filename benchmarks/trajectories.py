@@ -145,7 +145,10 @@ def here(name: str, overrides: list[str]) -> Outcome:
     """The whole experiment, in Flower's simulation."""
     data = compose(name, overrides).data
     return simulate(
-        lambda grid: experiment(choose(grid, EngineConfig(nodes=CORES), data), name, overrides, 0), fedforget_app, CORES
+        lambda grid: experiment(choose(grid, EngineConfig(nodes=CORES), data), name, overrides, 0),
+        fedforget_app,
+        CORES,
+        CORES,
     )
 
 
