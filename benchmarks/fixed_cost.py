@@ -173,7 +173,7 @@ def compare(name: str) -> None:
 
 def profile(name: str) -> None:
     """Print where three rounds of a case spend their time, server and clients in this one process."""
-    case, grid = CASES[name], InProcessGrid(fedforget_app, CORES, CORES)
+    case, grid = CASES[name], InProcessGrid(fedforget_app, CORES)
     idle(grid, name, 1)  # imports and data
     watch = cProfile.Profile(time.process_time)  # whoever else uses the machine
     watch.enable()
