@@ -210,7 +210,9 @@ class UnlearningStrategy(Strategy):
                 replies = cohort.learner_round(asked) if asked else Replies()
                 model = replies.added_to(model) if replies.weights() else model
             else:
-                aggregated, _ = self.aggregate_train(round, cohort.send_and_receive(asked))
+                answers = cohort.send_and_receive(asked)
+                with messages.READING:  # whoever overrides it may read Flower's arrays, too
+                    aggregated, _ = self.aggregate_train(round, answers)
                 model = model if aggregated is None else messages.from_learner(aggregated, initial.layout)
             if recording:
                 recording.add(round, model, cohort.last_replies, cohort.notes[noted:], round == last)
@@ -234,10 +236,8 @@ class UnlearningStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Delegated to the learner, in client-id order; one thread at a time, see `messages.READING`."""
-        ordered = sorted(replies, key=lambda m: m.metadata.src_node_id)
-        with messages.READING:
-            return self.learner.aggregate_train(server_round, ordered)
+        """Delegated to the learner, in client-id order; `learn` calls it for one thread at a time."""
+        return self.learner.aggregate_train(server_round, sorted(replies, key=lambda m: m.metadata.src_node_id))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

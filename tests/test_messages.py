@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -351,14 +352,24 @@ def test_one_thread_at_a_time_reads_what_a_learner_keeps() -> None:
     arrays = ArrayRecord()
     arrays["0"] = Watched(np.zeros(2))
 
-    class Learner:
-        def aggregate_train(self, server_round: int, replies: list[Message]) -> tuple[None, None]:
-            arrays["0"].numpy()
-            return None, None
+    class Reads(find("none")):  # type: ignore[misc]
+        """A strategy that reads replies by itself."""
 
-    layout, strategy = Layout(("w",), (torch.Size([2]),)), find("none")()
-    strategy.learner = Learner()  # type: ignore[assignment]
-    calls = [lambda: messages.from_learner(arrays, layout), lambda: strategy.aggregate_train(1, [])] * 2
+        def configure_train(self, *_: object) -> list[Message]:
+            return []
+
+        def aggregate_train(self, server_round: int, replies: list[Message]) -> tuple[ArrayRecord, None]:
+            arrays["0"].numpy()
+            return arrays, None
+
+    layout = Layout(("w",), (torch.Size([2]),))
+    model = Params(torch.zeros(2), layout)
+
+    def learns() -> None:
+        cohort = SimpleNamespace(notes=[], send_and_receive=lambda asked: [])
+        list(Reads().learn(cohort, model, 2))
+
+    calls = [lambda: messages.from_learner(arrays, layout), learns] * 2
     threads = [threading.Thread(target=call) for call in calls]
     for thread in threads:
         thread.start()
