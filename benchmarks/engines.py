@@ -1,6 +1,6 @@
 """What the rule behind `engine.mode=auto` rests on: every engine beside the sequential one, on the device at hand.
 
-    python benchmarks/engines.py [--cases mlp lenet5 cnn] [--rounds 5] [--device auto]
+    python benchmarks/engines.py [--cases mlp lenet5-half lenet5 lenet5-double cnn] [--rounds 5] [--device auto]
 
 A round is one `Cohort.reduce` over an in-process grid: all clients train one epoch in one process (on a CPU on one
 intra-op thread, as a worker does), and their sum comes back. The engines take turns, so that what else the machine does
@@ -35,9 +35,11 @@ from fedforget.routines import LocalConfig
 
 SHAPE = (1, 28, 28)
 CASES = {
-    "mlp": Case("MLP 199 k, 48 clients x 40, batch 20", "mlp", 48, 48 * 40, SHAPE, 20, 0.05, 5, 0),
-    "lenet5": Case("LeNet 62 k, 48 clients x 40, batch 20", "lenet5", 48, 48 * 40, SHAPE, 20, 0.05, 5, 0),
-    "cnn": Case("CNN 1.7 M, 12 clients x 64, batch 32", "cnn", 12, 12 * 64, SHAPE, 32, 0.05, 5, 0),
+    "mlp": Case("MLP 199 k, 48 clients x 40, batch 20", "mlp", 48, 48 * 40, SHAPE, 20, 0.05, 5),
+    "lenet5-half": Case("LeNet 16 k, 48 clients x 40, batch 20", "lenet5", 48, 48 * 40, SHAPE, 20, 0.05, 5, 0.5),
+    "lenet5": Case("LeNet 62 k, 48 clients x 40, batch 20", "lenet5", 48, 48 * 40, SHAPE, 20, 0.05, 5),
+    "lenet5-double": Case("LeNet 244 k, 48 clients x 40, batch 20", "lenet5", 48, 48 * 40, SHAPE, 20, 0.05, 5, 2.0),
+    "cnn": Case("CNN 1.7 M, 12 clients x 64, batch 32", "cnn", 12, 12 * 64, SHAPE, 32, 0.05, 5),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -67,7 +69,7 @@ def peak(device: str, dtype: torch.dtype) -> float:
 
 def operations(case: Case) -> int:
     """Floating-point operations of a round: forward and backward passes over every client's examples."""
-    model = models.initial(models.ModelConfig(case.model), SHAPE, 10, 0)
+    model = models.initial(models.ModelConfig(case.model, case.width), SHAPE, 10, 0)
     with FlopCounterMode(display=False) as counter:
         loss = nn.functional.cross_entropy(model(torch.zeros(case.batch, *SHAPE)), torch.zeros(case.batch).long())
         torch.autograd.grad(loss, list(model.parameters()))
@@ -80,8 +82,8 @@ def compare(case: Case, device: str, rounds: int, folder: str, peaks: dict[str, 
         TaskConfig("folder", folder, max_train=case.examples), PartitionConfig("iid", case.clients, holdout=0.0)
     )
     local = LocalConfig(lr=case.lr, batch_size=case.batch)
-    task, cohorts = Task(config, models.ModelConfig(case.model), local, device), {}
-    for mode in ("sequential", *(["stacked"] if task.engine(device) == "stacked" else []), "vmap"):
+    task, cohorts = Task(config, models.ModelConfig(case.model, case.width), local, device), {}
+    for mode in ("sequential", "stacked", "vmap"):
         for precision in DTYPES:
             asked = Task(config, task.model, local, device, mode, precision)
             grid = InProcessGrid(app)
