@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 from torch import Tensor
 
 from fedforget.ledger import Cost
@@ -557,7 +557,7 @@ def _interval(sample: list[float]) -> tuple[float, float | None]:
 
 @lru_cache
 def _t(degrees: int) -> float:
-    return float(stats.t.ppf(0.975, degrees))
+    return float(scipy.stats.t.ppf(0.975, degrees))
 
 
 def floor(oracle: Sequence[float], others: Sequence[Sequence[float]] = ()) -> tuple[float | None, float | None]:

@@ -27,7 +27,6 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid import InMemoryGrid
 
 from fedforget.data import DataConfig, FederatedData, adopt
 
@@ -425,6 +424,9 @@ def choose(grid: Grid, config: EngineConfig, data: DataConfig, timeout: float = 
     Raises:
         ValueError: if nodes do not connect in time, or Ray was asked for and does not run in this process.
     """
+    # Loads SQLAlchemy and FastAPI, which workers, who load this file too, have no use for (0.7 s of each).
+    from flwr.superlink.grid import InMemoryGrid
+
     wait_for_nodes(grid, config.nodes, timeout)
     simulated = isinstance(grid, InMemoryGrid)
     if config.transport == "ray" and not simulated:

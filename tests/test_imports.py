@@ -33,8 +33,9 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "history": ("params exchange ledger seeds store", "numpy torch"),
     "routines": ("params seeds", "torch"),
     "messages": ("request params seeds data models routines", "numpy torch flwr"),
-    "engine": ("routines stacked vmapped data models messages metrics params store", "numpy torch"),
+    "engine": ("routines stacked convolved vmapped data models messages metrics params store", "numpy torch"),
     "stacked": ("routines", "torch"),
+    "convolved": ("stacked", "torch"),
     "vmapped": ("stacked", "torch"),
     "client_app": ("engine messages store", "numpy torch flwr"),
     "cohort": ("messages exchange ledger routines seeds params request", "numpy torch flwr"),
@@ -78,7 +79,7 @@ HEAVY = {
     "pandas",
     "optuna",
 }
-HEAVY_AT_THE_TOP = {"metrics": {"sklearn", "scipy"}, "evaluation": {"scipy"}}
+HEAVY_AT_THE_TOP = {"metrics": {"scipy"}, "evaluation": {"scipy"}}  # scipy by itself; it loads its parts when asked
 
 
 class Import(NamedTuple):
@@ -183,12 +184,26 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 
 def test_a_worker_loads_nothing_heavy() -> None:
-    """A worker process needs the ClientApp only; each of these packages would cost it much of a second, or more."""
-    script = "import sys, fedforget.client_app; print(*{name.split('.')[0] for name in sys.modules})"
+    """A worker process needs the ClientApp, and the grid, whose actor it is. Each of these packages would cost it much
+    of a second, or more; what Flower's SuperLink keeps its messages in loads SQLAlchemy and FastAPI."""
+    script = "import sys, fedforget.grid, fedforget.client_app; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
-    assert "torch" in loaded and not loaded & HEAVY
+    assert "torch" in loaded and not loaded & (HEAVY | {"sqlalchemy", "fastapi"})
+
+
+def test_reading_a_config_loads_nothing_that_audits_need() -> None:
+    """Every command does, and a run twice, before anything else can start: scipy.stats alone takes most of a second."""
+    script = (
+        "import sys; from fedforget.config import compose, describe\n"
+        "compose('quickstart', ''); describe(); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert not loaded & {"scipy.stats", "scipy.spatial", "sqlalchemy", "fastapi", *(HEAVY - {"scipy"})}
 
 
 def test_reading_a_folder_and_dividing_it_at_random_loads_no_more_than_its_formats(tmp_path: Path) -> None:

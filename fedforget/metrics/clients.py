@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 
 from fedforget.metrics.outputs import Outputs, right
 
@@ -87,9 +87,9 @@ def share_harmed(
         return float("nan")
     differences = _table(model, oracle[0]) - _table(oracle, oracle[0])
     with np.errstate(divide="ignore", invalid="ignore"):  # no variance: t is infinite, and undefined for 0 / 0
-        t = differences.mean(0) / stats.sem(differences, axis=0)
-    p = np.where((differences == 0).all(0), 1.0, stats.t.cdf(t, len(model) - 1))
-    return float((stats.false_discovery_control(p) <= alpha).mean())
+        t = differences.mean(0) / scipy.stats.sem(differences, axis=0)
+    p = np.where((differences == 0).all(0), 1.0, scipy.stats.t.cdf(t, len(model) - 1))
+    return float((scipy.stats.false_discovery_control(p) <= alpha).mean())
 
 
 def _table(seeds: Sequence[Mapping[int, float]], reference: Mapping[int, float]) -> np.ndarray:

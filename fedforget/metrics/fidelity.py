@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
-from scipy.spatial.distance import cdist
-from scipy.special import rel_entr
 from torch import Tensor
 
 from fedforget.metrics.outputs import Outputs
@@ -65,7 +63,7 @@ def js_divergence(model: Outputs, references: Sequence[Outputs]) -> float:
     p = model.probabilities.numpy()
     q = np.stack([other.probabilities.numpy() for other in references])
     # 4 JS = sum 2p log(2p / (p + q)) + 2q log(2q / (p + q)): a halved m could underflow to 0
-    divergence = (rel_entr(2 * p, p + q) + rel_entr(2 * q, p + q)).sum(-1) / 4
+    divergence = (scipy.special.rel_entr(2 * p, p + q) + scipy.special.rel_entr(2 * q, p + q)).sum(-1) / 4
     return float(np.maximum(divergence, 0).mean())  # rounding can take it below 0 by 1e-17
 
 
@@ -181,8 +179,8 @@ def jackknifed_distance(u: Tensor, o: Tensor) -> tuple[float, list[float]]:
     seeds, examples = u.shape
     if len(o) != seeds:
         raise ValueError(f"there are {seeds} unlearned models and {len(o)} oracles; give one of each seed")
-    across = cdist(u, o, "cityblock") / examples
-    within = (cdist(u, u, "cityblock") + cdist(o, o, "cityblock")) / examples
+    across = _cityblock(u, o) / examples
+    within = (_cityblock(u, u) + _cityblock(o, o)) / examples
 
     def mean(kept: int, lost: np.ndarray) -> np.ndarray:
         """Of ``kept`` seeds; ``lost [2, ...]`` are the sums that the others are part of."""
@@ -237,7 +235,7 @@ def energy_test(u: Tensor, o: Tensor, rng: np.random.Generator, permutations: in
         return EnergyTest(math.nan, math.nan, math.nan)
     u, o = _sides(u, o)
     models = torch.cat([u, o]).numpy()
-    distances = cdist(models, models, "cityblock") / models.shape[1]  # mean over the examples
+    distances = _cityblock(models, models) / models.shape[1]  # mean over the examples
 
     def statistics(side: np.ndarray) -> np.ndarray:
         """The statistic of each split; rows of ``side [splits, K + L]`` are 1 for a model of the first side."""
@@ -307,7 +305,7 @@ def relative_test(u: Tensor, o: Tensor, m: Tensor, alpha: float = 0.05) -> Relat
         return Relative("unresolved", math.nan, math.nan)
     sides = [side.double().numpy() for side in (u, o, m)]
     seeds = len(u)
-    distances = np.array([[cdist(a, b, "cityblock") for b in sides] for a in sides]) / u.shape[1]  # [3, 3, K, K]
+    distances = np.array([[_cityblock(a, b) for b in sides] for a in sides]) / u.shape[1]  # [3, 3, K, K]
 
     def difference(kept: int, lost: np.ndarray) -> np.ndarray:
         """T of ``kept`` seeds, ``lost`` the sums that the others are part of; E|u - u'| cancels."""
@@ -321,7 +319,7 @@ def relative_test(u: Tensor, o: Tensor, m: Tensor, alpha: float = 0.05) -> Relat
     if error <= 1e-12 * distances.max():
         p = 0.0 if found else 1.0
     else:
-        p = 2 * float(stats.t.sf(abs(found) / error, seeds - 1))
+        p = 2 * float(scipy.stats.t.sf(abs(found) / error, seeds - 1))
     return Relative("unresolved" if p >= alpha else "oracle" if found > 0 else "original", found, p)
 
 
@@ -445,3 +443,8 @@ def _sides(u: Tensor, o: Tensor) -> tuple[Tensor, Tensor]:
             "with the same examples and at least 2 models each"
         )
     return u.double(), o.double()
+
+
+def _cityblock(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> np.ndarray:
+    """The sums of absolute differences of the rows of ``a [K, n]`` and ``b [L, n]``, ``[K, L]``."""
+    return scipy.spatial.distance.cdist(a, b, "cityblock")

@@ -17,10 +17,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy.special import expit, logit
-from scipy.stats import binomtest, norm, rankdata
-from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from fedforget.metrics.outputs import Outputs, margins
@@ -130,7 +128,7 @@ def tpr_at_fpr(members: Tensor, non_members: Tensor, fpr: float) -> Interval:
     # Whoever beats the highest-scoring non-member that must not be accused is accused, and nobody who ties with it.
     falling = np.sort(scores[len(members) :])[::-1]
     found = int((scores[: len(members)] > falling[math.floor(fpr * len(falling) + 1e-9)]).sum())
-    interval = binomtest(found, len(members)).proportion_ci(0.95, method="exact")
+    interval = scipy.stats.binomtest(found, len(members)).proportion_ci(0.95, method="exact")
     return Interval(found / len(members), float(interval.low), float(interval.high))
 
 
@@ -325,6 +323,9 @@ def canary_roc(scores: Tensor, included: Tensor) -> tuple[np.ndarray, np.ndarray
     truth, places = _labelled(scores[included], scores[~included])
     if not np.isfinite(places).all():
         return np.array([np.nan]), np.array([np.nan])
+    # It loads pandas, which takes most of a second, and few runs draw this figure.
+    from sklearn.metrics import roc_curve
+
     false, true, _ = roc_curve(truth, places)
     return false, true
 
@@ -350,7 +351,7 @@ def canary_p(scores: Tensor, included: Tensor, rng: np.random.Generator, permuta
         raise ValueError(f"permutations={permutations} must be at least 1")
     if np.isnan(canary_auc(scores, included)):
         return float("nan")
-    ranks = rankdata(scores.numpy())
+    ranks = scipy.stats.rankdata(scores.numpy())
     coins = rng.integers(0, 2, (permutations, len(ranks)), dtype=bool)
     while (alike := coins.all(1) | ~coins.any(1)).any():
         coins[alike] = rng.integers(0, 2, (int(alike.sum()), len(ranks)), dtype=bool)
@@ -400,8 +401,8 @@ def epsilon_bound(scores: Tensor, included: Tensor, confidence: float = 0.95, gu
 
 def epsilon_of_guesses(correct: int, guesses: int, confidence: float) -> float:
     """The bound of `epsilon_bound` from the number of right guesses; of independent runs together, from their sums."""
-    test = binomtest(correct, guesses, alternative="greater")
-    return max(0.0, float(logit(test.proportion_ci(confidence, method="exact").low)))
+    test = scipy.stats.binomtest(correct, guesses, alternative="greater")
+    return max(0.0, float(scipy.special.logit(test.proportion_ci(confidence, method="exact").low)))
 
 
 def attack_success(triggered: Outputs, target: int) -> float:
@@ -470,7 +471,7 @@ def noise_test(aligned: Tensor) -> dict[str, float]:
     if aligned.isnan().any():
         return dict.fromkeys(("alignment", "p"), float("nan"))
     mean = aligned.mean().item()
-    return {"alignment": mean, "p": float(norm.sf(mean * len(aligned) ** 0.5))}
+    return {"alignment": mean, "p": float(scipy.stats.norm.sf(mean * len(aligned) ** 0.5))}
 
 
 def confusion_between(outputs: Outputs, a: int, b: int) -> dict[str, float]:
@@ -533,7 +534,7 @@ def _logistic(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
     at = np.zeros(x.shape[1])
     value = objective(at)
     for _ in range(NEWTON_STEPS):
-        wrong = expit(-sign * (x @ at))
+        wrong = scipy.special.expit(-sign * (x @ at))
         gradient = penalty * at - x.T @ (weight * sign * wrong)
         hessian = (x.T * (weight * wrong * (1 - wrong))) @ x + np.diag(penalty)
         step = np.linalg.solve(hessian, gradient)

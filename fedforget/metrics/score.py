@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 Scores = Mapping[str, Sequence[float]]
 
@@ -208,7 +208,7 @@ def _margin(differences: np.ndarray, confidence: float) -> float:
 
 @lru_cache
 def _quantile(confidence: float, degrees: int) -> float:
-    return float(stats.t.ppf(confidence, degrees))
+    return float(scipy.stats.t.ppf(confidence, degrees))
 
 
 def _weakest(axes: np.ndarray) -> Bounded:

@@ -19,9 +19,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
-from scipy.stats import rankdata
 from torch import Tensor
 
 from fedforget.metrics.leakage import epsilon_of_guesses
@@ -334,10 +333,10 @@ def _auc(scores: np.ndarray, member: np.ndarray) -> np.ndarray:
     A member's placement is the share of the others below it, ties half (DeLong et al. 1988).
     """
     inside, outside = int(member.sum()), int((~member).sum())
-    ranks = rankdata(scores, axis=None).reshape(scores.shape)
+    ranks = scipy.stats.rankdata(scores, axis=None).reshape(scores.shape)
     placements = np.empty(scores.shape)
-    placements[member] = (ranks[member] - rankdata(scores[member])) / outside
-    placements[~member] = 1 - (ranks[~member] - rankdata(scores[~member])) / inside
+    placements[member] = (ranks[member] - scipy.stats.rankdata(scores[member])) / outside
+    placements[~member] = 1 - (ranks[~member] - scipy.stats.rankdata(scores[~member])) / inside
     auc = float(placements[member].mean())
     share = np.where(member, inside, outside) / member.size
     return auc + (placements - auc) / share
@@ -360,7 +359,7 @@ def _worst(phi: Tensor, side: Tensor, seeds: Tensor) -> float:
 
 def _highest(number: int, confidence: float) -> np.ndarray:
     """Upper Clopper-Pearson ends ``[number + 1]`` of a rate by its count, one-sided at ``(1 + confidence) / 2``."""
-    ends = stats.beta.ppf((1 + confidence) / 2, np.arange(1, number + 1), np.arange(number, 0, -1))
+    ends = scipy.stats.beta.ppf((1 + confidence) / 2, np.arange(1, number + 1), np.arange(number, 0, -1))
     return np.append(ends, 1.0)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def interval(sample: Sequence[float], confidence: float = 0.95) -> Interval:
         return Interval(float(values[0]), math.nan, math.nan)
     with np.errstate(invalid="ignore"):  # a model that diverged scores inf or NaN, and its row must say so
         mean = float(values.mean())
-        half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+        half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
     return Interval(mean, mean - half, mean + half)
 
 
