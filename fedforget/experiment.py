@@ -889,14 +889,20 @@ def _seed(k: int) -> str:
 
 
 def _left_out(index: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """By model, which clients were left out of its rounds, and why; of one with many such rounds the first three."""
-    said = {}
+    """By model, which clients were left out of its rounds, and why; of one with many such rounds the first three.
+
+    What became of a model (further rounds, another head) has its notes as well, and only those of its own are said.
+    """
+    own: dict[str, list[str]] = {}
+    known: dict[tuple[str, int], set[str]] = {}
     for entry in index:
-        name, notes = f"{entry['label']}, seed {entry['seed']} {entry['stage']}".strip(), entry["notes"]
-        if notes and name not in said:
-            more = f"; and {len(notes) - 3} more" if len(notes) > 3 else ""
-            said[name] = "; ".join(notes[:3]) + more
-    return said
+        before = known.setdefault((entry["label"], entry["seed"]), set())
+        new = [note for note in entry["notes"] if note not in before]
+        before.update(new)
+        if new:
+            own.setdefault(f"{entry['label']}, seed {entry['seed']} {entry['stage']}".strip(), []).extend(new)
+    more = {model: f"; and {len(notes) - 3} more" if len(notes) > 3 else "" for model, notes in own.items()}
+    return {model: "; ".join(notes[:3]) + more[model] for model, notes in own.items()}
 
 
 def _on_few(cohort: Cohort, model: Params, first: int) -> Iterator[Params]:

@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from fedforget import client_app, messages
 from fedforget.cohort import TooFewClients
+from fedforget.experiment import _left_out
 from fedforget.store import load_tensors
 
 LIST = "strategies=[finetune,amnesiac,amnesiac_repair,federaser,fedaccum,truncated_retrain] strategy.finetune.rounds=2"
@@ -246,6 +247,27 @@ def test_a_client_that_fails_everywhere_is_left_out_of_the_round_and_the_run_say
     assert ["2" in entry["weights"] for entry in weights] == [True, False, True]
     assert "client 2 left out" in weights[1]["notes"][0]
     assert any("note: learning, seed 0: round 2: client 2 left out" in line for line in said)
+
+
+def test_a_note_is_said_once_of_a_model_and_of_what_became_of_it():
+    def entry(label, seed, stage, *notes, request=0):
+        return {"label": label, "seed": seed, "stage": stage, "request": request, "notes": notes}
+
+    index = [
+        entry("a", 0, "", "one"),
+        entry("a", 0, "head", "one"),
+        entry("a", 0, "after 5", "one", "two"),
+        entry("a", 1, "", "one"),
+        entry("b", 0, "", *"12345"),
+        entry("c", 0, ""),
+        entry("a", 0, "", "one", "three", request=1),
+    ]
+    assert _left_out(index) == {
+        "a, seed 0": "one; three",
+        "a, seed 0 after 5": "two",
+        "a, seed 1": "one",
+        "b, seed 0": "1; 2; 3; and 2 more",
+    }
 
 
 @pytest.mark.parametrize("fault", ["raise", "nan", "node"])
