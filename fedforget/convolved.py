@@ -13,7 +13,7 @@ from functools import lru_cache, reduce
 import torch
 from torch import Tensor, nn
 
-from fedforget.stacked import LinearStack, can_stack
+from fedforget.stacked import LinearStack, can_stack, through_relu
 
 
 def can_convolve(model: nn.Module) -> bool:
@@ -54,7 +54,7 @@ class ConvStack(LinearStack):
         first = next(number for number, module in enumerate(model) if isinstance(module, nn.Flatten))
         super().__init__(model[first:])
         self.features = nn.Identity()
-        self._keeps_entering = True
+        self._continues = True
         self._convolutions: list[_Convolution] = []
         self._maps: list[Tensor] = []  # what each of them answers behind its ReLU
         for number in range(0, first, 3):
@@ -92,7 +92,7 @@ class ConvStack(LinearStack):
             yield by_bias
             yield by_weight
             if by_x is not None:
-                slope = torch.ops.aten.threshold_backward(by_x, self._maps[number - 1], 0)
+                slope = through_relu(by_x, self._maps[number - 1])
 
 
 class _Convolution:

@@ -65,8 +65,8 @@ class LinearStack(Stack):
         assert can_stack(model), "the engine stacks only what can be stacked"
         super().__init__(model)
         self._given: list[Tensor] = []  # what each linear layer was given, [clients, batch, features]
-        self._keeps_entering = False  # for what lies before the first linear layer and ends in a ReLU
-        self._entering = torch.zeros(0)  # the loss's gradient by what that ReLU was given
+        self._continues = False  # whether something lies before the first linear layer, ending in a ReLU
+        self._entering = torch.zeros(0)  # if so, the loss's gradient by what that ReLU was given
 
     def logits(self, parameters: list[Tensor], x: Tensor) -> Tensor:
         """As in `Stack.logits`."""
@@ -100,15 +100,13 @@ class LinearStack(Stack):
         """
         for number in reversed(range(len(self._given))):
             given, weight, left = self._given[number], parameters[2 * number], slope.transpose(1, 2)
-            if number or self._keeps_entering:  # all layers but the first are given what a ReLU let through
-                slope = _through_relu(torch.bmm(slope, weight), given)
-            if not number:
-                self._entering = slope
+            if number or self._continues:  # all layers but the first are given what a ReLU let through
+                slope = self._entering = through_relu(torch.bmm(slope, weight), given)
             yield left, left.new_ones(()).expand(len(left), left.shape[2], 1)  # the bias
             yield left, given
 
 
-def _through_relu(slope: Tensor, answered: Tensor) -> Tensor:
+def through_relu(slope: Tensor, answered: Tensor) -> Tensor:
     """The gradient by what a ReLU was given, for that by what it ``answered``."""
     return torch.ops.aten.threshold_backward(slope, answered, 0)  # what autograd would call
 
@@ -180,7 +178,7 @@ class FactoredStack(Stack):
                 if self._done:
                     likeness = torch.bmm(slope, slopes[:, : self._done].transpose(1, 2))
                     before.baddbmm_(likeness, inputs[:, : self._done])
-                slope = _through_relu(before, inputs[:, now])
+                slope = through_relu(before, inputs[:, now])
         self._done += batch
 
     def finish(self, changes: list[Tensor]) -> None:
