@@ -19,8 +19,8 @@ from fedforget.routines import Client, Optimizer, products, take
 STACKABLE = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, nn.ReLU)
 
 
-class Stack(ABC):
-    """The network of several clients, each with its own parameters, through one step at a time.
+class PlainStack(ABC):
+    """The network of several clients, each with its own parameters, through one plain step of SGD at a time.
 
     Args:
         model: the network of one client.
@@ -34,14 +34,22 @@ class Stack(ABC):
         """``[clients, batch, classes]`` for ``x [clients, batch, ...]``, which `features` made of the images."""
 
     @abstractmethod
-    def gradients(self, parameters: list[Tensor], slope: Tensor) -> list[Tensor]:
-        """The gradient by each of the parameters that the last `logits` were given.
+    def descend(self, parameters: list[Tensor], slope: Tensor, lr: float) -> None:
+        """Subtract ``lr`` times their gradients from the parameters that the last `logits` were given.
 
         ``slope``: the loss's gradient by those logits.
         """
 
+
+class Stack(PlainStack):
+    """The same with gradients, for steps of any kind."""
+
+    @abstractmethod
+    def gradients(self, parameters: list[Tensor], slope: Tensor) -> list[Tensor]:
+        """The gradient by each of the parameters that the last `logits` were given; ``slope`` as in `descend`."""
+
     def descend(self, parameters: list[Tensor], slope: Tensor, lr: float) -> None:
-        """``parameters -= lr * gradients(parameters, slope)``, in place."""
+        """As in `PlainStack.descend`."""
         torch._foreach_add_(parameters, self.gradients(parameters, slope), alpha=-lr)
 
 
@@ -111,8 +119,8 @@ def through_relu(slope: Tensor, answered: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward(slope, answered, 0)  # what autograd would call
 
 
-class FactoredStack(Stack):
-    """A `Stack` of clients whose parameters are those sent plus products of two narrow matrices, until training ends.
+class FactoredStack(PlainStack):
+    """A `PlainStack` of clients whose parameters are those sent plus products of two narrow matrices, until they end.
 
     A plain step changes a linear layer ``W [out, in]`` by ``-lr slope^T given``, of rank ``batch``. So after some steps
     ``W_k = W + A_k^T X_k``, where A_k holds the slopes, times -lr, and X_k what the layer was given, an example a row.
@@ -142,7 +150,7 @@ class FactoredStack(Stack):
         return rank * sum(sum(weight.shape) for weight in weights) <= sum(weight.numel() for weight in weights)
 
     def logits(self, parameters: list[Tensor], x: Tensor) -> Tensor:
-        """As in `Stack.logits`; the parameters are those sent, and alike for all clients."""
+        """As in `PlainStack.logits`; the parameters are those sent, and alike for all clients."""
         count, batch, number = *x.shape[:2], 0
         assert isinstance(self.layers, nn.Sequential)
         for module in self.layers:
@@ -160,12 +168,8 @@ class FactoredStack(Stack):
                 x = x.relu_()
         return x
 
-    def gradients(self, parameters: list[Tensor], slope: Tensor) -> list[Tensor]:
-        """Never asked for: steps are plain, see `descend`."""
-        raise NotImplementedError("a FactoredStack keeps factors of changes, not gradients")
-
     def descend(self, parameters: list[Tensor], slope: Tensor, lr: float) -> None:
-        """As in `Stack.descend`, but what would be added to the parameters is kept as factors."""
+        """As in `PlainStack.descend`, but what would be added to the parameters is kept as factors."""
         count, batch = slope.shape[:2]
         now = slice(self._done, self._done + batch)
         for number in reversed(range(len(self._slopes))):
@@ -226,8 +230,7 @@ def train(clients: Sequence[Client], sent: Tensor, stack: Stack, images: Tensor)
     mu = float(clients[0].options.get("proximal-mu", 0.0))
     plain, rank = local.is_plain and not mu, index.shape[0] * index.shape[2]
     factored = type(stack) is LinearStack and plain and not clients[0].bfloat16 and FactoredStack.pays(model, rank)
-    if factored:
-        stack = FactoredStack(model, sent, len(clients), rank)
+    working: PlainStack = FactoredStack(model, sent, len(clients), rank) if factored else stack
     # One vector a client, of which the stack's tensors are views, so that nothing has to be put together afterwards.
     vectors = sent.expand(len(clients), -1) if factored else sent.repeat(len(clients), 1)
     optimizer = Optimizer(views(vectors), local, clients[0].round)
@@ -238,10 +241,10 @@ def train(clients: Sequence[Client], sent: Tensor, stack: Stack, images: Tensor)
         rows = index[step, :active]
         inputs = stack.features(take(images, examples[rows.flatten()]).to(sent.dtype)).unflatten(0, rows.shape)
         with products(clients[0].bfloat16, images.device):
-            logits = stack.logits(optimizer.parameters, inputs).detach().to(sent.dtype)
+            logits = working.logits(optimizer.parameters, inputs).detach().to(sent.dtype)
             loss, slope = _loss(logits, labels[rows], share[step, :active], local.sd_gamma)
             if plain:
-                stack.descend(optimizer.parameters, slope, optimizer.lr)
+                working.descend(optimizer.parameters, slope, optimizer.lr)
             else:
                 gradients = stack.gradients(optimizer.parameters, slope)
                 if mu:
@@ -252,9 +255,9 @@ def train(clients: Sequence[Client], sent: Tensor, stack: Stack, images: Tensor)
 
     for client, length, total in zip(clients, steps, losses, strict=True):
         client.steps, client.total_loss = length, total
-    if isinstance(stack, FactoredStack):
+    if isinstance(working, FactoredStack):
         vectors = torch.empty_like(vectors, memory_format=torch.contiguous_format)
-        stack.finish(views(vectors))
+        working.finish(views(vectors))
     return [vectors[order.index(place)] for place in range(len(clients))], None if factored else sent
 
 
