@@ -142,6 +142,16 @@ class _Job:
     network: FlatModule
     precision: str
 
+    @cached_property
+    def stack(self) -> stacked.Stack:
+        """The network of several clients, in the way that the task asks for; the groups of a message share it."""
+        bench = self.bench
+        if bench.task.engine(bench.inputs.device.type) == "vmap":
+            return vmapped.VmapStack(bench.model)
+        if stacked.can_stack(bench.model):
+            return stacked.LinearStack(bench.model)
+        return convolved.ConvStack(bench.model, bench.data.input_shape, bench.inputs.device)
+
 
 def train(work: Work, vectors: Mapping[str, NDArray]) -> tuple[dict[str, NDArray], dict[str, dict]]:
     """Run the routine for each client of ``work``.
@@ -292,7 +302,7 @@ def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[_Rep
     if len(group) > 1 and working:
         sent = job.params["model"]
         start = sent.flat.to(bench.labels.device)
-        vectors, minus = stacked.train(list(working.values()), start, _stack(bench), bench.inputs)
+        vectors, minus = stacked.train(list(working.values()), start, job.stack, bench.inputs)
         if minus is None:
             replies = {client: Params(vector, sent.layout) for client, vector in zip(working, vectors, strict=True)}
         else:
@@ -306,15 +316,6 @@ def _train_group(job: _Job, group: Sequence[int], place: int) -> list[tuple[_Rep
                 raise TypeError(f"routine {job.work.routine!r} returned a {type(reply).__name__}, not Params or None")
             replies[client] = network if reply is None else reply.cpu()
     return [(replies.get(client), _report(states[client], replies.get(client))) for client in group]
-
-
-def _stack(bench: Workbench) -> stacked.Stack:
-    """The network of several clients, in the way that the task asks for."""
-    if bench.task.engine(bench.inputs.device.type) == "vmap":
-        return vmapped.VmapStack(bench.model)
-    if stacked.can_stack(bench.model):
-        return stacked.LinearStack(bench.model)
-    return convolved.ConvStack(bench.model, bench.data.input_shape, bench.inputs.device)
 
 
 def _report(state: routines.Client | None, reply: _Reply | None) -> dict:

@@ -293,17 +293,21 @@ class ExactSum:
     def __init__(self, start: Tensor, scale: float, minus: Tensor | None = None) -> None:
         self._large = 1.5 * 2.0**52 * EXACT_QUANTUM * scale
         self._sum = torch.add(start, self._large)
-        self._minus = minus.split(BLOCK) if minus is not None else ()
+        self._minus = minus
 
     def add(self, terms: Iterable[tuple[Tensor, int]]) -> None:
         """Add vectors, float32 ``[d]``, see `can_add_exactly`, with n_k, at most ``scale``, of each."""
         # Block by block, so that what is not in the vectors stays in a core's cache.
-        pieces = [(vector.split(BLOCK), math.nextafter(weight, math.inf)) for vector, weight in terms]
-        change = torch.empty(min(BLOCK, self._sum.numel()), dtype=torch.float32, device=self._sum.device)
-        for number, sums in enumerate(self._sum.split(BLOCK)):
-            change = change[: len(sums)]
-            for blocks, weight in pieces:
-                block = torch.sub(blocks[number], self._minus[number], out=change) if self._minus else blocks[number]
+        weighted = [(vector, math.nextafter(weight, math.inf)) for vector, weight in terms]
+        size = self._sum.numel()
+        change = torch.empty(min(BLOCK, size), dtype=torch.float32, device=self._sum.device)
+        for start in range(0, size, BLOCK):
+            here = slice(start, min(start + BLOCK, size))
+            sums, minus = self._sum[here], None if self._minus is None else self._minus[here]
+            for vector, weight in weighted:
+                block = vector[here]
+                if minus is not None:
+                    block = torch.sub(block, minus, out=change[: len(block)])
                 sums.add_(block, alpha=weight)  # in float64: the block is converted on its way
 
     def total(self, less: Callable[[Tensor, float], Tensor] = Tensor.sub_) -> Tensor:

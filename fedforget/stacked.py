@@ -221,7 +221,7 @@ def train(clients: Sequence[Client], sent: Tensor, stack: Stack, images: Tensor)
         client.examples += seen
     index.clamp_(min=0)
 
-    shapes = [parameter.shape for parameter in model.parameters()]
+    shapes = [parameter.shape for parameter in clients[0].parameters]
 
     def views(vectors: Tensor) -> list[Tensor]:
         pieces = vectors.split([shape.numel() for shape in shapes], 1)
