@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
@@ -28,7 +28,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedforget.data import DataConfig, FederatedData, adopt
+from fedforget.loading import loading
+
+if TYPE_CHECKING:
+    from fedforget.data import DataConfig
 
 INLINE = "RAY_max_direct_call_object_size"  # Ray's setting: most bytes that travel with a call, not by its store
 KEPT = 1 << 30  # bytes of freed memory that a process keeps
@@ -345,7 +348,8 @@ class _Worker:
 
     def __init__(self, load_client_app: Callable[[], ClientApp]) -> None:
         keep_freed_memory()
-        self._client_app = load_client_app()
+        with loading():  # of torch too, which this file does not import
+            self._client_app = load_client_app()
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, 0, 0
 
     def take(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -426,6 +430,8 @@ def choose(grid: Grid, config: EngineConfig, data: DataConfig, timeout: float = 
     """
     # Loads SQLAlchemy and FastAPI, which workers, who load this file too, have no use for (0.7 s of each).
     from flwr.superlink.grid import InMemoryGrid
+
+    from fedforget.data import FederatedData, adopt
 
     wait_for_nodes(grid, config.nodes, timeout)
     simulated = isinstance(grid, InMemoryGrid)

@@ -7,10 +7,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedforget.cohort import TooFewClients
-from fedforget.config import compose
-from fedforget.experiment import Experiment
-from fedforget.store import CannotWrite, default_output
+from fedforget.loading import loading
 
 app = ServerApp()
 
@@ -27,6 +24,11 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         RuntimeError: with one sentence, if the run cannot be done or had to stop.
     """
+    with loading():
+        from fedforget.cohort import TooFewClients
+        from fedforget.config import compose
+        from fedforget.experiment import Experiment
+        from fedforget.store import CannotWrite, default_output
     settings = context.run_config
     output = Path(str(settings["output-dir"]) or default_output())
     try:

@@ -6,6 +6,8 @@ A new module must be entered here, which is the moment to think about where it b
 from __future__ import annotations
 
 import ast
+import gc
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from fedforget.data import DataConfig, PartitionConfig, divide
+from fedforget.loading import loading
 
 ROOT = Path(__file__).parents[1]
 EVERYTHING = "*"
@@ -24,6 +27,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "__init__": ("", ""),
     "params": ("", "torch"),
     "seeds": ("", "numpy torch"),
+    "loading": ("", ""),
     "request": ("", ""),
     "ledger": ("", ""),
     "exchange": ("params ledger", "torch"),
@@ -40,7 +44,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "client_app": ("engine messages store", "numpy torch flwr"),
     "cohort": ("messages exchange ledger routines seeds params request", "numpy torch flwr"),
     "solvers": ("params", "torch"),
-    "grid": ("client_app data", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
+    "grid": ("client_app data loading", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
     "strategy": ("history cohort exchange messages request params", "flwr"),
     "metrics": ("params", "numpy torch sklearn scipy statsmodels"),
     "evaluation": ("metrics data ledger", "numpy torch scipy"),
@@ -57,7 +61,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "routines solvers tuning evaluation assessment config report data",
         "numpy torch flwr",
     ),
-    "server_app": ("config experiment cohort store", "flwr"),
+    "server_app": ("config experiment cohort store loading", "flwr"),
     "cli": (EVERYTHING, "torch rich psutil tomli_w"),
     "testing": (EVERYTHING, "numpy torch flwr"),
 }
@@ -191,6 +195,27 @@ def test_a_worker_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
     assert "torch" in loaded and not loaded & (HEAVY | {"sqlalchemy", "fastapi"})
+
+
+@pytest.mark.parametrize("module", ["grid", "server_app"])
+def test_a_process_loads_torch_where_it_does_not_look_for_garbage(module: str) -> None:
+    """A worker is made of fedforget.grid, and a server of fedforget.server_app, before either can switch it off."""
+    script = f"import sys, fedforget.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"fedforget.{module}" in done.stdout.split() and "torch" not in done.stdout.split()
+
+
+@pytest.mark.parametrize("looking", [True, False])
+def test_loading_leaves_the_search_for_garbage_as_it_was(looking: bool) -> None:
+    (gc.enable if looking else gc.disable)()
+    try:
+        with pytest.raises(ModuleNotFoundError), loading():
+            assert not gc.isenabled()
+            importlib.import_module("fedforget.there_is_no_such_module")
+        assert gc.isenabled() == looking
+    finally:
+        gc.enable()
 
 
 def test_reading_a_config_loads_nothing_that_audits_need() -> None:
