@@ -77,7 +77,7 @@ class Answers(NamedTuple):
         included: ``[n]``, 1, or 0 for a candidate canary that the trajectory was not trained on.
         features: float16 ``[n, p]`` for ``forget`` and ``holdout``, what the last layer was given; ``[n, L, p]`` for
             ``forget_layers`` and ``holdout_layers``, what comes out of each of L layers; float32 ``[n, 2]`` for
-            ``noise``, see `fedforget.engine.evaluate`; ``None`` for other sets.
+            ``noise``, see `fedforget.client.answering.evaluate`; ``None`` for other sets.
     """
 
     logits: NDArray

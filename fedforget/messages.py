@@ -47,7 +47,7 @@ class Task:
         local: how a client trains.
         device: ``auto``, ``cpu`` or ``cuda``.
         mode: ``auto`` (see `engine`), ``sequential`` (one client at a time), ``stacked`` (groups of clients as batched
-            matrix products, stacked.py and convolved.py) or ``vmap`` (groups of clients, any network, vmapped.py).
+            matrix products) or ``vmap`` (groups of clients, any network), see `fedforget.client.stacks`.
         precision: of `fedforget.routines.train`: ``float32``, ``tf32`` (CUDA only) or ``bfloat16``. Everything else
             that clients compute, and every evaluation, is in float32.
 

@@ -37,11 +37,8 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "history": ("params exchange ledger seeds store", "numpy torch"),
     "routines": ("params seeds", "torch"),
     "messages": ("request params seeds data models routines", "numpy torch flwr"),
-    "engine": ("routines stacked convolved vmapped data models messages metrics params store", "numpy torch"),
-    "stacked": ("routines", "torch"),
-    "convolved": ("stacked", "torch"),
-    "vmapped": ("stacked", "torch"),
-    "client_app": ("engine messages store", "numpy torch flwr"),
+    "client": ("routines data models messages metrics params store", "numpy torch"),
+    "client_app": ("client messages store", "numpy torch flwr"),
     "cohort": ("messages exchange ledger routines seeds params request", "numpy torch flwr"),
     "solvers": ("params", "torch"),
     "grid": ("client_app data loading", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
