@@ -27,10 +27,11 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedforget import messages
+from fedforget.core.exact import exact_scale
 from fedforget.exchange import Card, Journal, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.messages import GRID, SPHERE, TEST, Task, Work
-from fedforget.params import Layout, Params, exact_scale
+from fedforget.params import Layout, Params
 from fedforget.request import SCOPES, UnlearningRequest
 from fedforget.routines import hessian_layout
 from fedforget.seeds import Seeds

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fedforget.core.exact import BLOCK, ExactSum, can_add_exactly, exact_scale
 from fedforget.ledger import Cost
-from fedforget.params import BLOCK, ExactSum, Layout, Params, can_add_exactly, exact_scale
+from fedforget.params import Layout, Params
 
 RECORDS = ("nothing", "globals", "targets", "all")
 STORAGES = ("records", "updates", "sums")
@@ -96,7 +97,7 @@ class Replies(tuple[Reply, ...]):
     Args:
         replies: the answers that came one by one.
         pool: those that came as a sum, if any did.
-        scale: the scale of an exact sum over all of them (`fedforget.params.exact_scale`); by default that of the
+        scale: the scale of an exact sum over all of them (`fedforget.core.exact.exact_scale`); by default that of the
             replies' own weights.
     """
 

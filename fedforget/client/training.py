@@ -16,9 +16,11 @@ from torch import Tensor
 
 from fedforget import routines
 from fedforget.client import stacks
+from fedforget.client.flat_module import FlatModule
 from fedforget.client.workbench import Workbench, multiply_in, prepare
+from fedforget.core.exact import ExactSum, can_add_exactly, ends
 from fedforget.messages import POOL, Work
-from fedforget.params import ExactSum, FlatModule, Layout, Params, can_add_exactly, ends
+from fedforget.params import Layout, Params
 from fedforget.store import Shelf
 
 WAITING, WAITING_BYTES = 16, 1 << 28  # changes that wait to be summed in one pass, at most
@@ -94,7 +96,7 @@ class _Pool:
 
     Args:
         network: where clients work one by one.
-        scale: the scale of the sum, see `fedforget.params.exact_scale`.
+        scale: the scale of the sum, see `fedforget.core.exact.exact_scale`.
     """
 
     def __init__(self, network: FlatModule, scale: float) -> None:

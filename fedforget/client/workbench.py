@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fedforget import data, models
+from fedforget.client.flat_module import FlatModule
 from fedforget.messages import SPHERE, TEST, Task, Work
 from fedforget.metrics import regions
-from fedforget.params import FlatModule, Layout
+from fedforget.params import Layout
 
 RADIUS = 0.5  # of spheres of points, in typical distances between test images, which every node holds
 NEIGHBOURS = 500  # test images among which that distance is taken
