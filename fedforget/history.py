@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedforget.exchange import RECORDS, Card, Pool, Replies, Reply
+from fedforget.exchange import RECORDS, Card, Exchange, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.params import Layout, Params
 from fedforget.seeds import Seeds
@@ -381,7 +381,7 @@ class FileJournal:
     def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
         self.folder, self.say = make_folder(folder), say
 
-    def get(self, number: int) -> tuple[Replies, Cost, list[str]] | None:
+    def get(self, number: int) -> Exchange | None:
         """Exchange ``number``, or ``None`` if it has to be made: it is not there, or damaged, which is said.
 
         What follows a damaged one is deleted, because who answers the second time may be others, and what was asked
@@ -408,11 +408,12 @@ class FileJournal:
             losses = {client: loss for client, (_, loss) in pooled.items()}
             pool = Pool([tensors["pool"].numpy()], layout, weights, losses)
         one_by_one = (Reply(client, Params(tensors[str(client)], layout), *entries[client]) for client in alone)
-        return Replies(one_by_one, pool, metadata["scale"]), Cost(**metadata["cost"]), metadata["notes"]
+        left_out = {int(client): reason for client, reason in metadata["left_out"].items()}
+        return Replies(one_by_one, pool, metadata["scale"]), Cost(**metadata["cost"]), left_out
 
-    def put(self, number: int, exchange: tuple[Replies, Cost, list[str]]) -> None:
+    def put(self, number: int, exchange: Exchange) -> None:
         """Remember exchange ``number``."""
-        replies, cost, notes = exchange
+        replies, cost, left_out = exchange
         losses = replies.losses()
         entries = {str(client): [number, losses[client]] for client, number in replies.weights().items()}
         tensors = {str(reply.client): reply.update.flat for reply in replies}
@@ -425,7 +426,7 @@ class FileJournal:
             "replies": entries,
             "scale": replies.scale,
             "cost": cost.to_dict(),
-            "notes": notes,
+            "left_out": {str(client): reason for client, reason in left_out.items()},
             "layout": [layout.names, layout.shapes],
         }
         save_tensors(self._path(number), tensors, metadata)

@@ -17,7 +17,8 @@ import pytest
 from flwr.app import Message
 
 from fedforget import client_app, messages
-from fedforget.cohort import LATE, MOST_SAID, Cohort, TooFewClients, describe
+from fedforget.checks import MOST_SAID
+from fedforget.cohort import LATE, AuditFailed, Cohort, describe
 from fedforget.exchange import Replies
 from fedforget.grid import InProcessGrid
 from fedforget.messages import POOL, Work
@@ -270,7 +271,7 @@ def test_a_wrong_answer_to_an_audit_is_asked_for_elsewhere_or_refused(tmp_path, 
     answers, others = ill.evaluate(toy.start, SETS), well.evaluate(toy.start, SETS)
     for name, mine in answers.items():
         assert all(a is b or np.array_equal(a, b) for a, b in zip(mine, others[name], strict=True)), name
-    with pytest.raises(TooFewClients, match=f"a node could not evaluate a model: .*{reason}"):
+    with pytest.raises(AuditFailed, match=f"a node could not evaluate a model: .*{reason}"):
         worse.evaluate(toy.start, SETS)
 
 
@@ -278,7 +279,7 @@ def test_a_wrong_answer_to_an_audit_is_asked_for_elsewhere_or_refused(tmp_path, 
 def test_an_audit_without_its_features_is_refused(tmp_path, name):
     ill, toy = cohort(tmp_path, tampered(without("0/features"), messages.EVALUATE))
     ill.request = REQUESTS["client"]
-    with pytest.raises(TooFewClients, match=f"sent no features of {name}"):
+    with pytest.raises(AuditFailed, match=f"sent no features of {name}"):
         ill.evaluate(toy.start, {name: 8})
 
 

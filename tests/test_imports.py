@@ -42,7 +42,9 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "convolved": ("stacked", "torch"),
     "vmapped": ("stacked", "torch"),
     "client_app": ("engine messages store", "numpy torch flwr"),
-    "cohort": ("messages exchange ledger routines seeds params request", "numpy torch flwr"),
+    "attendance": ("", ""),
+    "checks": ("params routines", "numpy"),
+    "cohort": ("messages exchange attendance checks ledger routines seeds params request", "numpy torch flwr"),
     "solvers": ("params", "torch"),
     "grid": ("client_app data loading", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
     "strategy": ("history cohort exchange messages request params", "flwr"),
