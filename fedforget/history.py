@@ -74,6 +74,20 @@ def compress(update: Params, config: HistoryConfig, seeds: Seeds) -> dict[str, T
     return {**stored, "bitmap": torch.from_numpy(np.packbits(mask))}
 
 
+def bytes_of_update(layout: Layout, config: HistoryConfig) -> int:
+    """Bytes of what `compress` stores of an update."""
+    size, number = DTYPES[config.dtype].itemsize, layout.size
+    if config.keep >= 1:
+        return size * number
+    kept = sum(_number_kept(config, length) for length in layout.sizes)
+    return size * kept + (0 if config.select == "random" else min(4 * kept, -(-number // 8)))
+
+
+def _number_kept(config: HistoryConfig, size: int) -> int:
+    """How many entries pruning keeps of a layer."""
+    return max(1, round(config.keep * size))
+
+
 def decompress(stored: Mapping[str, Tensor], layout: Layout, config: HistoryConfig, seeds: Seeds) -> Params:
     """The update that `compress` stored, float32, with zeros where nothing was kept."""
     values = stored["values"].to(torch.float32, copy=True)
@@ -92,7 +106,7 @@ def _kept(layout: Layout, config: HistoryConfig, seeds: Seeds, flat: Tensor | No
     """Sorted positions of the entries that pruning keeps."""
     pieces, start = [], 0
     for number, size in enumerate(layout.sizes):
-        count = max(1, round(config.keep * size))
+        count = _number_kept(config, size)
         if config.select == "random":
             chosen = torch.from_numpy(seeds.numpy(number).permutation(size)[:count])
         else:
@@ -320,9 +334,7 @@ class History:
             for client in {client for cohort in cohorts.values() for client in cohort}:
                 yield UPDATES_OF_TARGETS if client in self.targets else UPDATES_OF_OTHERS, self.rounds, model
             return
-        # The size of a stored update depends on the layout and the form alone.
-        stored = compress(Params(torch.zeros(layout.size), layout), self._form, self.recording.seeds)
-        update = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+        update = bytes_of_update(layout, self._form)
         if card.storage != "updates":
             yield from ((GLOBAL_MODELS, round, model) for round in (0, *due))
         for round, cohort in cohorts.items():

@@ -35,6 +35,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "data": ("request seeds", "numpy torch sklearn datasets flwr_datasets torchvision pyarrow PIL"),
     "models": ("", "torch torchvision"),
     "history": ("params exchange ledger seeds store", "numpy torch"),
+    "disk": ("params history", ""),
     "routines": ("params seeds", "torch"),
     "messages": ("request params seeds data models routines", "numpy torch flwr"),
     "engine": ("routines stacked convolved vmapped data models messages metrics params store", "numpy torch"),
@@ -60,7 +61,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "report": ("page figures tables store", ""),
     "experiment": (
         "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
-        "routines solvers tuning evaluation assessment config report data",
+        "routines solvers tuning evaluation assessment config report data disk",
         "numpy torch flwr",
     ),
     "server_app": ("config experiment cohort store loading", "flwr"),
