@@ -178,11 +178,15 @@ class Replies(tuple[Reply, ...]):
         return {reply.client: reply.update for reply in self}
 
 
+# The replies, what they cost, and by client why others were left out.
+Exchange = tuple[Replies, Cost, Mapping[int, str]]
+
+
 class Journal(Protocol):
     """Remembers exchanges so that an interrupted strategy can be run again without asking clients twice."""
 
-    def get(self, number: int) -> tuple[Replies, Cost, list[str]] | None:
+    def get(self, number: int) -> Exchange | None:
         """Exchange ``number``, if it is remembered."""
 
-    def put(self, number: int, exchange: tuple[Replies, Cost, list[str]]) -> None:
+    def put(self, number: int, exchange: Exchange) -> None:
         """Remember exchange ``number``."""

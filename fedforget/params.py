@@ -66,6 +66,10 @@ class Params:
         if tuple(self.flat.shape) != (self.layout.size,):
             raise ValueError(f"a vector of shape {tuple(self.flat.shape)} does not fit a layout of {self.layout.size}")
 
+    def __repr__(self) -> str:
+        """Its size alone: a message must not print every number of a model."""
+        return f"Params({self.layout.size} numbers in {len(self.layout.names)} layers, {self.flat.dtype})"
+
     @classmethod
     def from_module(cls, module: nn.Module) -> Params:
         """A copy of the module's parameters."""

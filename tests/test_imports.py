@@ -36,11 +36,14 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "data": ("request seeds", "numpy torch sklearn datasets flwr_datasets torchvision pyarrow PIL"),
     "models": ("", "torch torchvision"),
     "history": ("params exchange ledger seeds store", "numpy torch"),
+    "disk": ("params history", ""),
     "routines": ("params seeds", "torch"),
     "messages": ("request params seeds data models routines", "numpy torch flwr"),
     "client": ("core routines data models messages metrics params store", "numpy torch"),
     "client_app": ("client messages store", "numpy torch flwr"),
-    "cohort": ("core messages exchange ledger routines seeds params request", "numpy torch flwr"),
+    "attendance": ("", ""),
+    "checks": ("params routines", "numpy"),
+    "cohort": ("core messages exchange attendance checks ledger routines seeds params request", "numpy torch flwr"),
     "solvers": ("params", "torch"),
     "grid": ("client_app data loading", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
     "strategy": ("history cohort exchange messages request params", "flwr"),
@@ -56,7 +59,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "report": ("page figures tables store", ""),
     "experiment": (
         "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
-        "routines solvers tuning evaluation assessment config report data",
+        "routines solvers tuning evaluation assessment config report data disk",
         "numpy torch flwr",
     ),
     "server_app": ("config experiment cohort store loading", "flwr"),
