@@ -81,13 +81,15 @@ def test_folder_decodes_and_normalises(tmp_path: Path, size: tuple[int, ...]) ->
         ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"),
         ("data/train-0", "data/train-1", "data/test-0"),
         ("default/train/0000", "default/train/0001", "default/test/0000"),
-        ("one", "two", "validation"),
+        ("Train-0", "Train-1", "TEST"),
+        ("data/train_1", "data/train_2", "dev"),
+        ("train/0000", "train/0001", "validation/0000"),
     ],
 )
 def test_folder_layouts(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    data = load_source(folder(tmp_path, **dict.fromkeys(names, table(6))), SEEDS)
+    data = load_source(folder(tmp_path, **{name: table(6, seed=seed) for seed, name in enumerate(names)}), SEEDS)
     assert len(data.train_labels) == 12 and len(data.test_labels) == 6
 
 
@@ -138,7 +140,7 @@ def test_wanted_columns(tmp_path: Path) -> None:
     path = folder(tmp_path, train=content).path
     config = TaskConfig(source="folder", path=path, input_column="thumbnail", label_column="coarse", test_share=0.1)
     data = load_source(config, SEEDS)
-    assert data.input_shape == (1, 2, 2) and set(data.train_labels.tolist()) == {0, 2} and data.num_classes == 3
+    assert data.input_shape == (1, 2, 2) and set(data.train_labels.tolist()) == {0, 1} and data.classes == ("0", "2")
 
 
 @pytest.mark.parametrize(
@@ -149,11 +151,11 @@ def test_wanted_columns(tmp_path: Path) -> None:
         (
             [],
             {"label_column": "image"},
-            "task.label_column=image is no integer label column; such columns are label, a, b",
+            "task.label_column=image is no label column, for it holds struct<.*>; .*; such columns are label, a, b",
         ),
         ([], {"id_column": "writer"}, "task.id_column=writer is unknown; choose one of image, label, a, b"),
-        (["label"], {}, r"there are several integer label columns \(a, b\); set task.label_column"),
-        (["label", "a", "b"], {}, "there is no integer label column; the columns are image"),
+        (["label"], {}, "there is no column called label, .* or classes; set task.label_column .* are image, a, b"),
+        (["label", "a", "b"], {}, "there is no column called label, .* set task.label_column .* columns are image"),
         (["image"], {}, "there is no image column; the columns are label, a, b"),
     ],
 )
