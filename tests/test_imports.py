@@ -42,7 +42,8 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "convolved": ("stacked", "torch"),
     "vmapped": ("stacked", "torch"),
     "client_app": ("engine messages store", "numpy torch flwr"),
-    "cohort": ("messages exchange ledger routines seeds params request", "numpy torch flwr"),
+    "description": ("data", ""),
+    "cohort": ("description data messages exchange ledger routines seeds params request", "numpy torch flwr"),
     "solvers": ("params", "torch"),
     "grid": ("client_app data loading", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
     "strategy": ("history cohort exchange messages request params", "flwr"),
@@ -52,13 +53,14 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "assessment": ("evaluation verdicts metrics ledger params store", "numpy torch threadpoolctl"),
     "tuning": ("metrics ledger request seeds", "torch optuna"),
     "config": ("data evaluation exchange grid history models request routines strategy tuning", "omegaconf yaml"),
-    "tables": ("", ""),
+    "resolve": ("cohort config data request seeds", ""),
+    "tables": ("data", ""),
     "figures": ("tables", "matplotlib"),
     "page": ("figures tables", "jinja2 markupsafe"),
     "report": ("page figures tables store", ""),
     "experiment": (
         "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
-        "routines solvers tuning evaluation assessment config report data",
+        "routines solvers tuning evaluation assessment config resolve report data",
         "numpy torch flwr",
     ),
     "server_app": ("config experiment cohort store loading", "flwr"),
