@@ -747,6 +747,7 @@ class Experiment:
             "options": {spec.label: _options(spec) for spec in self._specs()},
             "data": self.federation.about["data"],
             "data_facts": self.federation.about["facts"],
+            "data_lines": self.federation.facts.lines(),
             "owners": {str(client): owner for client, owner in enumerate(self.federation.facts.owners)},
             "corruption": self.federation.about["corruption"],
             "versions": versions(),

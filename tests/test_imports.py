@@ -54,7 +54,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "tuning": ("metrics ledger request seeds", "torch optuna"),
     "config": ("data evaluation exchange grid history models request routines strategy tuning", "omegaconf yaml"),
     "resolve": ("cohort config data request seeds", ""),
-    "tables": ("data", ""),
+    "tables": ("", ""),
     "figures": ("tables", "matplotlib"),
     "page": ("figures tables", "jinja2 markupsafe"),
     "report": ("page figures tables store", ""),
