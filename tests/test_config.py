@@ -14,7 +14,7 @@ from fedforget import models
 from fedforget.config import GROUPS, absolute_paths, compose, describe, to_dict, to_yaml
 from fedforget.data.corruption import CANARY_LABELS
 from fedforget.data.partition import GROWTHS, KINDS
-from fedforget.data.sources import SOURCES
+from fedforget.data.task import SOURCES
 from fedforget.evaluation import LEVELS
 from fedforget.history import HistoryConfig
 from fedforget.request import SCOPES

@@ -43,7 +43,11 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "client_app": ("client messages store", "numpy torch flwr"),
     "attendance": ("", ""),
     "checks": ("params routines", "numpy"),
-    "cohort": ("core messages exchange attendance checks ledger routines seeds params request", "numpy torch flwr"),
+    "description": ("data", ""),
+    "cohort": (
+        "core data description messages exchange attendance checks ledger routines seeds params request",
+        "numpy torch flwr",
+    ),
     "solvers": ("params", "torch"),
     "grid": ("client_app data loading", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
     "strategy": ("history cohort exchange messages request params", "flwr"),
@@ -53,13 +57,14 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "assessment": ("evaluation verdicts metrics ledger params store", "numpy torch threadpoolctl"),
     "tuning": ("metrics ledger request seeds", "torch optuna"),
     "config": ("data evaluation exchange grid history models request routines strategy tuning", "omegaconf yaml"),
+    "resolve": ("cohort config data request seeds", ""),
     "tables": ("", ""),
     "figures": ("tables", "matplotlib"),
     "page": ("figures tables", "jinja2 markupsafe"),
     "report": ("page figures tables store", ""),
     "experiment": (
         "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
-        "routines solvers tuning evaluation assessment config report data disk",
+        "routines solvers tuning evaluation assessment config resolve report data disk",
         "numpy torch flwr",
     ),
     "server_app": ("config experiment cohort store loading", "flwr"),
