@@ -8,7 +8,6 @@ and is found by that file's name.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import math
@@ -27,6 +26,7 @@ from fedforget import messages
 from fedforget.cohort import Cohort
 from fedforget.exchange import Card, Replies
 from fedforget.history import History, Recording
+from fedforget.names import nearest
 from fedforget.params import Params
 from fedforget.request import SCOPES, UnlearningRequest
 
@@ -107,15 +107,6 @@ def make_learner(config: LearningConfig) -> Strategy:
             raise ValueError(f"learning.options.{name} is {value}, but must be {words}")
     settings = {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1, **config.options}
     return learner(**settings)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest valid one, or all of them."""
-    valid = sorted(names)
-    if not valid:
-        return "; there is none"
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(valid)}"
 
 
 class UnlearningStrategy(Strategy):

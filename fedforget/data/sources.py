@@ -6,7 +6,6 @@ standard deviation of the training images that are used.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import io
 import math
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedforget.names import nearest
 from fedforget.seeds import Seeds
 
 SOURCES = ("digits", "folder", "hub", "torchvision", "holder")
@@ -30,9 +30,7 @@ TEST_SPLITS = ("test", "validation", "valid", "val")  # the first that a source 
 
 def unknown(field: str, value: object, choices: Sequence[str]) -> ValueError:
     """The error for a value that is not among ``choices``; it names the nearest one."""
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return ValueError(f"{field}={value} is unknown; {hint}choose one of {', '.join(choices)}")
+    return ValueError(f"{field}={value} is unknown{nearest(str(value), choices)}")
 
 
 @dataclass(frozen=True)
