@@ -95,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # overrides behind an option, where argparse expects no more of them
         options.overrides = [*options.overrides, *rest]
+    from fedforget.escape import plain
     from fedforget.store import CannotWrite
 
     sys.path[:0] = _own_folder()
@@ -102,12 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return {"run": _run, "list": _list, "report": _report, "split": _split, "doctor": _doctor}[options.command](
             options
         )
-    except ValueError as error:
-        print(f"{ERROR}{error}", file=sys.stderr)
-        return 2
-    except CannotWrite as error:
-        print(f"{ERROR}{error}", file=sys.stderr)
-        return 1
+    except (ValueError, CannotWrite) as error:
+        print(f"{ERROR}{plain(str(error))}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
 
 
 # ---------------------------------------------------------------------- run

@@ -35,7 +35,7 @@ from torch import Tensor
 
 import fedforget
 from fedforget import config as configuration
-from fedforget import models, report, routines, solvers, tuning
+from fedforget import escape, models, report, routines, solvers, tuning
 from fedforget.assessment import PARTS, assess
 from fedforget.cohort import Cohort, TooFewClients, describe
 from fedforget.config import RequestStep, RunConfig, StrategySpec
@@ -133,7 +133,7 @@ class Experiment:
     """
 
     def __init__(self, config: RunConfig, grid: Grid, output: Path, say: Callable[[str], None] = print) -> None:
-        self.config, self.say = config, say
+        self.config, self.say = config, lambda line: say(escape.lines(line))
         self.store = Store(output / "store")
         self.folder = output / "runs" / f"{config.experiment}-{digest(configuration.to_dict(config))[:8]}"
         make_folder(self.folder)

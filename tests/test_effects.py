@@ -1,4 +1,4 @@
-"""A setting without an effect is refused, if somebody set it: every setting of a run is in the table or always effective."""
+"""A setting in vain is refused, if somebody set it: every setting of a run is in the table or always effective."""
 
 from __future__ import annotations
 
@@ -39,14 +39,23 @@ CASES = {
     "partition.kind": ("task=holder partition.kind=shards", "partition.kind=shards"),
     "partition.alpha": ("partition=iid partition.alpha=0.1", "partition.alpha=0.1"),
     "partition.min_examples": ("task=holder partition.min_examples=9", "partition.min_examples=9"),
-    "partition.classes_per_client": ("partition.classes_per_client=3", "partition=pathological partition.classes_per_client=3"),
+    "partition.classes_per_client": (
+        "partition.classes_per_client=3",
+        "partition=pathological partition.classes_per_client=3",
+    ),
     "partition.shards_per_client": ("partition.shards_per_client=3", "partition=shards partition.shards_per_client=3"),
     "partition.growth": ("partition.growth=square", "partition=sizes partition.growth=square"),
     "corruption.clients": ("corruption.clients=[1]", "corruption=trigger corruption.clients=[1]"),
     "corruption.share": ("corruption=canary corruption.share=0.3", "corruption=noise corruption.share=0.3"),
-    "corruption.target_class": ("corruption=noise corruption.target_class=1", "corruption=trigger corruption.target_class=1"),
+    "corruption.target_class": (
+        "corruption=noise corruption.target_class=1",
+        "corruption=trigger corruption.target_class=1",
+    ),
     "corruption.patch": ("corruption.patch=2", "corruption=trigger corruption.patch=2"),
-    "corruption.classes": ("corruption=trigger corruption.classes=[2,3]", "corruption=label_swap corruption.classes=[2,3]"),
+    "corruption.classes": (
+        "corruption=trigger corruption.classes=[2,3]",
+        "corruption=label_swap corruption.classes=[2,3]",
+    ),
     "corruption.deviation": ("corruption.deviation=1", "corruption=noise corruption.deviation=1"),
     "corruption.canaries": ("corruption=noise corruption.canaries=9", "corruption=canary corruption.canaries=9"),
     "corruption.canary_label": ("corruption.canary_label=natural", "corruption=canary corruption.canary_label=natural"),
@@ -54,7 +63,10 @@ CASES = {
     "local.epochs": ("local.steps=5 local.epochs=2", "local.epochs=2"),
     "history.dtype": ("history.record=globals history.dtype=float16", "history.record=targets history.dtype=float16"),
     "history.keep": ("history.record=nothing history.keep=0.5", "history.record=all history.keep=0.5"),
-    "history.select": ("history.record=all history.select=random", "history.record=all history.keep=0.5 history.select=random"),
+    "history.select": (
+        "history.record=all history.select=random",
+        "history.record=all history.keep=0.5 history.select=random",
+    ),
     "tuning.goal": ("tuning.goal=bias_removal", "tuning.trials=2 tuning.goal=bias_removal"),
     "tuning.trade_off": ("tuning.trade_off=0.5", "tuning.trials=2 tuning.trade_off=0.5"),
     "engine.workers": ("engine.transport=flower engine.workers=2", "engine.workers=2"),
@@ -90,7 +102,7 @@ def test_the_sentence_says_what_was_probably_meant() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        "task.path=",
+        "'task.path=\"\"'",
         "partition=iid partition.alpha=0.3",
         "local.optimizer=adam local.momentum=0.0",
         "tuning.goal=privacy",

@@ -31,6 +31,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "request": ("", ""),
     "ledger": ("", ""),
     "names": ("", ""),
+    "escape": ("", ""),
     "exchange": ("params ledger", "torch"),
     "store": ("", "torch safetensors filelock"),
     "data": ("names request seeds", "numpy torch sklearn datasets flwr_datasets torchvision pyarrow PIL"),
@@ -60,13 +61,13 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "tables": ("", ""),
     "figures": ("tables", "matplotlib"),
     "page": ("figures tables", "jinja2 markupsafe"),
-    "report": ("page figures tables store", ""),
+    "report": ("escape page figures tables store", ""),
     "experiment": (
         "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
-        "routines solvers tuning evaluation assessment config report data",
+        "routines solvers tuning escape evaluation assessment config report data",
         "numpy torch flwr",
     ),
-    "server_app": ("config experiment cohort store loading", "flwr"),
+    "server_app": ("escape config experiment cohort store loading", "flwr"),
     "cli": (EVERYTHING, "torch rich psutil tomli_w"),
     "testing": (EVERYTHING, "numpy torch flwr"),
 }
