@@ -92,7 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options, rest = parser.parse_known_args(arguments)
     if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        from fedforget.config import as_setting
+
+        hint = as_setting(rest) if "overrides" in options else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:  # overrides behind an option, where argparse expects no more of them
         options.overrides = [*options.overrides, *rest]
     from fedforget.escape import plain

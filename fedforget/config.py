@@ -9,7 +9,6 @@ mentions has the default of its dataclass.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
 import re
@@ -33,6 +32,7 @@ from fedforget.data.sources import TaskConfig
 from fedforget.effects import check_effects, value_of
 from fedforget.evaluation import EvaluationConfig
 from fedforget.exchange import RECORDS
+from fedforget.folders import places
 from fedforget.grid import EngineConfig
 from fedforget.history import DTYPES, HistoryConfig
 from fedforget.models import ModelConfig
@@ -317,6 +317,22 @@ def describe() -> dict[str, Any]:
     return {"experiments": titles("experiment"), "groups": {group: titles(group) for group in (*GROUPS, "strategy")}}
 
 
+def as_setting(words: Sequence[str]) -> str:
+    """The end of a sentence about an option that no command has: the setting that was meant, if it is one.
+
+    Args:
+        words: the option, such as ``--seed``, and what follows it.
+    """
+    key, _, value = words[0].lstrip("-").partition("=")
+    key = key.replace("-", "_")
+    fields = {f"{name}.{field.name}" for name, kind in _SECTIONS.items() for field in dataclasses.fields(kind)}
+    meant = [field for field in sorted(fields | set(_TOP)) if key == field or field.endswith(f".{key}")]
+    if not meant:
+        return ""
+    value = value or (words[1] if len(words) > 1 and not words[1].startswith("-") else "VALUE")
+    return f"; settings have no dashes: did you mean {' or '.join(f'{field}={value}' for field in meant)}?"
+
+
 def group_settings(group: str, name: str) -> dict[str, Any]:
     """The settings in ``configs/<group>/<name>.yaml``, as they stand there.
 
@@ -335,8 +351,8 @@ def _files(folder: str) -> dict[str, Path]:
     ``configs`` is a namespace package: a ``configs/`` folder of the user's joins the installed one, as ``strategies/``
     does, and a file of the same name in the folder that comes first on the path hides the other.
     """
-    places = reversed([Path(place) / folder for place in importlib.import_module("configs").__path__])
-    return dict(sorted((path.stem, path) for place in places for path in place.glob("*.yaml")))
+    found = [place / folder for place in reversed(places("configs"))]
+    return dict(sorted((path.stem, path) for place in found for path in place.glob("*.yaml")))
 
 
 def _file(folder: str, name: str) -> Path:

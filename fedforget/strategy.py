@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import Strategy
 from fedforget import messages
 from fedforget.cohort import Cohort
 from fedforget.exchange import Card, Replies
+from fedforget.folders import places
 from fedforget.history import History, Recording
 from fedforget.names import nearest
 from fedforget.params import Params
@@ -284,9 +285,8 @@ def _check_class(who: str, strategy: type[UnlearningStrategy]) -> None:
 
 def strategy_names() -> list[str]:
     """Names of all strategies: the files of the package ``strategies``."""
-    import strategies
-
-    return sorted(module.name for module in pkgutil.iter_modules(strategies.__path__) if module.name[0] != "_")
+    folders = [str(place) for place in places("strategies")]
+    return sorted(module.name for module in pkgutil.iter_modules(folders) if module.name[0] != "_")
 
 
 def all_strategies() -> dict[str, type[UnlearningStrategy]]:

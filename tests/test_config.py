@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fedforget import models
-from fedforget.config import GROUPS, absolute_paths, compose, describe, to_dict, to_yaml
+from fedforget.config import GROUPS, absolute_paths, as_setting, compose, describe, to_dict, to_yaml
 from fedforget.data.corruption import CANARY_LABELS
 from fedforget.data.partition import GROWTHS, KINDS
 from fedforget.data.sources import SOURCES
@@ -331,6 +333,35 @@ def test_a_file_may_refer_to_itself_but_not_to_the_environment(tmp_path, monkeyp
         with pytest.raises(ValueError, match="but only references such as") as error:
             compose(experiment(tmp_path, f"task: {{use: mnist, path: {text}}}\n"))
         assert "s3cret" not in str(error.value)
+
+
+# Commands and folders
+
+
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        (["--seed", "3"], "; settings have no dashes: did you mean seed=3?"),
+        (["--seed=3"], "; settings have no dashes: did you mean seed=3?"),
+        (["--rounds", "5"], "; settings have no dashes: did you mean learning.rounds=5?"),
+        (["--batch-size"], "; settings have no dashes: did you mean local.batch_size=VALUE?"),
+        (["--task", "mnist"], "; settings have no dashes: did you mean task=mnist?"),
+        (["--clients=4"], "; settings have no dashes: did you mean corruption.clients=4 or partition.clients=4 or"),
+        (["--colour", "red"], ""),
+    ],
+)
+def test_an_option_that_is_a_setting_is_called_so(words, end):
+    assert as_setting(words).startswith(end) and bool(end) == bool(as_setting(words))
+
+
+@pytest.mark.parametrize("name", ["strategies/__init__.py", "configs/__init__.py", "strategies.py", "configs.py"])
+def test_a_file_that_hides_what_comes_with_the_framework_is_named(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    script = "import sys; sys.path.insert(0, ''); from fedforget.config import compose; compose('quickstart')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("ValueError")]
+    assert f"{tmp_path / name} hides the {name[:-3].split('/')[0]} that come with fedforget; delete or rename" in line
 
 
 # Copies

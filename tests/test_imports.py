@@ -31,6 +31,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "request": ("", ""),
     "ledger": ("", ""),
     "names": ("", ""),
+    "folders": ("", ""),
     "escape": ("", ""),
     "exchange": ("params ledger", "torch"),
     "store": ("", "torch safetensors filelock"),
@@ -47,7 +48,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "cohort": ("messages exchange ledger routines seeds params request", "numpy torch flwr"),
     "solvers": ("params", "torch"),
     "grid": ("client_app data loading", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
-    "strategy": ("names history cohort exchange messages request params", "flwr"),
+    "strategy": ("folders names history cohort exchange messages request params", "flwr"),
     "metrics": ("params", "numpy torch sklearn scipy statsmodels"),
     "evaluation": ("names metrics data ledger", "numpy torch scipy"),
     "verdicts": ("evaluation metrics ledger", "numpy torch"),
@@ -55,7 +56,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "tuning": ("metrics ledger request seeds", "torch optuna"),
     "effects": ("strategy", ""),
     "config": (
-        "data effects evaluation exchange grid history models names request routines strategy tuning",
+        "data effects evaluation exchange folders grid history models names request routines strategy tuning",
         "omegaconf yaml",
     ),
     "tables": ("", ""),
