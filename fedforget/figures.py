@@ -683,7 +683,7 @@ def _regions(header: Row, view: View):
 
     columns = _columns(len(rows))
     lines = -(-len(rows) // columns)
-    figure, grid = _figure(0.2 + 1.6 * lines, lines, columns)
+    figure, grid = _figure(0.2 + 1.6 * lines * min(1, 3 / columns), lines, columns)
     classes = sorted({c for row in rows for c in row["classes"]})
     colours = {c: mpl.colormaps["tab20"](i % 20)[:3] if c >= 0 else (0.5, 0.5, 0.5) for i, c in enumerate(classes)}
     panels = grid.flatten()
