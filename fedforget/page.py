@@ -42,7 +42,8 @@ figcaption { margin-bottom: .4rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
 table { border-collapse: separate; border-spacing: 0; font-size: .875rem;
   font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .3125rem .6rem; line-height: 1.3125rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .3125rem .6rem; line-height: 1.3125rem; text-align: right;
+  white-space: nowrap; border-bottom: 1px solid var(--line); }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
   border-right: 1px solid var(--line); }
 thead th { background: var(--raised); vertical-align: bottom; white-space: normal; }
