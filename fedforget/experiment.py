@@ -35,7 +35,7 @@ from torch import Tensor
 
 import fedforget
 from fedforget import config as configuration
-from fedforget import disk, models, report, routines, solvers, tuning
+from fedforget import disk, escape, models, report, routines, solvers, tuning
 from fedforget.assessment import PARTS, assess
 from fedforget.cohort import (
     ANCHORS,
@@ -145,7 +145,7 @@ class Experiment:
     """
 
     def __init__(self, config: RunConfig, grid: Grid, output: Path, say: Callable[[str], None] = print) -> None:
-        self.config, self.say = config, say
+        self.config, self.say = config, lambda line: say(escape.lines(line))
         self.store = Store(output / "store")
         self.output = output
         self.task = Task(

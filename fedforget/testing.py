@@ -6,7 +6,10 @@ check_strategy(MyStrategy)
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +124,19 @@ def serve(toy: Toy, strategy: UnlearningStrategy, request: UnlearningRequest) ->
     return list(strategy.serve(request, history, cohort)), cohort, final
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back what Flower logs of each round; its warnings are shown, and its level is restored afterwards."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@quiet()
 def check_strategy(strategy_class: type[UnlearningStrategy], config: Any = None) -> dict[str, Cost]:
     """Hold a strategy against its contract; returns what it spent, by scope.
 
