@@ -127,7 +127,7 @@ def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
     results: list[ModelResult] = []
     verdict_rows, gate_rows, figures = [], [], []
     for request in sorted({entry["request"] for entry in index}):
-        reader = _Reader(store, header, [entry for entry in index if entry["request"] == request], request)
+        reader = _Reader(store, header, request)
         mine = reader.results(request)
         results += mine
         models = verdicts.evidence(mine, reader.margins(), reader.states)
@@ -210,8 +210,14 @@ def _primary(header: Mapping[str, Any], models: Mapping[str, verdicts.Evidence])
 class _Reader:
     """The stored answers of one request's models."""
 
-    def __init__(self, store: Path, header: Mapping[str, Any], entries: Sequence[dict], request: int = 0) -> None:
+    def __init__(self, store: Path, header: Mapping[str, Any], request: int) -> None:
         self.store, self.header = store, header
+        entries = [entry for entry in header["models"] if entry["request"] == request]
+        self.before = {  # of a sequence, the models that this request's started from
+            (e["label"], e["seed"]): e["weights"]
+            for e in header["models"]
+            if e["request"] == request - 1 and e["stage"] == ""
+        }
         asked = header["request_values"][: request + 1]
         self.forgotten = sorted({t for each in asked if each["scope"] == "class" for t in each["targets"]})
         self.states: dict[tuple[str, int], str] = {}  # what a model is called that cannot have unlearned
@@ -242,7 +248,10 @@ class _Reader:
 
     def weights(self, label: str, seed: int) -> Params:
         """A model's parameters."""
-        path, name = self.entries[label, seed, ""]["weights"]
+        return self._weights(self.entries[label, seed, ""]["weights"])
+
+    def _weights(self, where: Sequence[str]) -> Params:
+        path, name = where
         return Params(self._load(path)[name], self.layout)
 
     def _load(self, path: str) -> dict[str, Tensor]:
@@ -353,10 +362,11 @@ class _Reader:
         return values
 
     def _unmoved(self, label: str, seed: int) -> str:
-        """Whether a strategy that should have done something left the original as it was, to rounding."""
+        """Whether a strategy that should have done something left the model that it started from, to rounding."""
         if label in (ORIGINAL, ORACLE, ANOTHER, NOOP) or (ORIGINAL, seed, "") not in self.entries:
             return ""
-        before, after = self._learned(seed), self.weights(label, seed)
+        where = self.before.get((label, seed))
+        before, after = self._weights(where) if where else self._learned(seed), self.weights(label, seed)
         return claims.UNMOVED if float((after - before).norm()) <= ROUNDING * float(before.norm()) else ""
 
     def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:

@@ -19,7 +19,7 @@ FREE = ("request", "label", "seeds", "state", "state_seeds", "verdict")  # colum
 STATES = {  # in a sentence
     NOT_FINITE: "what it answers is NaN or infinite, so it has no numbers",
     CONSTANT: "it answers one class whatever it is asked, so its numbers say nothing about forgetting",
-    UNMOVED: "its weights are the original's to rounding, so it has forgotten nothing",
+    UNMOVED: "its weights are those that it started from, to rounding, so it has forgotten nothing",
 }
 FAR = 1.5  # times doing nothing's distance: from here on in words, not in per cent
 LARGEST = 9.995  # shares beyond it are not printed as numbers in tables

@@ -158,7 +158,7 @@ def judge(models: Mapping[str, Evidence], primary: str, chances: Mapping[str, fl
     Columns; each ``x_low`` is the pessimistic end of a one-sided 95 % interval, None where there is none:
 
     - ``state``: what the model is called if it cannot have unlearned: `NOT_FINITE`, `CONSTANT` (it predicts one class
-      on a test set of at least two), `UNMOVED` (its weights are the original's to rounding), else empty;
+      on a test set of at least two), `UNMOVED` (its weights are where it started, to rounding), else empty;
       ``state_seeds``: in how many seeds. Such a row is not ranked;
     - ``forgetting``, ``utility``, ``fidelity``: the axes of the score; None where no attack or set passed its gate;
     - ``worst_attack``, ``worst_left``: the attack that ``forgetting`` comes from, and the share of its signal that is

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedforget import assessment, client_app, engine, report
+from fedforget import assessment, client_app, report
 from fedforget.assessment import assess
 from fedforget.claims import CONSTANT, NOT_FINITE, UNMOVED
+from fedforget.client import answering, training
 from fedforget.config import compose
 from fedforget.evaluation import ANOTHER, ORACLE, layer_likeness
 from fedforget.experiment import Experiment
@@ -119,8 +120,8 @@ def test_assessing_a_stored_run_again_gives_what_it_printed_and_trains_nothing(c
     def refuse(*arguments):
         raise AssertionError("an assessment asked a client")
 
-    monkeypatch.setattr(engine, "train", refuse)
-    monkeypatch.setattr(engine, "evaluate", refuse)
+    monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(answering, "evaluate", refuse)
     store, header, rows = canary_run
     again = assess(store, header).rows()
     assert again.keys() == rows.keys()
@@ -159,7 +160,7 @@ def test_every_stage_is_measured(canary_run) -> None:
 def test_the_barrier_is_that_of_the_losses_on_the_way(canary_run, monkeypatch) -> None:
     """In a store whose second step has the answers of nobody: equal logits, whose loss is ln 10."""
     store, header, _ = canary_run
-    reader = assessment._Reader(store, header, header["models"])
+    reader = assessment._Reader(store, header, 0)
     read, asked = reader.outputs, []
 
     def outputs(label: str, seed: int, stage: str = ""):
@@ -335,6 +336,16 @@ def test_a_model_that_is_the_original_to_rounding_did_not_move(canary_run) -> No
         rows = {row["label"]: row for row in assess(store, header | {"models": changed}).verdicts}
         assert (rows["finetune"]["state"], rows["none"]["state"]) == (state, "")
     nearby.unlink()
+
+
+def test_in_a_sequence_a_model_is_compared_with_what_it_started_from(canary_run) -> None:
+    """The same entries as a second request: finetune's is where it already was, though far from the original."""
+    store, header, _ = canary_run
+    first = [entry for entry in header["models"] if entry["stage"] == ""]
+    twice = [*first, *(entry | {"request": 1} for entry in first)]
+    two = header | {"models": twice, "request_values": header["request_values"] * 2}
+    states = {(row["request"], row["label"]): row["state"] for row in assess(store, two).verdicts}
+    assert (states[0, "finetune"], states[1, "finetune"], states[1, "none"]) == ("", UNMOVED, "")
 
 
 def test_a_class_request_is_judged_by_the_classes_that_stay(run_small) -> None:
