@@ -760,6 +760,7 @@ class Experiment:
             "tuning": self.tuned,
             "seeds": config.evaluation.seeds,
             "requests": [name_request(request, self.federation) for request in self.requests],
+            "request_values": [request.to_dict() for request in self.requests],
             "failed": dict(sorted(self._failed.items())),
             "left_out": _left_out(index),
             "config": digest(configuration.to_dict(config)),

@@ -32,14 +32,14 @@ def view(metrics: dict[str, dict[str, dict]], shown: list[dict] = (), results: l
     quality = {"original": (0.0, 0.0), "none": (0.0, 0.0), "half": (0.6, 0.4), "another oracle": (1.0, 0.9)}
     verdicts = {
         k: {
-            **{"quality_privacy": value, "quality_privacy_low": low},
+            **{"state": "", "quality_privacy": value, "quality_privacy_low": low},
             **{"remaining": 1 - value, "remaining_low": 0.9 - value, "remaining_high": 1.2 - value},
         }
         for k, (value, low) in quality.items()
     }
-    gate = {"memorised": not why, "why": why, "primary": "canary/auc"}
+    gate = {"state": "void" if why else "passed", "why": why, "primary": "canary/auc", "chances": {}}
     bills = {label: {"client_examples": examples} for label, examples in costs.items()}
-    return View(1, "client 3", labels, bills, verdicts, gate, list(shown), list(results), {})
+    return View(1, "client 3", labels, bills, verdicts, gate, list(shown), list(results), {}, not why)
 
 
 def gaps(half: float, floor: float | None = 0.5) -> dict[str, dict]:

@@ -56,8 +56,8 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "strategy": ("folders names history cohort exchange messages request params", "flwr"),
     "metrics": ("params", "numpy torch sklearn scipy statsmodels"),
     "evaluation": ("names metrics data ledger", "numpy torch scipy"),
-    "verdicts": ("evaluation metrics ledger", "numpy torch"),
-    "assessment": ("evaluation verdicts metrics ledger params store", "numpy torch threadpoolctl"),
+    "verdicts": ("claims evaluation metrics ledger", "numpy torch"),
+    "assessment": ("claims evaluation verdicts metrics ledger params store", "numpy torch threadpoolctl"),
     "tuning": ("metrics ledger request seeds", "torch optuna"),
     "effects": ("strategy", ""),
     "config": (
@@ -65,10 +65,11 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "omegaconf yaml",
     ),
     "resolve": ("cohort config data request seeds", ""),
-    "tables": ("", ""),
-    "figures": ("tables", "matplotlib"),
-    "page": ("figures tables", "jinja2 markupsafe"),
-    "report": ("escape page figures tables store", ""),
+    "claims": ("", ""),
+    "tables": ("claims", ""),
+    "figures": ("claims tables", "matplotlib"),
+    "page": ("claims figures tables", "jinja2 markupsafe"),
+    "report": ("escape claims page figures tables store", ""),
     "experiment": (
         "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
         "routines solvers tuning escape evaluation assessment config resolve report data disk",

@@ -114,7 +114,7 @@ def test_every_table_and_figure_says_how_much_evidence_there_is(finished) -> Non
 def test_what_the_run_found_is_on_the_page(finished) -> None:
     header, rows = finished
     (view,) = tables.views(header, rows)
-    assert not view.void  # a planted trigger is learned within three rounds
+    assert view.scored  # a planted trigger is learned within three rounds
     text = " ".join(Reader(render(header, rows)).text)
     identity = (header["config"], header["data"], header["trajectory"], header["code"])
     for cell in (*identity, header["claim"], "finetune", "amnesiac", "trigger/success"):
@@ -130,7 +130,7 @@ def test_what_the_run_found_is_on_the_page(finished) -> None:
 
 def test_a_void_request_shows_no_scores(finished) -> None:
     header, rows = finished
-    gate = [row | {"memorised": False, "why": "it was never learned"} for row in rows["gate"]]
+    gate = [row | {"state": "void", "why": "it was never learned"} for row in rows["gate"]]
     text = " ".join(Reader(render(header, {**rows, "gate": gate})).text)
     assert "VOID" in text and "it was never learned" in text and "no scores and no verdicts" in text
     for word in ("Tests and limits", "Quality and price", "speed-up", "at equal quality", "Scores of other papers"):
