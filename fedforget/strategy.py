@@ -7,15 +7,15 @@ and is found by that file's name.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import difflib
 import importlib
 import inspect
 import math
-import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -27,8 +27,23 @@ from fedforget import messages
 from fedforget.cohort import Cohort
 from fedforget.exchange import Card, Replies
 from fedforget.history import History, Recording
+from fedforget.options import check_when_made, nearest, option
 from fedforget.params import Params
 from fedforget.request import SCOPES, UnlearningRequest
+
+__all__ = [  # for the authors of strategies
+    "Card",
+    "Cohort",
+    "History",
+    "LearningConfig",
+    "Params",
+    "Replies",
+    "UnlearningRequest",
+    "UnlearningStrategy",
+    "all_strategies",
+    "find",
+    "option",
+]
 
 LEARNERS: dict[str, type[Strategy]] = {
     "fedavg": learners.FedAvg,
@@ -109,15 +124,6 @@ def make_learner(config: LearningConfig) -> Strategy:
     return learner(**settings)
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest valid one, or all of them."""
-    valid = sorted(names)
-    if not valid:
-        return "; there is none"
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(valid)}"
-
-
 class UnlearningStrategy(Strategy):
     """Base class of all unlearning strategies.
 
@@ -130,10 +136,14 @@ class UnlearningStrategy(Strategy):
 
     @dataclass(frozen=True)
     class Config:
-        """Settings; each field has a default, and may have metadata: its meaning (``help``), the paper's ``symbol``
-        and, where it is tuned, its range (`fedforget.tuning`)."""
+        """Settings, each an `option`; every instance is checked against its ranges and choices when it is made."""
 
     scopes: ClassVar[frozenset[str]] = frozenset(SCOPES)
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "Config" in vars(cls) and dataclasses.is_dataclass(cls.Config):
+            check_when_made(cls.Config, f"strategy.{cls.__module__.rpartition('.')[2]}")
 
     def __init__(self, config: Any = None, learning: LearningConfig | None = None) -> None:
         self.config = self.Config() if config is None else config
@@ -286,16 +296,35 @@ def _check_class(who: str, strategy: type[UnlearningStrategy]) -> None:
         raise ValueError(f"{who} has scopes {sorted(strategy.scopes)}, but must have some of {', '.join(SCOPES)}")
     if not dataclasses.is_dataclass(strategy.Config):
         raise ValueError(f"{who}.Config must be a dataclass: write @dataclass(frozen=True) above it")
-    for option in dataclasses.fields(strategy.Config):
-        if option.default is option.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{who}.Config.{option.name} has no default; give it one")
+    for setting in dataclasses.fields(strategy.Config):
+        if setting.default is setting.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{who}.Config.{setting.name} has no default; give it one")
 
 
 def strategy_names() -> list[str]:
     """Names of all strategies: the files of the package ``strategies``."""
+    return sorted(_strategy_files())
+
+
+def strategy_titles() -> dict[str, str]:
+    """The first line of every strategy's file, by name; nothing is imported."""
+    return {name: _title(path) for name, path in sorted(_strategy_files().items())}
+
+
+def _strategy_files() -> dict[str, Path]:
     import strategies
 
-    return sorted(module.name for module in pkgutil.iter_modules(strategies.__path__) if module.name[0] != "_")
+    places = [Path(place) for place in strategies.__path__]  # the first place that holds a name wins, as in imports
+    return {path.stem: path for place in reversed(places) for path in place.glob("[!_]*.py")}
+
+
+def _title(path: Path) -> str:
+    # A file that is no Python is refused by its name where it is used; here it only must not hide the others.
+    try:
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8", errors="replace"))) or ""
+    except SyntaxError:
+        text = ""
+    return text.partition("\n")[0].rstrip(".")
 
 
 def all_strategies() -> dict[str, type[UnlearningStrategy]]:

@@ -19,10 +19,10 @@ about half of the damage, under Adam and SGD (simulations/amnesiac_optimiser.py,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class Amnesiac(UnlearningStrategy):
@@ -32,11 +32,7 @@ class Amnesiac(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        repair_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if self.repair_rounds < 0:
-                raise ValueError(f"amnesiac.repair_rounds={self.repair_rounds} must not be negative")
+        repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     scopes = frozenset({"client"})
 

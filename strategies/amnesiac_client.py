@@ -24,14 +24,14 @@ Limit: where nearly every batch holds forgotten examples, what is taken back is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget import routines
 from fedforget.exchange import Card
 from fedforget.params import Layout, Params
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class AmnesiacClient(UnlearningStrategy):
@@ -41,11 +41,7 @@ class AmnesiacClient(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        repair_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if self.repair_rounds < 0:
-                raise ValueError(f"amnesiac_client.repair_rounds={self.repair_rounds} must not be negative")
+        repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
     def card(self):

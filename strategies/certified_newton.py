@@ -30,13 +30,13 @@ Gaussians a distance r apart is proven; at 10 and delta = 0.01 the true delta is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.params import Params
 from fedforget.solvers import krylov_cubic, shifted
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class CertifiedNewton(UnlearningStrategy):
@@ -46,27 +46,13 @@ class CertifiedNewton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        epsilon: float = field(default=0.1, metadata={"help": "the certificate asked for", "symbol": "epsilon"})
-        delta: float = field(default=0.01, metadata={"help": "its failure probability", "symbol": "delta"})
-        sigma: float = field(default=1.0, metadata={"help": "standard deviation of b", "symbol": "sigma"})
-        regularisation: float = field(default=1.0, metadata={"help": "of the summed loss", "symbol": "lambda"})
-        lipschitz: float = field(default=1e-3, metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M"})
-        steps: int = field(default=20, metadata={"help": "most Newton steps", "symbol": ""})
-        iterations: int = field(default=50, metadata={"help": "most products a step, each one round", "symbol": ""})
-
-        def __post_init__(self):
-            for name in ("epsilon", "sigma", "regularisation", "lipschitz"):
-                if not 0 < getattr(self, name) < float("inf"):
-                    raise ValueError(f"certified_newton.{name}={getattr(self, name)} must be finite and positive")
-            if self.epsilon > 1:
-                raise ValueError(
-                    f"certified_newton.epsilon={self.epsilon} must be at most 1, or the bound may not hold"
-                )
-            if not 0 < self.delta < 1:
-                raise ValueError(f"certified_newton.delta={self.delta} must lie strictly between 0 and 1")
-            for name in ("steps", "iterations"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"certified_newton.{name}={getattr(self, name)} must be at least 1")
+        epsilon: float = option(0.1, "the certificate asked for", symbol="epsilon", above=0, at_most=1)
+        delta: float = option(0.01, "its failure probability", symbol="delta", above=0, below=1)
+        sigma: float = option(1.0, "standard deviation of b", symbol="sigma", above=0)
+        regularisation: float = option(1.0, "of the summed loss", symbol="lambda", above=0)
+        lipschitz: float = option(1e-3, "Lipschitz constant of the Hessian", symbol="M", above=0)
+        steps: int = option(20, "most Newton steps", at_least=1)
+        iterations: int = option(50, "most products a step, each one round", at_least=1)
 
     def check(self, cohort):
         """Only a convex loss has one minimiser to compare with, and only FedAvg is known to learn it."""

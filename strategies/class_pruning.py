@@ -21,13 +21,13 @@ of learning, a fixed number with a fresh learner each, where the paper fine-tune
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Layout, Params
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class ClassPruning(UnlearningStrategy):
@@ -37,17 +37,10 @@ class ClassPruning(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        share: float = field(
-            default=0.05,
-            metadata={"help": "share of all channels that is cut", "symbol": "R", "search": (0.01, 0.5, "log")},
+        share: float = option(
+            0.05, "share of all channels that is cut", symbol="R", above=0, below=1, search=(0.01, 0.5, "log")
         )
-        rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R_ft"})
-
-        def __post_init__(self):
-            if not 0 < self.share < 1:
-                raise ValueError(f"class_pruning.share={self.share} must lie strictly between 0 and 1")
-            if self.rounds < 0:
-                raise ValueError(f"class_pruning.rounds={self.rounds} must not be negative")
+        rounds: int = option(5, "ordinary rounds afterwards", symbol="R_ft", at_least=0)
 
     scopes = frozenset({"class"})
     card = Card(target_online=True)

@@ -25,13 +25,13 @@ Limit: which weights the target moved most says little of which hold what it alo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.params import weighted_mean
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class ContributionDampening(UnlearningStrategy):
@@ -41,22 +41,9 @@ class ContributionDampening(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        cutoff: float = field(
-            default=0.5,
-            metadata={"help": "weights with r below it shrink", "symbol": "alpha", "search": (0.1, 2.0, "log")},
-        )
-        constant: float = field(
-            default=0.5, metadata={"help": "their factor over r", "symbol": "lambda", "search": (0.1, 2.0, "log")}
-        )
-        bound: float = field(default=0.5, metadata={"help": "largest factor", "symbol": "beta"})
-
-        def __post_init__(self):
-            if not 0 < self.cutoff < float("inf"):
-                raise ValueError(f"conda.cutoff={self.cutoff} must be finite and positive")
-            if not 0 <= self.constant < float("inf"):
-                raise ValueError(f"conda.constant={self.constant} must be finite and not negative")
-            if not 0 <= self.bound <= 1:
-                raise ValueError(f"conda.bound={self.bound} must lie in [0, 1]")
+        cutoff: float = option(0.5, "weights with r below it shrink", symbol="alpha", above=0, search=(0.1, 2.0, "log"))
+        constant: float = option(0.5, "their factor over r", symbol="lambda", at_least=0, search=(0.1, 2.0, "log"))
+        bound: float = option(0.5, "largest factor", symbol="beta", at_least=0, at_most=1)
 
     scopes = frozenset({"client"})
 

@@ -21,12 +21,12 @@ while ten steps at M = 0.001 do (quality 0.00 and 0.60; docs/results.md, 2026-11
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.solvers import check_explicit, cubic_step
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class CubicNewton(UnlearningStrategy):
@@ -36,17 +36,10 @@ class CubicNewton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        lipschitz: float = field(
-            default=1.0,
-            metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M", "search": (0.1, 10.0, "log")},
+        lipschitz: float = option(
+            1.0, "Lipschitz constant of the Hessian", symbol="M", above=0, search=(0.1, 10.0, "log")
         )
-        steps: int = field(default=1, metadata={"help": "Newton steps, each one round", "symbol": "N"})
-
-        def __post_init__(self):
-            if not self.lipschitz > 0:
-                raise ValueError(f"cubic_newton.lipschitz={self.lipschitz} must be positive")
-            if self.steps < 1:
-                raise ValueError(f"cubic_newton.steps={self.steps} must be at least 1")
+        steps: int = option(1, "Newton steps, each one round", symbol="N", at_least=1)
 
     def check(self, cohort):
         """Clients send Hessians, so the model must be small."""

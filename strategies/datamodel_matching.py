@@ -23,12 +23,12 @@ Limit: ten rounds of matching have not converged (quality 0.27 on digits; 0.91 a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class DatamodelMatching(UnlearningStrategy):
@@ -38,24 +38,11 @@ class DatamodelMatching(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        left_out: int = field(default=2, metadata={"help": "clients left out of a training", "symbol": "L"})
-        passes: int = field(default=3, metadata={"help": "times each client is left out", "symbol": "P"})
-        ridge: float = field(
-            default=0.1, metadata={"help": "ridge of the regression", "symbol": "lambda", "search": (0.01, 1.0, "log")}
-        )
-        rounds: int = field(default=10, metadata={"help": "rounds of matching", "symbol": "R"})
-        lr: float = field(
-            default=0.1,
-            metadata={"help": "learning rate of the matching", "symbol": "eta", "search": (0.001, 1.0, "log")},
-        )
-
-        def __post_init__(self):
-            for name, least in (("left_out", 2), ("passes", 1), ("rounds", 1)):
-                if getattr(self, name) < least:
-                    raise ValueError(f"datamodel_matching.{name}={getattr(self, name)} must be at least {least}")
-            for name in ("ridge", "lr"):
-                if not getattr(self, name) > 0:
-                    raise ValueError(f"datamodel_matching.{name}={getattr(self, name)} must be positive")
+        left_out: int = option(2, "clients left out of a training", symbol="L", at_least=2)
+        passes: int = option(3, "times each client is left out", symbol="P", at_least=1)
+        ridge: float = option(0.1, "ridge of the regression", symbol="lambda", above=0, search=(0.01, 1.0, "log"))
+        rounds: int = option(10, "rounds of matching", symbol="R", at_least=1)
+        lr: float = option(0.1, "learning rate of the matching", symbol="eta", above=0, search=(0.001, 1.0, "log"))
 
     scopes = frozenset({"client"})
 

@@ -22,12 +22,14 @@ the model's probabilities; y the label, y' another one at random; alpha weight o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
+
+FORMS = ("uniform", "wrong", "inverse")
 
 
 class Discriminative(UnlearningStrategy):
@@ -37,22 +39,9 @@ class Discriminative(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        form: str = field(
-            default="uniform",
-            metadata={"help": "uniform, wrong or inverse", "symbol": "Rg", "search": ("uniform", "wrong", "inverse")},
-        )
-        alpha: float = field(
-            default=0.1, metadata={"help": "weight of the regulariser", "symbol": "alpha", "search": (0.01, 1.0, "log")}
-        )
-        rounds: int = field(default=5, metadata={"help": "aggregations", "symbol": "R"})
-
-        def __post_init__(self):
-            if self.form not in FORMS:
-                raise ValueError(f"discriminative.form={self.form!r} must be one of {', '.join(FORMS)}")
-            if not self.alpha >= 0:
-                raise ValueError(f"discriminative.alpha={self.alpha} must not be negative")
-            if self.rounds < 1:
-                raise ValueError(f"discriminative.rounds={self.rounds} must be at least 1")
+        form: str = option("uniform", "uniform, wrong or inverse", symbol="Rg", choices=FORMS, search=FORMS)
+        alpha: float = option(0.1, "weight of the regulariser", symbol="alpha", at_least=0, search=(0.01, 1.0, "log"))
+        rounds: int = option(5, "aggregations", symbol="R", at_least=1)
 
     @property
     def card(self):
@@ -75,7 +64,7 @@ def regularise(client):
     """Minimise Rg, with a share ``weight`` of the learning rate."""
     client.local = replace(client.local, lr=client.options["weight"] * client.local.lr)
     for step, (inputs, labels) in enumerate(client.batches()):
-        client.step(FORMS[client.options["form"]](client, inputs, labels, step))
+        client.step(REGULARISERS[client.options["form"]](client, inputs, labels, step))
 
 
 def uniform(client, inputs, labels, step):
@@ -96,4 +85,4 @@ def inverse(client, inputs, labels, step):
     return 1 / client.loss(inputs, labels)
 
 
-FORMS = {"uniform": uniform, "wrong": wrong, "inverse": inverse}
+REGULARISERS = {"uniform": uniform, "wrong": wrong, "inverse": inverse}

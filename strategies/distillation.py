@@ -21,11 +21,11 @@ is what FedAvg would have added.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedforget.exchange import Card
 from fedforget.routines import divergence
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class Distillation(UnlearningStrategy):
@@ -35,21 +35,9 @@ class Distillation(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(
-            default=5, metadata={"help": "rounds of distillation", "symbol": "R", "search": (1, 20, "int")}
-        )
-        temperature: float = field(
-            default=3.0, metadata={"help": "softens both outputs", "symbol": "tau", "search": (1.0, 10.0, "log")}
-        )
-        hard: float = field(default=0.0, metadata={"help": "share of the labels' cross-entropy", "symbol": "alpha"})
-
-        def __post_init__(self):
-            if self.rounds < 1:
-                raise ValueError(f"distillation.rounds={self.rounds} must be at least 1")
-            if not 0 < self.temperature < float("inf"):
-                raise ValueError(f"distillation.temperature={self.temperature} must be finite and positive")
-            if not 0 <= self.hard <= 1:
-                raise ValueError(f"distillation.hard={self.hard} must lie in [0, 1]")
+        rounds: int = option(5, "rounds of distillation", symbol="R", at_least=1, search=(1, 20, "int"))
+        temperature: float = option(3.0, "softens both outputs", symbol="tau", above=0, search=(1.0, 10.0, "log"))
+        hard: float = option(0.0, "share of the labels' cross-entropy", symbol="alpha", at_least=0, at_most=1)
 
     scopes = frozenset({"client"})
     card = Card(records="targets", storage="sums")

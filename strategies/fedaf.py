@@ -26,16 +26,14 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Params
 from fedforget.routines import drift, fresh
-from fedforget.strategy import UnlearningStrategy
-
-LABELS = ("soft", "excluded", "hard")
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class FedAF(UnlearningStrategy):
@@ -45,33 +43,15 @@ class FedAF(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        teachers: int = field(default=10, metadata={"help": "random teachers", "symbol": "M"})
-        temperature: float = field(
-            default=1.0, metadata={"help": "of the teachers", "symbol": "tau", "search": (0.3, 3.0, "log")}
-        )
-        labels: str = field(default="soft", metadata={"help": "soft, excluded or hard", "symbol": "z"})
-        penalty: float = field(
-            default=1.0, metadata={"help": "strength of the penalty", "symbol": "lambda", "search": (0.1, 10.0, "log")}
-        )
-        clip: float = field(default=0.99, metadata={"help": "F is clipped at this quantile; 1: not", "symbol": "q"})
-        divide: bool = field(default=True, metadata={"help": "divide F by its mean", "symbol": "F"})
-        rounds: int = field(default=2, metadata={"help": "forgetting rounds", "symbol": "R_u"})
-        epochs: int = field(default=1, metadata={"help": "epochs in each of them", "symbol": "E"})
-        recovery_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R_ft"})
-
-        def __post_init__(self):
-            for name in ("teachers", "rounds", "epochs"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"fedaf.{name}={getattr(self, name)} must be at least 1")
-            if not self.temperature > 0:
-                raise ValueError(f"fedaf.temperature={self.temperature} must be positive")
-            if self.labels not in LABELS:
-                raise ValueError(f"fedaf.labels={self.labels!r} must be one of {', '.join(LABELS)}")
-            if not 0 < self.clip <= 1:
-                raise ValueError(f"fedaf.clip={self.clip} must lie in (0, 1]")
-            for name in ("penalty", "recovery_rounds"):
-                if not getattr(self, name) >= 0:
-                    raise ValueError(f"fedaf.{name}={getattr(self, name)} must not be negative")
+        teachers: int = option(10, "random teachers", symbol="M", at_least=1)
+        temperature: float = option(1.0, "of the teachers", symbol="tau", above=0, search=(0.3, 3.0, "log"))
+        labels: str = option("soft", "soft, excluded or hard", symbol="z", choices=("soft", "excluded", "hard"))
+        penalty: float = option(1.0, "strength of the penalty", symbol="lambda", at_least=0, search=(0.1, 10.0, "log"))
+        clip: float = option(0.99, "F is clipped at this quantile; 1: not", symbol="q", above=0, at_most=1)
+        divide: bool = option(True, "divide F by its mean", symbol="F")
+        rounds: int = option(2, "forgetting rounds", symbol="R_u", at_least=1)
+        epochs: int = option(1, "epochs in each of them", symbol="E", at_least=1)
+        recovery_rounds: int = option(0, "ordinary rounds afterwards", symbol="R_ft", at_least=0)
 
     card = Card(target_online=True)
 

@@ -23,11 +23,11 @@ are hardly forgotten, at a loss of utility (quality 0.09, utility 0.61; docs/res
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedforget.exchange import Card
 from fedforget.params import weighted_mean
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class FedEraser(UnlearningStrategy):
@@ -37,20 +37,11 @@ class FedEraser(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        interval: int = field(
-            default=2, metadata={"help": "rounds between replayed rounds", "symbol": "dt", "search": (1, 4, "int")}
+        interval: int = option(2, "rounds between replayed rounds", symbol="dt", at_least=1, search=(1, 4, "int"))
+        ratio: float = option(
+            0.5, "calibration epochs over local epochs", symbol="r", above=0, at_most=1, search=(0.1, 1.0, "linear")
         )
-        ratio: float = field(
-            default=0.5,
-            metadata={"help": "calibration epochs over local epochs", "symbol": "r", "search": (0.1, 1.0, "linear")},
-        )
-        calibration: bool = field(default=True, metadata={"help": "off: FedAccum", "symbol": ""})
-
-        def __post_init__(self):
-            if self.interval < 1:
-                raise ValueError(f"federaser.interval={self.interval} must be at least 1")
-            if not 0 < self.ratio <= 1:
-                raise ValueError(f"federaser.ratio={self.ratio} must lie in (0, 1]")
+        calibration: bool = option(True, "off: FedAccum")
 
     scopes = frozenset({"client"})
 

@@ -23,13 +23,13 @@ Limit: of one client's data with marks, the ordinary part falls below the oracle
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Params, weighted_mean
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 GRADIENT = "fedforget.routines:gradient"
 
@@ -41,23 +41,10 @@ class FedOSD(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(default=10, metadata={"help": "unlearning rounds", "symbol": "R"})
-        lr: float = field(
-            default=0.2, metadata={"help": "their learning rate", "symbol": "eta", "search": (0.02, 2.0, "log")}
-        )
-        post_rounds: int = field(default=10, metadata={"help": "post-training rounds", "symbol": "R_r"})
-        post_lr: float = field(
-            default=0.1, metadata={"help": "their learning rate", "symbol": "eta_r", "search": (0.01, 1.0, "log")}
-        )
-
-        def __post_init__(self):
-            if self.rounds < 1:
-                raise ValueError(f"fedosd.rounds={self.rounds} must be at least 1")
-            if self.post_rounds < 0:
-                raise ValueError(f"fedosd.post_rounds={self.post_rounds} must not be negative")
-            for name in ("lr", "post_lr"):
-                if not getattr(self, name) > 0:
-                    raise ValueError(f"fedosd.{name}={getattr(self, name)} must be positive")
+        rounds: int = option(10, "unlearning rounds", symbol="R", at_least=1)
+        lr: float = option(0.2, "their learning rate", symbol="eta", above=0, search=(0.02, 2.0, "log"))
+        post_rounds: int = option(10, "post-training rounds", symbol="R_r", at_least=0)
+        post_lr: float = option(0.1, "their learning rate", symbol="eta_r", above=0, search=(0.01, 1.0, "log"))
 
     @property
     def card(self):

@@ -20,12 +20,12 @@ of the other logits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 TRUE_CLASS = ("minimum", "entropy")
 
@@ -37,22 +37,15 @@ class FedQuit(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        true_class: str = field(
-            default="minimum",
-            metadata={"help": "the teacher's logit of it: minimum or entropy", "symbol": "v", "search": TRUE_CLASS},
+        true_class: str = option(
+            "minimum",
+            "the teacher's logit of it: minimum or entropy",
+            symbol="v",
+            choices=TRUE_CLASS,
+            search=TRUE_CLASS,
         )
-        epochs: int = field(
-            default=1, metadata={"help": "epochs of distillation", "symbol": "E", "search": (1, 10, "int")}
-        )
-        rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if self.true_class not in TRUE_CLASS:
-                raise ValueError(f"fedquit.true_class={self.true_class!r} must be one of {', '.join(TRUE_CLASS)}")
-            if self.epochs < 1:
-                raise ValueError(f"fedquit.epochs={self.epochs} must be at least 1")
-            if self.rounds < 0:
-                raise ValueError(f"fedquit.rounds={self.rounds} must not be negative")
+        epochs: int = option(1, "epochs of distillation", symbol="E", at_least=1, search=(1, 10, "int"))
+        rounds: int = option(5, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
     def card(self):

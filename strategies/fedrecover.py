@@ -23,13 +23,13 @@ Limit: it forgets as far as it asks: on digits exact rounds every 5 give quality
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Params, weighted_mean
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class FedRecover(UnlearningStrategy):
@@ -39,25 +39,19 @@ class FedRecover(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        warmup: int = field(default=4, metadata={"help": "exact rounds at the start", "symbol": "T_w"})
-        interval: int = field(
-            default=5, metadata={"help": "rounds between exact rounds", "symbol": "T_c", "search": (1, 10, "int")}
-        )
-        final: int = field(default=2, metadata={"help": "exact rounds at the end", "symbol": "T_f"})
-        buffer: int = field(default=2, metadata={"help": "pairs of L-BFGS", "symbol": "s"})
-        tolerance: float = field(
-            default=1e-6,
-            metadata={"help": "share of changes above tau", "symbol": "alpha", "search": (1e-07, 1e-05, "log")},
+        warmup: int = option(4, "exact rounds at the start", symbol="T_w")
+        interval: int = option(5, "rounds between exact rounds", symbol="T_c", at_least=1, search=(1, 10, "int"))
+        final: int = option(2, "exact rounds at the end", symbol="T_f", at_least=0)
+        buffer: int = option(2, "pairs of L-BFGS", symbol="s", at_least=1)
+        tolerance: float = option(
+            1e-6, "share of changes above tau", symbol="alpha", at_least=0, below=1, search=(1e-07, 1e-05, "log")
         )
 
-        def __post_init__(self):
-            for name, least in (("interval", 1), ("final", 0), ("buffer", 1)):
-                if getattr(self, name) < least:
-                    raise ValueError(f"fedrecover.{name}={getattr(self, name)} must be at least {least}")
+        def __post_init__(self) -> None:
             if self.warmup <= self.buffer:
-                raise ValueError(f"fedrecover.warmup={self.warmup} must exceed fedrecover.buffer={self.buffer}")
-            if not 0 <= self.tolerance < 1:
-                raise ValueError(f"fedrecover.tolerance={self.tolerance} must lie in [0, 1)")
+                raise ValueError(
+                    f"strategy.fedrecover.warmup is {self.warmup}, but must be above buffer, {self.buffer}"
+                )
 
     scopes = frozenset({"client"})
 

@@ -24,13 +24,13 @@ oracle after 40 rounds, quality 0.00 (docs/results.md, 2026-11-24).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Params, weighted_mean
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class FedRecovery(UnlearningStrategy):
@@ -40,17 +40,9 @@ class FedRecovery(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        distance: float = field(default=0.0, metadata={"help": "bound on the distance; 0: no noise", "symbol": "d"})
-        epsilon: float = field(default=1.0, metadata={"help": "indistinguishability", "symbol": "eps"})
-        beta: float = field(default=1e-5, metadata={"help": "its failure probability", "symbol": "beta"})
-
-        def __post_init__(self):
-            if not self.distance >= 0:
-                raise ValueError(f"fedrecovery.distance={self.distance} must not be negative")
-            if not self.epsilon > 0:
-                raise ValueError(f"fedrecovery.epsilon={self.epsilon} must be positive")
-            if not 0 < self.beta < 1:
-                raise ValueError(f"fedrecovery.beta={self.beta} must lie in (0, 1)")
+        distance: float = option(0.0, "bound on the distance; 0: no noise", symbol="d", at_least=0)
+        epsilon: float = option(1.0, "indistinguishability", symbol="eps", above=0)
+        beta: float = option(1e-5, "its failure probability", symbol="beta", above=0, below=1)
 
     scopes = frozenset({"client"})
 

@@ -14,9 +14,9 @@ as a retrain, leave as much as there was (calibrated canary AUC 0.91 before and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class FineTune(UnlearningStrategy):
@@ -26,13 +26,7 @@ class FineTune(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(
-            default=5, metadata={"help": "rounds on the retained data", "symbol": "R", "search": (1, 10, "int")}
-        )
-
-        def __post_init__(self):
-            if self.rounds < 1:
-                raise ValueError(f"finetune.rounds={self.rounds} must be at least 1")
+        rounds: int = option(5, "rounds on the retained data", symbol="R", at_least=1, search=(1, 10, "int"))
 
     def unlearn(self, request, history, cohort):
         """R ordinary rounds from the model to unlearn."""

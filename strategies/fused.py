@@ -26,7 +26,7 @@ the price of a retrain, a quarter of their signal is left (0.71; docs/results.md
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -34,7 +34,7 @@ from torch import nn
 
 from fedforget.params import Layout, Params
 from fedforget.routines import fresh
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class SparseAdapters(UnlearningStrategy):
@@ -44,21 +44,10 @@ class SparseAdapters(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        layers: int = field(default=2, metadata={"help": "critical layers", "symbol": "K"})
-        rank: int = field(
-            default=16, metadata={"help": "of an adapter, at most", "symbol": "r", "search": (1, 64, "int")}
-        )
-        scale: float = field(
-            default=2.0, metadata={"help": "factor of an adapter", "symbol": "s", "search": (0.5, 8.0, "log")}
-        )
-        rounds: int = field(default=5, metadata={"help": "rounds on the retained data", "symbol": "R"})
-
-        def __post_init__(self):
-            for name in ("layers", "rank", "rounds"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"fused.{name}={getattr(self, name)} must be at least 1")
-            if not 0 < self.scale < float("inf"):
-                raise ValueError(f"fused.scale={self.scale} must be finite and positive")
+        layers: int = option(2, "critical layers", symbol="K", at_least=1)
+        rank: int = option(16, "of an adapter, at most", symbol="r", at_least=1, search=(1, 64, "int"))
+        scale: float = option(2.0, "factor of an adapter", symbol="s", above=0, search=(0.5, 8.0, "log"))
+        rounds: int = option(5, "rounds on the retained data", symbol="R", at_least=1)
 
     def unlearn(self, request, history, cohort):
         """One round to find the critical layers, then R rounds of their adapters."""

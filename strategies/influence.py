@@ -27,15 +27,13 @@ see no eigenvalue below 0.5 (docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.solvers import check_explicit, conjugate_gradient, damped_solve, lissa, shifted
-from fedforget.strategy import UnlearningStrategy, nearest
-
-SOLVERS = ("cg", "lissa", "explicit")
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class Influence(UnlearningStrategy):
@@ -45,34 +43,15 @@ class Influence(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        order: int = field(default=2, metadata={"help": "1 or 2", "symbol": ""})
-        tau: float = field(
-            default=2e-5,
-            metadata={"help": "step size of the first order", "symbol": "tau", "search": (2e-06, 0.0002, "log")},
+        order: int = option(2, "1 or 2", choices=(1, 2))
+        tau: float = option(2e-5, "step size of the first order", symbol="tau", above=0, search=(2e-06, 0.0002, "log"))
+        solver: str = option("cg", "cg, lissa or explicit", choices=("cg", "lissa", "explicit"))
+        damping: float = option(
+            0.01, "added to the mean Hessian", symbol="gamma", at_least=0, search=(0.001, 0.1, "log")
         )
-        solver: str = field(default="cg", metadata={"help": "cg, lissa or explicit", "symbol": ""})
-        damping: float = field(
-            default=0.01,
-            metadata={"help": "added to the mean Hessian", "symbol": "gamma", "search": (0.001, 0.1, "log")},
-        )
-        iterations: int = field(default=20, metadata={"help": "most products (cg, lissa)", "symbol": ""})
-        tolerance: float = field(default=1e-3, metadata={"help": "relative residual that is enough (cg)", "symbol": ""})
-        scale: float = field(default=10.0, metadata={"help": "above the mean Hessian's eigenvalues", "symbol": "scale"})
-
-        def __post_init__(self):
-            if self.order not in (1, 2):
-                raise ValueError(f"influence.order={self.order} must be 1 or 2")
-            if self.solver not in SOLVERS:
-                raise ValueError(f"influence.solver {self.solver!r} is unknown{nearest(self.solver, SOLVERS)}")
-            if not 0 <= self.damping < float("inf"):
-                raise ValueError(f"influence.damping={self.damping} must be finite and not negative")
-            if not 0 <= self.tolerance < 1:
-                raise ValueError(f"influence.tolerance={self.tolerance} must lie in [0, 1)")
-            for name in ("tau", "scale"):
-                if not 0 < getattr(self, name) < float("inf"):
-                    raise ValueError(f"influence.{name}={getattr(self, name)} must be finite and positive")
-            if self.iterations < 1:
-                raise ValueError(f"influence.iterations={self.iterations} must be at least 1")
+        iterations: int = option(20, "most products (cg, lissa)", at_least=1)
+        tolerance: float = option(1e-3, "relative residual that is enough (cg)", at_least=0, below=1)
+        scale: float = option(10.0, "above the mean Hessian's eigenvalues", symbol="scale", above=0)
 
     @property
     def card(self):

@@ -23,10 +23,10 @@ d = 105,194: 8 % right on retained data at M = 1, 11 % at 10, 72 % at 100 and 69
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedforget.solvers import krylov_cubic, shifted
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class KrylovNewton(UnlearningStrategy):
@@ -36,24 +36,12 @@ class KrylovNewton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        lipschitz: float = field(
-            default=1.0,
-            metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M", "search": (0.1, 10.0, "log")},
+        lipschitz: float = option(
+            1.0, "Lipschitz constant of the Hessian", symbol="M", above=0, search=(0.1, 10.0, "log")
         )
-        steps: int = field(default=2, metadata={"help": "outer steps", "symbol": "N_out"})
-        products: int = field(default=10, metadata={"help": "most products a step, each one round", "symbol": "k"})
-        tolerance: float = field(
-            default=1e-3, metadata={"help": "gradient of the model, relative to g, that is enough", "symbol": ""}
-        )
-
-        def __post_init__(self):
-            if not 0 < self.lipschitz < float("inf"):
-                raise ValueError(f"krylov_newton.lipschitz={self.lipschitz} must be positive")
-            for name in ("steps", "products"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"krylov_newton.{name}={getattr(self, name)} must be at least 1")
-            if not 0 <= self.tolerance < 1:
-                raise ValueError(f"krylov_newton.tolerance={self.tolerance} must lie in [0, 1)")
+        steps: int = option(2, "outer steps", symbol="N_out", at_least=1)
+        products: int = option(10, "most products a step, each one round", symbol="k", at_least=1)
+        tolerance: float = option(1e-3, "gradient of the model, relative to g, that is enough", at_least=0, below=1)
 
     def unlearn(self, request, history, cohort):
         """N_out outer steps of at most 1 + k rounds."""

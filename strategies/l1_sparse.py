@@ -19,9 +19,9 @@ digits; docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class L1Sparse(UnlearningStrategy):
@@ -31,17 +31,9 @@ class L1Sparse(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(default=5, metadata={"help": "rounds on the retained data", "symbol": "R"})
-        gamma: float = field(
-            default=5e-4, metadata={"help": "weight of the penalty", "symbol": "gamma", "search": (5e-05, 0.005, "log")}
-        )
-        decay: bool = field(default=True, metadata={"help": "gamma falls linearly, towards 0", "symbol": ""})
-
-        def __post_init__(self):
-            if self.rounds < 1:
-                raise ValueError(f"l1_sparse.rounds={self.rounds} must be at least 1")
-            if not self.gamma >= 0:
-                raise ValueError(f"l1_sparse.gamma={self.gamma} must not be negative")
+        rounds: int = option(5, "rounds on the retained data", symbol="R", at_least=1)
+        gamma: float = option(5e-4, "weight of the penalty", symbol="gamma", at_least=0, search=(5e-05, 0.005, "log"))
+        decay: bool = option(True, "gamma falls linearly, towards 0")
 
     def unlearn(self, request, history, cohort):
         """R rounds of FedAvg on the penalised loss."""

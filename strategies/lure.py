@@ -19,13 +19,13 @@ and 0.57; docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.params import Params
 from fedforget.routines import fresh
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class Lure(UnlearningStrategy):
@@ -35,19 +35,11 @@ class Lure(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        share: float = field(
-            default=0.2,
-            metadata={"help": "share of the weights that is renewed", "symbol": "rho", "search": (0.05, 0.8, "linear")},
+        share: float = option(
+            0.2, "share of the weights that is renewed", symbol="rho", above=0, at_most=1, search=(0.05, 0.8, "linear")
         )
-        batches: float = field(default=1 / 32, metadata={"help": "share of the batches looked at", "symbol": "beta"})
-        rounds: int = field(default=5, metadata={"help": "rounds of relearning", "symbol": "R"})
-
-        def __post_init__(self):
-            for name in ("share", "batches"):
-                if not 0 < getattr(self, name) <= 1:
-                    raise ValueError(f"lure.{name}={getattr(self, name)} must lie in (0, 1]")
-            if self.rounds < 0:
-                raise ValueError(f"lure.rounds={self.rounds} must not be negative")
+        batches: float = option(1 / 32, "share of the batches looked at", symbol="beta", above=0, at_most=1)
+        rounds: int = option(5, "rounds of relearning", symbol="R", at_least=0)
 
     def unlearn(self, request, history, cohort):
         """One round for the saliency, then R ordinary rounds from the renewed model."""

@@ -22,14 +22,14 @@ lambda = 0.5; docs/results.md, 2026-11-25).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch.func import functional_call
 
 from fedforget import routines
 from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class MomentumDegradation(UnlearningStrategy):
@@ -39,32 +39,24 @@ class MomentumDegradation(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        momentum: float = field(
-            default=0.95,
-            metadata={
-                "help": "share of the model that a step keeps",
-                "symbol": "lambda",
-                "search": (0.5, 0.99, "linear"),
-            },
+        momentum: float = option(
+            0.95,
+            "share of the model that a step keeps",
+            symbol="lambda",
+            at_least=0,
+            at_most=1,
+            search=(0.5, 0.99, "linear"),
         )
-        degradation_rounds: int = field(default=6, metadata={"help": "steps of degradation", "symbol": "R_de"})
-        guidance_rounds: int = field(default=10, metadata={"help": "rounds of guidance", "symbol": "R_g"})
-        rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
+        degradation_rounds: int = option(6, "steps of degradation", symbol="R_de", at_least=1)
+        guidance_rounds: int = option(10, "rounds of guidance", symbol="R_g")
+        rounds: int = option(5, "ordinary rounds afterwards", symbol="R", at_least=0)
 
-        def __post_init__(self):
-            if not 0 <= self.momentum <= 1:
-                raise ValueError(f"momentum_degradation.momentum={self.momentum} must lie in [0, 1]")
-            if self.degradation_rounds < 1:
-                raise ValueError(
-                    f"momentum_degradation.degradation_rounds={self.degradation_rounds} must be at least 1"
-                )
+        def __post_init__(self) -> None:
             if self.guidance_rounds < self.degradation_rounds:
                 raise ValueError(
-                    f"momentum_degradation.guidance_rounds={self.guidance_rounds} must be at least "
-                    f"degradation_rounds={self.degradation_rounds}"
+                    f"strategy.momentum_degradation.guidance_rounds is {self.guidance_rounds}, but must be at least "
+                    f"degradation_rounds, {self.degradation_rounds}"
                 )
-            if self.rounds < 0:
-                raise ValueError(f"momentum_degradation.rounds={self.rounds} must not be negative")
 
     scopes = frozenset({"client", "class"})
     card = Card(target_online=True)

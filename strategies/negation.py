@@ -15,10 +15,10 @@ whole classifier. The number of rounds is [SPEC]; the paper goes on until the mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedforget.params import Params
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class Negation(UnlearningStrategy):
@@ -28,13 +28,7 @@ class Negation(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(
-            default=5, metadata={"help": "rounds on the retained data", "symbol": "R", "search": (1, 10, "int")}
-        )
-
-        def __post_init__(self):
-            if self.rounds < 0:
-                raise ValueError(f"negation.rounds={self.rounds} must not be negative")
+        rounds: int = option(5, "rounds on the retained data", symbol="R", at_least=0, search=(1, 10, "int"))
 
     def unlearn(self, request, history, cohort):
         """The server negates, then R ordinary rounds."""

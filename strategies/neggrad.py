@@ -19,10 +19,10 @@ Symbols: w global weights; D_f, D_r forgotten and retained data; beta weight of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class NegGrad(UnlearningStrategy):
@@ -32,17 +32,10 @@ class NegGrad(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(default=5, metadata={"help": "aggregations", "symbol": "R"})
-        beta: float = field(
-            default=0.95,
-            metadata={"help": "weight of the retained data", "symbol": "beta", "search": (0.8, 0.99, "linear")},
+        rounds: int = option(5, "aggregations", symbol="R", at_least=1)
+        beta: float = option(
+            0.95, "weight of the retained data", symbol="beta", above=0, at_most=1, search=(0.8, 0.99, "linear")
         )
-
-        def __post_init__(self):
-            if self.rounds < 1:
-                raise ValueError(f"neggrad.rounds={self.rounds} must be at least 1")
-            if not 0 < self.beta <= 1:
-                raise ValueError(f"neggrad.beta={self.beta} must lie in (0, 1]")
 
     @property
     def card(self):

@@ -18,14 +18,12 @@ pseudo-inverse's goes 16 times as far as the oracle is, elsewhere (docs/results.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.solvers import check_explicit, conjugate_gradient, damped_solve, pseudo_solve, shifted
-from fedforget.strategy import UnlearningStrategy, nearest
-
-SOLVERS = ("cg", "explicit", "pseudo")
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class Newton(UnlearningStrategy):
@@ -35,34 +33,20 @@ class Newton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        solver: str = field(default="cg", metadata={"help": "cg, explicit (both damped) or pseudo", "symbol": ""})
-        damping: float = field(
-            default=0.01,
-            metadata={"help": "added to the Hessian's diagonal", "symbol": "gamma", "search": (0.001, 0.1, "log")},
+        solver: str = option("cg", "cg, explicit (both damped) or pseudo", choices=("cg", "explicit", "pseudo"))
+        damping: float = option(
+            0.01, "added to the Hessian's diagonal", symbol="gamma", at_least=0, search=(0.001, 0.1, "log")
         )
-        steps: int = field(default=1, metadata={"help": "Newton steps", "symbol": "N"})
-        iterations: int = field(default=20, metadata={"help": "most products a step (cg)", "symbol": ""})
-        tolerance: float = field(default=1e-3, metadata={"help": "relative residual that is enough (cg)", "symbol": ""})
-        cutoff: float = field(
-            default=1e-10,
-            metadata={
-                "help": "eigenvalues below this share of the largest are 0 (pseudo)",
-                "symbol": "",
-                "search": (1e-11, 0.001, "log"),
-            },
+        steps: int = option(1, "Newton steps", symbol="N", at_least=1)
+        iterations: int = option(20, "most products a step (cg)", at_least=1)
+        tolerance: float = option(1e-3, "relative residual that is enough (cg)", at_least=0, below=1)
+        cutoff: float = option(
+            1e-10,
+            "eigenvalues below this share of the largest are 0 (pseudo)",
+            at_least=0,
+            below=1,
+            search=(1e-11, 0.001, "log"),
         )
-
-        def __post_init__(self):
-            if self.solver not in SOLVERS:
-                raise ValueError(f"newton.solver {self.solver!r} is unknown{nearest(self.solver, SOLVERS)}")
-            if not 0 <= self.damping < float("inf"):
-                raise ValueError(f"newton.damping={self.damping} must be finite and not negative")
-            for name in ("tolerance", "cutoff"):
-                if not 0 <= getattr(self, name) < 1:
-                    raise ValueError(f"newton.{name}={getattr(self, name)} must lie in [0, 1)")
-            for name in ("steps", "iterations"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"newton.{name}={getattr(self, name)} must be at least 1")
 
     def check(self, cohort):
         """Clients that send Hessians need a small model."""

@@ -17,10 +17,10 @@ quality of 0.10, and 80 rounds 0.90 (docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class OracleMatching(UnlearningStrategy):
@@ -30,17 +30,8 @@ class OracleMatching(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(default=10, metadata={"help": "rounds of matching", "symbol": "R"})
-        lr: float = field(
-            default=0.1,
-            metadata={"help": "learning rate of the matching", "symbol": "eta", "search": (0.001, 1.0, "log")},
-        )
-
-        def __post_init__(self):
-            if self.rounds < 1:
-                raise ValueError(f"oracle_matching.rounds={self.rounds} must be at least 1")
-            if not self.lr > 0:
-                raise ValueError(f"oracle_matching.lr={self.lr} must be positive")
+        rounds: int = option(10, "rounds of matching", symbol="R", at_least=1)
+        lr: float = option(0.1, "learning rate of the matching", symbol="eta", above=0, search=(0.001, 1.0, "log"))
 
     @property
     def card(self):

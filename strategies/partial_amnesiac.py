@@ -21,11 +21,11 @@ p share one trajectory: the history reads, and the bill counts, only what this m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedforget.exchange import Card
 from fedforget.history import SELECTORS
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class PartialAmnesiac(UnlearningStrategy):
@@ -35,23 +35,12 @@ class PartialAmnesiac(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        keep: float = field(
-            default=0.05,
-            metadata={"help": "share of each layer that is kept", "symbol": "p", "search": (0.01, 0.5, "log")},
+        keep: float = option(
+            0.05, "share of each layer that is kept", symbol="p", above=0, at_most=1, search=(0.01, 0.5, "log")
         )
-        select: str = field(default="top", metadata={"help": "entries kept: top, random or bottom", "symbol": "P"})
-        storage: str = field(default="rounds", metadata={"help": "what a server keeps: rounds or sum", "symbol": ""})
-        repair_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if not 0 < self.keep <= 1:
-                raise ValueError(f"partial_amnesiac.keep={self.keep} must lie in (0, 1]")
-            if self.select not in SELECTORS:
-                raise ValueError(f"partial_amnesiac.select={self.select!r} must be one of {', '.join(SELECTORS)}")
-            if self.storage not in ("rounds", "sum"):
-                raise ValueError(f"partial_amnesiac.storage={self.storage!r} must be one of rounds, sum")
-            if self.repair_rounds < 0:
-                raise ValueError(f"partial_amnesiac.repair_rounds={self.repair_rounds} must not be negative")
+        select: str = option("top", "entries kept: top, random or bottom", symbol="P", choices=SELECTORS)
+        storage: str = option("rounds", "what a server keeps: rounds or sum", choices=("rounds", "sum"))
+        repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     scopes = frozenset({"client"})
 

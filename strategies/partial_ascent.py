@@ -23,14 +23,14 @@ utility falls to 0.37, and five ordinary rounds bring 0.93 of the canaries' sign
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedforget import routines
 from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class PartialAscent(UnlearningStrategy):
@@ -40,37 +40,15 @@ class PartialAscent(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        density: float = field(
-            default=0.1,
-            metadata={"help": "share of each layer that a step changes", "symbol": "p", "search": (0.01, 1.0, "log")},
+        density: float = option(
+            0.1, "share of each layer that a step changes", symbol="p", above=0, at_most=1, search=(0.01, 1.0, "log")
         )
-        mask: str = field(default="top", metadata={"help": "top gradients or a rotating block", "symbol": "S"})
-        restraint: str = field(default="data", metadata={"help": "data (retained) or origin (distance)", "symbol": ""})
-        mu: float = field(
-            default=1.0, metadata={"help": "weight of the restraint", "symbol": "mu", "search": (0.1, 10.0, "log")}
-        )
-        lr: float = field(
-            default=0.01,
-            metadata={"help": "learning rate of the ascent", "symbol": "eta", "search": (0.001, 0.1, "log")},
-        )
-        rounds: int = field(default=2, metadata={"help": "rounds of ascent", "symbol": "U"})
-        repair_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if not 0 < self.density <= 1:
-                raise ValueError(f"partial_ascent.density={self.density} must lie in (0, 1]")
-            if self.mask not in routines.MASKS:
-                raise ValueError(f"partial_ascent.mask={self.mask!r} must be one of {', '.join(routines.MASKS)}")
-            if self.restraint not in ("data", "origin"):
-                raise ValueError(f"partial_ascent.restraint={self.restraint!r} must be one of data, origin")
-            if not self.mu >= 0:
-                raise ValueError(f"partial_ascent.mu={self.mu} must not be negative")
-            if not self.lr > 0:
-                raise ValueError(f"partial_ascent.lr={self.lr} must be positive")
-            if self.rounds < 1:
-                raise ValueError(f"partial_ascent.rounds={self.rounds} must be at least 1")
-            if self.repair_rounds < 0:
-                raise ValueError(f"partial_ascent.repair_rounds={self.repair_rounds} must not be negative")
+        mask: str = option("top", "top gradients or a rotating block", symbol="S", choices=routines.MASKS)
+        restraint: str = option("data", "data (retained) or origin (distance)", choices=("data", "origin"))
+        mu: float = option(1.0, "weight of the restraint", symbol="mu", at_least=0, search=(0.1, 10.0, "log"))
+        lr: float = option(0.01, "learning rate of the ascent", symbol="eta", above=0, search=(0.001, 0.1, "log"))
+        rounds: int = option(2, "rounds of ascent", symbol="U", at_least=1)
+        repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
     def card(self):

@@ -22,13 +22,13 @@ all of it: 0.31; docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget import routines
 from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class PartialLabelFlip(UnlearningStrategy):
@@ -38,24 +38,13 @@ class PartialLabelFlip(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        density: float = field(
-            default=0.1,
-            metadata={"help": "share of each layer that a step changes", "symbol": "p", "search": (0.01, 1.0, "log")},
+        density: float = option(
+            0.1, "share of each layer that a step changes", symbol="p", above=0, at_most=1, search=(0.01, 1.0, "log")
         )
-        mask: str = field(default="top", metadata={"help": "top gradients or a rotating block", "symbol": "S"})
-        rounds: int = field(default=2, metadata={"help": "rounds with wrong labels", "symbol": "U"})
-        retained: bool = field(default=True, metadata={"help": "train on retained data as well", "symbol": "D_r"})
-        repair_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if not 0 < self.density <= 1:
-                raise ValueError(f"partial_label_flip.density={self.density} must lie in (0, 1]")
-            if self.mask not in routines.MASKS:
-                raise ValueError(f"partial_label_flip.mask={self.mask!r} must be one of {', '.join(routines.MASKS)}")
-            if self.rounds < 1:
-                raise ValueError(f"partial_label_flip.rounds={self.rounds} must be at least 1")
-            if self.repair_rounds < 0:
-                raise ValueError(f"partial_label_flip.repair_rounds={self.repair_rounds} must not be negative")
+        mask: str = option("top", "top gradients or a rotating block", symbol="S", choices=routines.MASKS)
+        rounds: int = option(2, "rounds with wrong labels", symbol="U", at_least=1)
+        retained: bool = option(True, "train on retained data as well", symbol="D_r")
+        repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
     def card(self):

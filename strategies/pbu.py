@@ -20,12 +20,12 @@ class: on a client of digits quality is 0.00, and utility 0.40 once the well is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedforget.exchange import Card
 from fedforget.params import Params
 from fedforget.routines import drift
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class PartiallyBlinded(UnlearningStrategy):
@@ -35,27 +35,13 @@ class PartiallyBlinded(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        ascent: float = field(
-            default=721.0, metadata={"help": "weight of the ascent", "symbol": "a", "search": (72.0, 7200.0, "log")}
-        )
-        stability: float = field(default=90.0, metadata={"help": "weight of the Fisher term", "symbol": "b"})
-        distance: float = field(default=4001.0, metadata={"help": "weight of the distance term", "symbol": "c"})
-        rounds: int = field(default=1, metadata={"help": "forgetting rounds", "symbol": "R"})
-        epochs: int = field(default=5, metadata={"help": "epochs in each of them", "symbol": "E"})
-        lr: float = field(
-            default=1e-3, metadata={"help": "learning rate of Adam", "symbol": "eta", "search": (0.0001, 0.01, "log")}
-        )
-        batch_size: int = field(default=64, metadata={"help": "examples a step", "symbol": "B"})
-
-        def __post_init__(self):
-            for name in ("ascent", "stability", "distance"):
-                if not getattr(self, name) >= 0:
-                    raise ValueError(f"pbu.{name}={getattr(self, name)} must not be negative")
-            for name in ("rounds", "epochs", "batch_size"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"pbu.{name}={getattr(self, name)} must be at least 1")
-            if not self.lr > 0:
-                raise ValueError(f"pbu.lr={self.lr} must be positive")
+        ascent: float = option(721.0, "weight of the ascent", symbol="a", at_least=0, search=(72.0, 7200.0, "log"))
+        stability: float = option(90.0, "weight of the Fisher term", symbol="b", at_least=0)
+        distance: float = option(4001.0, "weight of the distance term", symbol="c", at_least=0)
+        rounds: int = option(1, "forgetting rounds", symbol="R", at_least=1)
+        epochs: int = option(5, "epochs in each of them", symbol="E", at_least=1)
+        lr: float = option(1e-3, "learning rate of Adam", symbol="eta", above=0, search=(0.0001, 0.01, "log"))
+        batch_size: int = option(64, "examples a step", symbol="B", at_least=1)
 
     card = Card(target_online=True, retained_online=False)
 

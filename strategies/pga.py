@@ -25,14 +25,14 @@ with s = 400 and eta = 0.5; docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Params
 from fedforget.routines import fresh
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class ProjectedAscent(UnlearningStrategy):
@@ -42,32 +42,14 @@ class ProjectedAscent(UnlearningStrategy):
     class Config:
         """Settings; the published ones, but for R."""
 
-        lr: float = field(
-            default=0.01,
-            metadata={"help": "learning rate of the ascent", "symbol": "eta", "search": (0.001, 0.1, "log")},
-        )
-        momentum: float = field(default=0.9, metadata={"help": "heavy-ball momentum of the ascent", "symbol": ""})
-        clip: float = field(default=5.0, metadata={"help": "largest norm of a gradient", "symbol": "g"})
-        epochs: int = field(default=5, metadata={"help": "epochs of ascent, at most", "symbol": "E"})
-        batch_size: int = field(default=128, metadata={"help": "examples a step", "symbol": "B"})
-        stop: float = field(
-            default=2.2,
-            metadata={"help": "squared distance that is enough", "symbol": "s", "search": (0.2, 20.0, "log")},
-        )
-        inits: int = field(default=10, metadata={"help": "random initialisations that set delta", "symbol": "N"})
-        rounds: int = field(default=5, metadata={"help": "rounds on the retained data", "symbol": "R"})
-
-        def __post_init__(self):
-            for name in ("lr", "clip", "stop"):
-                if not getattr(self, name) > 0:
-                    raise ValueError(f"pga.{name}={getattr(self, name)} must be positive")
-            if not 0 <= self.momentum < 1:
-                raise ValueError(f"pga.momentum={self.momentum} must lie in [0, 1)")
-            for name in ("epochs", "batch_size", "inits"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"pga.{name}={getattr(self, name)} must be at least 1")
-            if self.rounds < 0:
-                raise ValueError(f"pga.rounds={self.rounds} must not be negative")
+        lr: float = option(0.01, "learning rate of the ascent", symbol="eta", above=0, search=(0.001, 0.1, "log"))
+        momentum: float = option(0.9, "heavy-ball momentum of the ascent", at_least=0, below=1)
+        clip: float = option(5.0, "largest norm of a gradient", symbol="g", above=0)
+        epochs: int = option(5, "epochs of ascent, at most", symbol="E", at_least=1)
+        batch_size: int = option(128, "examples a step", symbol="B", at_least=1)
+        stop: float = option(2.2, "squared distance that is enough", symbol="s", above=0, search=(0.2, 20.0, "log"))
+        inits: int = option(10, "random initialisations that set delta", symbol="N", at_least=1)
+        rounds: int = option(5, "rounds on the retained data", symbol="R", at_least=0)
 
     scopes = frozenset({"client"})
 

@@ -25,7 +25,7 @@ features are many: sum in_l^2 numbers of each client, 8.2 d for a ResNet-18.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -33,7 +33,7 @@ from torch import nn
 
 from fedforget.exchange import Card
 from fedforget.params import Layout, Params
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class ProjectedGradient(UnlearningStrategy):
@@ -43,33 +43,16 @@ class ProjectedGradient(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(default=10, metadata={"help": "rounds on the forgotten data", "symbol": "R_u"})
-        energy: float = field(
-            default=0.95,
-            metadata={"help": "protected share of singular values", "symbol": "v", "search": (0.8, 0.99, "linear")},
+        rounds: int = option(10, "rounds on the forgotten data", symbol="R_u", at_least=1)
+        energy: float = option(
+            0.95, "protected share of singular values", symbol="v", at_least=0, at_most=1, search=(0.8, 0.99, "linear")
         )
-        rank: int = field(default=0, metadata={"help": "most protected directions a layer; 0: no cap", "symbol": "k"})
-        lr: float = field(
-            default=0.05,
-            metadata={"help": "learning rate of the first round", "symbol": "eta", "search": (0.005, 0.5, "log")},
-        )
-        lr_end: float = field(default=0.01, metadata={"help": "that of the last, geometrically", "symbol": "eta"})
-        entropy: float = field(default=0.2, metadata={"help": "weight of the entropy", "symbol": "beta"})
-        epochs: int = field(default=1, metadata={"help": "epochs a round", "symbol": "E"})
-        batch_size: int = field(default=128, metadata={"help": "forgotten examples a step", "symbol": "B"})
-
-        def __post_init__(self):
-            for name in ("rounds", "epochs", "batch_size"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"projected_gradient.{name}={getattr(self, name)} must be at least 1")
-            for name in ("lr", "lr_end"):
-                if not getattr(self, name) > 0:
-                    raise ValueError(f"projected_gradient.{name}={getattr(self, name)} must be positive")
-            for name in ("rank", "entropy"):
-                if not getattr(self, name) >= 0:
-                    raise ValueError(f"projected_gradient.{name}={getattr(self, name)} must not be negative")
-            if not 0 <= self.energy <= 1:
-                raise ValueError(f"projected_gradient.energy={self.energy} must lie in [0, 1]")
+        rank: int = option(0, "most protected directions a layer; 0: no cap", symbol="k", at_least=0)
+        lr: float = option(0.05, "learning rate of the first round", symbol="eta", above=0, search=(0.005, 0.5, "log"))
+        lr_end: float = option(0.01, "that of the last, geometrically", symbol="eta", above=0)
+        entropy: float = option(0.2, "weight of the entropy", symbol="beta", at_least=0)
+        epochs: int = option(1, "epochs a round", symbol="E", at_least=1)
+        batch_size: int = option(128, "forgotten examples a step", symbol="B", at_least=1)
 
     @property
     def card(self):

@@ -22,10 +22,10 @@ Limit: these rates are too small to forget a client of digits (quality 0.00; wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedforget.exchange import Card, Replies
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class PseudoGradient(UnlearningStrategy):
@@ -35,22 +35,10 @@ class PseudoGradient(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rate: float = field(
-            default=1.0,
-            metadata={"help": "of the leaving clients' update", "symbol": "eta_u", "search": (0.1, 10.0, "log")},
-        )
-        retained_rate: float = field(default=1.0, metadata={"help": "of the others'; 0: not asked", "symbol": "eta_r"})
-        unlearning_rounds: int = field(default=1, metadata={"help": "rounds that negate", "symbol": "U"})
-        rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if not self.rate > 0:
-                raise ValueError(f"pseudo_gradient.rate={self.rate} must be positive")
-            if self.unlearning_rounds < 1:
-                raise ValueError(f"pseudo_gradient.unlearning_rounds={self.unlearning_rounds} must be at least 1")
-            for name in ("retained_rate", "rounds"):
-                if not getattr(self, name) >= 0:
-                    raise ValueError(f"pseudo_gradient.{name}={getattr(self, name)} must not be negative")
+        rate: float = option(1.0, "of the leaving clients' update", symbol="eta_u", above=0, search=(0.1, 10.0, "log"))
+        retained_rate: float = option(1.0, "of the others'; 0: not asked", symbol="eta_r", at_least=0)
+        unlearning_rounds: int = option(1, "rounds that negate", symbol="U", at_least=1)
+        rounds: int = option(5, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     scopes = frozenset({"client"})
 

@@ -16,13 +16,13 @@ Limit: two rounds are too few to forget a client of digits (quality 0.06; 20 rou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget import routines
 from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class RandomLabel(UnlearningStrategy):
@@ -32,17 +32,9 @@ class RandomLabel(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(
-            default=2, metadata={"help": "rounds with wrong labels", "symbol": "U", "search": (1, 5, "int")}
-        )
-        retained: bool = field(default=True, metadata={"help": "train on retained data as well", "symbol": "D_r"})
-        repair_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if self.rounds < 1:
-                raise ValueError(f"random_label.rounds={self.rounds} must be at least 1")
-            if self.repair_rounds < 0:
-                raise ValueError(f"random_label.repair_rounds={self.repair_rounds} must not be negative")
+        rounds: int = option(2, "rounds with wrong labels", symbol="U", at_least=1, search=(1, 5, "int"))
+        retained: bool = option(True, "train on retained data as well", symbol="D_r")
+        repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
     def card(self):

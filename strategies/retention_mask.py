@@ -19,16 +19,13 @@ w_init zero or fresh weights; R rounds of fine-tuning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Params
-from fedforget.strategy import UnlearningStrategy
-
-SALIENCIES = ("retain", "forget")
-STARTS = ("zero", "fresh")
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class RetentionMask(UnlearningStrategy):
@@ -38,23 +35,12 @@ class RetentionMask(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        saliency: str = field(default="retain", metadata={"help": "retain (RBM) or forget data", "symbol": "s"})
-        keep: float = field(
-            default=0.5,
-            metadata={"help": "share of the weights that is kept", "symbol": "rho", "search": (0.05, 0.95, "linear")},
+        saliency: str = option("retain", "retain (RBM) or forget data", symbol="s", choices=("retain", "forget"))
+        keep: float = option(
+            0.5, "share of the weights that is kept", symbol="rho", above=0, at_most=1, search=(0.05, 0.95, "linear")
         )
-        start: str = field(default="fresh", metadata={"help": "reset weights: zero or fresh", "symbol": "w_init"})
-        rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if self.saliency not in SALIENCIES:
-                raise ValueError(f"retention_mask.saliency={self.saliency!r} must be one of {', '.join(SALIENCIES)}")
-            if not 0 < self.keep <= 1:
-                raise ValueError(f"retention_mask.keep={self.keep} must lie in (0, 1]")
-            if self.start not in STARTS:
-                raise ValueError(f"retention_mask.start={self.start!r} must be one of {', '.join(STARTS)}")
-            if self.rounds < 0:
-                raise ValueError(f"retention_mask.rounds={self.rounds} must not be negative")
+        start: str = option("fresh", "reset weights: zero or fresh", symbol="w_init", choices=("zero", "fresh"))
+        rounds: int = option(5, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
     def card(self):

@@ -21,16 +21,14 @@ utility is lost (tau = 0.1: quality 0.10 at a utility of 0.67; docs/results.md, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Params
 from fedforget.routines import gradient
-from fedforget.strategy import UnlearningStrategy
-
-CURVATURES = ("hutchinson", "fisher")
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class SharpnessAware(UnlearningStrategy):
@@ -40,30 +38,14 @@ class SharpnessAware(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        share: float = field(
-            default=0.1,
-            metadata={"help": "share of coordinates that move", "symbol": "q", "search": (0.01, 1.0, "log")},
+        share: float = option(
+            0.1, "share of coordinates that move", symbol="q", above=0, at_most=1, search=(0.01, 1.0, "log")
         )
-        rate: float = field(
-            default=0.001,
-            metadata={
-                "help": "step length for each forgotten example",
-                "symbol": "tau",
-                "search": (0.0001, 0.01, "log"),
-            },
+        rate: float = option(
+            0.001, "step length for each forgotten example", symbol="tau", above=0, search=(0.0001, 0.01, "log")
         )
-        curvature: str = field(default="fisher", metadata={"help": "hutchinson or fisher", "symbol": "diag(H)"})
-        probes: int = field(default=10, metadata={"help": "random vectors of hutchinson", "symbol": "P"})
-
-        def __post_init__(self):
-            if not 0 < self.share <= 1:
-                raise ValueError(f"saps.share={self.share} must lie in (0, 1]")
-            if not self.rate > 0:
-                raise ValueError(f"saps.rate={self.rate} must be positive")
-            if self.curvature not in CURVATURES:
-                raise ValueError(f"saps.curvature={self.curvature!r} must be one of {', '.join(CURVATURES)}")
-            if self.probes < 1:
-                raise ValueError(f"saps.probes={self.probes} must be at least 1")
+        curvature: str = option("fisher", "hutchinson or fisher", symbol="diag(H)", choices=("hutchinson", "fisher"))
+        probes: int = option(10, "random vectors of hutchinson", symbol="P", at_least=1)
 
     card = Card(target_online=True)
 

@@ -23,12 +23,12 @@ Symbols: w student; w_o teacher, the original; p_w^T softmax of the logits over 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedforget.exchange import Card
 from fedforget.params import weighted_mean
 from fedforget.routines import divergence
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class Scrub(UnlearningStrategy):
@@ -38,35 +38,23 @@ class Scrub(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(default=10, metadata={"help": "epochs, each one aggregation", "symbol": "R"})
-        max_rounds: int = field(default=5, metadata={"help": "the first so many have a max-step", "symbol": "msteps"})
-        gamma: float = field(default=0.99, metadata={"help": "weight of the cross-entropy", "symbol": "gamma"})
-        alpha: float = field(
-            default=0.1,
-            metadata={"help": "weight of the divergence on D_r", "symbol": "alpha", "search": (0.01, 1.0, "log")},
+        rounds: int = option(10, "epochs, each one aggregation", symbol="R", at_least=1)
+        max_rounds: int = option(5, "the first so many have a max-step", symbol="msteps", at_least=0)
+        gamma: float = option(0.99, "weight of the cross-entropy", symbol="gamma", at_least=0)
+        alpha: float = option(
+            0.1, "weight of the divergence on D_r", symbol="alpha", at_least=0, search=(0.01, 1.0, "log")
         )
-        temperature: float = field(default=4.0, metadata={"help": "softens both outputs", "symbol": "T"})
-        lr: float = field(
-            default=0.005,
-            metadata={"help": "learning rate in epoch 1", "symbol": "eta", "search": (0.0005, 0.05, "log")},
-        )
-        lr_drops: tuple[int, ...] = field(
-            default=(3, 5, 9), metadata={"help": "after each of these epochs the learning rate is divided by 10"}
+        temperature: float = option(4.0, "softens both outputs", symbol="T", above=0)
+        lr: float = option(0.005, "learning rate in epoch 1", symbol="eta", above=0, search=(0.0005, 0.05, "log"))
+        lr_drops: tuple[int, ...] = option(
+            (3, 5, 9), "after each of these epochs the learning rate is divided by 10", at_least=1
         )
 
-        def __post_init__(self):
-            if self.rounds < 1:
-                raise ValueError(f"scrub.rounds={self.rounds} must be at least 1")
-            if not 0 <= self.max_rounds <= self.rounds:
-                raise ValueError(f"scrub.max_rounds={self.max_rounds} must lie in [0, scrub.rounds={self.rounds}]")
-            for name in ("gamma", "alpha"):
-                if not getattr(self, name) >= 0:
-                    raise ValueError(f"scrub.{name}={getattr(self, name)} must not be negative")
-            if min(self.lr_drops, default=1) < 1:
-                raise ValueError(f"scrub.lr_drops={self.lr_drops} must be epochs, at least 1")
-            for name in ("temperature", "lr"):
-                if not getattr(self, name) > 0:
-                    raise ValueError(f"scrub.{name}={getattr(self, name)} must be positive")
+        def __post_init__(self) -> None:
+            if self.max_rounds > self.rounds:
+                raise ValueError(
+                    f"strategy.scrub.max_rounds is {self.max_rounds}, but must be at most rounds, {self.rounds}"
+                )
 
     @property
     def card(self):

@@ -17,12 +17,12 @@ paper's own caution: ascent destroys what classes share (a class at 61.5 % where
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedforget.exchange import Card
 from fedforget.params import Params
 from fedforget.routines import drift
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class ElasticAscent(UnlearningStrategy):
@@ -32,26 +32,11 @@ class ElasticAscent(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        penalty: float = field(
-            default=1.0,
-            metadata={"help": "strength of the penalty", "symbol": "lambda", "search": (0.1, 100.0, "log")},
-        )
-        lr: float = field(
-            default=0.01,
-            metadata={"help": "learning rate of the ascent", "symbol": "eta", "search": (0.001, 0.1, "log")},
-        )
-        unlearning_rounds: int = field(default=2, metadata={"help": "rounds of ascent", "symbol": "R_u"})
-        epochs: int = field(default=1, metadata={"help": "epochs in each of them", "symbol": "E"})
-        rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if not self.penalty >= 0:
-                raise ValueError(f"sga_ewc.penalty={self.penalty} must not be negative")
-            if not self.lr > 0:
-                raise ValueError(f"sga_ewc.lr={self.lr} must be positive")
-            for name, least in (("unlearning_rounds", 1), ("epochs", 1), ("rounds", 0)):
-                if getattr(self, name) < least:
-                    raise ValueError(f"sga_ewc.{name}={getattr(self, name)} must be at least {least}")
+        penalty: float = option(1.0, "strength of the penalty", symbol="lambda", at_least=0, search=(0.1, 100.0, "log"))
+        lr: float = option(0.01, "learning rate of the ascent", symbol="eta", above=0, search=(0.001, 0.1, "log"))
+        unlearning_rounds: int = option(2, "rounds of ascent", symbol="R_u", at_least=1)
+        epochs: int = option(1, "epochs in each of them", symbol="E", at_least=1)
+        rounds: int = option(5, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     card = Card(target_online=True)
 

@@ -22,14 +22,14 @@ delta = 0.01, Psi* is only certified at a delta of 0.041. Where that is so, a no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Params, weighted_mean
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class InformedRollback(UnlearningStrategy):
@@ -39,21 +39,11 @@ class InformedRollback(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        epsilon: float = field(
-            default=10.0, metadata={"help": "of the certificate", "symbol": "eps", "search": (1.0, 100.0, "log")}
+        epsilon: float = option(10.0, "of the certificate", symbol="eps", above=0, search=(1.0, 100.0, "log"))
+        delta: float = option(0.0, "its failure probability; 0: 1/K", symbol="delta", at_least=0, below=1)
+        sigma: float = option(
+            0.05, "standard deviation of the noise", symbol="sigma", above=0, search=(0.005, 0.5, "log")
         )
-        delta: float = field(default=0.0, metadata={"help": "its failure probability; 0: 1/K", "symbol": "delta"})
-        sigma: float = field(
-            default=0.05,
-            metadata={"help": "standard deviation of the noise", "symbol": "sigma", "search": (0.005, 0.5, "log")},
-        )
-
-        def __post_init__(self):
-            for name in ("epsilon", "sigma"):
-                if not 0 < getattr(self, name) < float("inf"):
-                    raise ValueError(f"sifu.{name}={getattr(self, name)} must be finite and positive")
-            if not 0 <= self.delta < 1:
-                raise ValueError(f"sifu.delta={self.delta} must lie in [0, 1)")
 
     scopes = frozenset({"client"})
 

@@ -28,14 +28,14 @@ is no number (MNIST, the network of `krylov_newton`; at M = 100, N_out = 4 retai
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget import routines
 from fedforget.params import Params
 from fedforget.solvers import cauchy_step, cubic_descent
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class StochasticCubicNewton(UnlearningStrategy):
@@ -45,28 +45,15 @@ class StochasticCubicNewton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        lipschitz: float = field(
-            default=5.0,
-            metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M", "search": (0.5, 50.0, "log")},
+        lipschitz: float = option(
+            5.0, "Lipschitz constant of the Hessian", symbol="M", above=0, search=(0.5, 50.0, "log")
         )
-        steps: int = field(default=10, metadata={"help": "outer steps", "symbol": "N_out"})
-        inner_steps: int = field(default=5, metadata={"help": "descent steps on each model", "symbol": "N_in"})
-        eta: float = field(
-            default=0.01, metadata={"help": "size of a descent step", "symbol": "eta", "search": (0.001, 0.1, "log")}
-        )
-        perturbation: float = field(default=1e-3, metadata={"help": "norm added to the gradient", "symbol": "sigma"})
-        gradient_batch: int = field(default=0, metadata={"help": "examples a client; 0 = all", "symbol": "B_g"})
-        hessian_batch: int = field(default=0, metadata={"help": "examples a client; 0 = all", "symbol": "B_h"})
-
-        def __post_init__(self):
-            for name in ("lipschitz", "eta"):
-                if not 0 < getattr(self, name) < float("inf"):
-                    raise ValueError(f"stochastic_cubic_newton.{name}={getattr(self, name)} must be positive")
-            for name, least in (
-                ("steps", 1), ("inner_steps", 0), ("perturbation", 0), ("gradient_batch", 0), ("hessian_batch", 0)
-            ):  # fmt: skip
-                if not getattr(self, name) >= least:
-                    raise ValueError(f"stochastic_cubic_newton.{name}={getattr(self, name)} must be at least {least}")
+        steps: int = option(10, "outer steps", symbol="N_out", at_least=1)
+        inner_steps: int = option(5, "descent steps on each model", symbol="N_in", at_least=0)
+        eta: float = option(0.01, "size of a descent step", symbol="eta", above=0, search=(0.001, 0.1, "log"))
+        perturbation: float = option(1e-3, "norm added to the gradient", symbol="sigma", at_least=0)
+        gradient_batch: int = option(0, "examples a client; 0 = all", symbol="B_g", at_least=0)
+        hessian_batch: int = option(0, "examples a client; 0 = all", symbol="B_h", at_least=0)
 
     def unlearn(self, request, history, cohort):
         """N_out outer steps of 2 + N_in rounds."""

@@ -10,9 +10,9 @@ Deviations: none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class TruncatedRetrain(UnlearningStrategy):
@@ -22,11 +22,7 @@ class TruncatedRetrain(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        share: float = field(default=0.5, metadata={"help": "share of the original's rounds", "symbol": "s"})
-
-        def __post_init__(self):
-            if not 0 < self.share <= 1:
-                raise ValueError(f"truncated_retrain.share={self.share} must lie in (0, 1]")
+        share: float = option(0.5, "share of the original's rounds", symbol="s", above=0, at_most=1)
 
     def unlearn(self, request, history, cohort):
         """``max(1, round(s T))`` rounds from the initial model on retained data."""

@@ -35,13 +35,13 @@ rounds.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Params
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class Unrolling(UnlearningStrategy):
@@ -51,12 +51,8 @@ class Unrolling(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        renormalise: bool = field(default=False, metadata={"help": "the others take over the weight", "symbol": ""})
-        products: int = field(default=0, metadata={"help": "Hessian products to note e; 0: it is not", "symbol": ""})
-
-        def __post_init__(self):
-            if self.products < 0:
-                raise ValueError(f"unrolling.products={self.products} must not be negative")
+        renormalise: bool = option(False, "the others take over the weight")
+        products: int = option(0, "Hessian products to note e; 0: it is not", at_least=0)
 
     @property
     def card(self):

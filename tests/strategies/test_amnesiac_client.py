@@ -149,7 +149,7 @@ def test_repair_is_ordinary_rounds_on_what_stays(tmp_path: Path) -> None:
 def test_what_it_assumes(tmp_path: Path) -> None:
     assert AmnesiacClient.scopes == {"client", "sample", "class"}
     assert AmnesiacClient().card == Card(target_online=True, retained_online=False, client_records=True)
-    with pytest.raises(ValueError, match="amnesiac_client.repair_rounds=-1 must not be negative"):
+    with pytest.raises(ValueError, match="strategy.amnesiac_client.repair_rounds is -1, but must be at least 0"):
         AmnesiacClient.Config(repair_rounds=-1)
     with pytest.raises(ValueError, match="amnesiac_client learns by fedavg; learning.learner is 'fedadam'"):
         AmnesiacClient(None, LearningConfig(learner="fedadam")).check(toy(tmp_path).cohort())

@@ -90,9 +90,9 @@ def test_the_least_salient_weights_go(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"share": 0.0}, r"lure.share=0.0 must lie in \(0, 1\]"),
-        ({"batches": 1.5}, r"lure.batches=1.5 must lie in \(0, 1\]"),
-        ({"rounds": -1}, "lure.rounds=-1 must not be negative"),
+        ({"share": 0.0}, r"strategy.lure.share is 0.0, but must be in \(0, 1\]"),
+        ({"batches": 1.5}, r"strategy.lure.batches is 1.5, but must be in \(0, 1\]"),
+        ({"rounds": -1}, "strategy.lure.rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

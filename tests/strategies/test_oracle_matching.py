@@ -80,7 +80,7 @@ def test_what_it_assumes() -> None:
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="oracle_matching.rounds=0 must be at least 1"):
+    with pytest.raises(ValueError, match="strategy.oracle_matching.rounds is 0, but must be at least 1"):
         CONFIG(rounds=0)
-    with pytest.raises(ValueError, match="oracle_matching.lr=0.0 must be positive"):
+    with pytest.raises(ValueError, match="strategy.oracle_matching.lr is 0.0, but must be above 0"):
         CONFIG(lr=0.0)

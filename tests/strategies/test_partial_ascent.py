@@ -126,13 +126,13 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"density": 0.0}, r"partial_ascent.density=0.0 must lie in \(0, 1\]"),
-        ({"mask": "bottom"}, "partial_ascent.mask='bottom' must be one of top, rotating"),
-        ({"restraint": "none"}, "partial_ascent.restraint='none' must be one of data, origin"),
-        ({"mu": -1.0}, "partial_ascent.mu=-1.0 must not be negative"),
-        ({"lr": 0.0}, "partial_ascent.lr=0.0 must be positive"),
-        ({"rounds": 0}, "partial_ascent.rounds=0 must be at least 1"),
-        ({"repair_rounds": -1}, "partial_ascent.repair_rounds=-1 must not be negative"),
+        ({"density": 0.0}, r"strategy.partial_ascent.density is 0.0, but must be in \(0, 1\]"),
+        ({"mask": "bottom"}, "strategy.partial_ascent.mask is 'bottom', but must be one of top, rotating"),
+        ({"restraint": "none"}, "strategy.partial_ascent.restraint is 'none', but must be one of data, origin"),
+        ({"mu": -1.0}, "strategy.partial_ascent.mu is -1.0, but must be at least 0"),
+        ({"lr": 0.0}, "strategy.partial_ascent.lr is 0.0, but must be above 0"),
+        ({"rounds": 0}, "strategy.partial_ascent.rounds is 0, but must be at least 1"),
+        ({"repair_rounds": -1}, "strategy.partial_ascent.repair_rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

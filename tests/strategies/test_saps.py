@@ -106,10 +106,10 @@ def test_the_forgotten_data_is_fitted_worse(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"share": 0.0}, r"saps.share=0.0 must lie in \(0, 1\]"),
-        ({"rate": 0.0}, "saps.rate=0.0 must be positive"),
-        ({"curvature": "exact"}, "saps.curvature='exact' must be one of hutchinson, fisher"),
-        ({"probes": 0}, "saps.probes=0 must be at least 1"),
+        ({"share": 0.0}, r"strategy.saps.share is 0.0, but must be in \(0, 1\]"),
+        ({"rate": 0.0}, "strategy.saps.rate is 0.0, but must be above 0"),
+        ({"curvature": "exact"}, "strategy.saps.curvature is 'exact', but must be one of hutchinson, fisher"),
+        ({"probes": 0}, "strategy.saps.probes is 0, but must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -115,11 +115,11 @@ def test_a_batch_that_holds_everything_changes_nothing(toy, unlearn):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lipschitz": 0.0}, "stochastic_cubic_newton.lipschitz=0.0 must be positive"),
-        ({"eta": float("nan")}, "stochastic_cubic_newton.eta=nan must be positive"),
-        ({"steps": 0}, "stochastic_cubic_newton.steps=0 must be at least 1"),
-        ({"inner_steps": -1}, "stochastic_cubic_newton.inner_steps=-1 must be at least 0"),
-        ({"hessian_batch": -1}, "stochastic_cubic_newton.hessian_batch=-1 must be at least 0"),
+        ({"lipschitz": 0.0}, "strategy.stochastic_cubic_newton.lipschitz is 0.0, but must be above 0"),
+        ({"eta": float("nan")}, "strategy.stochastic_cubic_newton.eta is nan, but must be a finite number"),
+        ({"steps": 0}, "strategy.stochastic_cubic_newton.steps is 0, but must be at least 1"),
+        ({"inner_steps": -1}, "strategy.stochastic_cubic_newton.inner_steps is -1, but must be at least 0"),
+        ({"hessian_batch": -1}, "strategy.stochastic_cubic_newton.hessian_batch is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

@@ -121,7 +121,7 @@ def test_what_it_assumes() -> None:
     assert Unrolling().card == Card("nothing", target_online=True, retained_online=False)
     assert Unrolling(Unrolling.Config(True)).card == Card("globals", target_online=True, retained_online=False)
     assert Unrolling(Unrolling.Config(products=3)).card == Card("nothing", target_online=True)
-    with pytest.raises(ValueError, match="unrolling.products=-1 must not be negative"):
+    with pytest.raises(ValueError, match="strategy.unrolling.products is -1, but must be at least 0"):
         Unrolling.Config(products=-1)
 
 
