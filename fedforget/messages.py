@@ -21,7 +21,7 @@ from fedforget.data import DataConfig
 from fedforget.models import ModelConfig
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
-from fedforget.routines import LocalConfig
+from fedforget.routines import LocalConfig, Option
 from fedforget.seeds import Seeds
 
 DESCRIBE, TRAIN, EVALUATE = "query.describe", "train", "evaluate"
@@ -110,7 +110,7 @@ class Work:
         clients: the clients asked; a node finds its own share of them here.
         removed: requests already served.
         request: the request being served.
-        options: numbers and words for the routine.
+        options: numbers, texts and tuples of them for the routine.
         parts: for an evaluation, ``(client, split, start, stop, model)``: the examples from ``start`` to ``stop`` of
             the split in its audit order, or so many points around or between examples (``near``, ``far``, ``plane``),
             and the number of the model that is asked; its vector has that number as its name.
@@ -130,7 +130,7 @@ class Work:
     clients: tuple[int, ...] = ()
     removed: tuple[UnlearningRequest, ...] = ()
     request: UnlearningRequest | None = None
-    options: Mapping[str, int | float | str] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
     parts: tuple[tuple[int, str, int, int, int], ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     pooled: tuple[int, ...] = ()
@@ -158,6 +158,8 @@ class Work:
         clients, parts = tuple(fields["clients"]), tuple(tuple(part) for part in fields["parts"])
         parsed = {"seeds": seeds, "removed": removed, "request": request, "clients": clients, "parts": parts}
         parsed["planned"] = planned
+        options = fields["options"].items()
+        parsed["options"] = {name: tuple(value) if isinstance(value, list) else value for name, value in options}
         parsed["groups"] = tuple(tuple(group) for group in fields["groups"])
         parsed["pooled"] = tuple(fields["pooled"])
         return cls(**{**fields, **parsed})

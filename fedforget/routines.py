@@ -1,8 +1,8 @@
 """Client-side work shared by several papers, and the `Client` that every routine receives.
 
 A routine is a function of one `Client`. It either changes ``client.model`` and returns nothing, and the reply is the
-update (model after minus model before), or it returns `Params`, and they are the reply. A strategy names a routine as
-``"module:function"``; the function may live in this file or beside the strategy that needs it.
+update (model after minus model before), or it returns `Params`, and they are the reply. A strategy passes the function
+itself, which lives in this file or beside the strategy that needs it; messages carry its name, ``"module:function"``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import importlib
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from fedforget.seeds import Seeds
 OPTIMIZERS = ("sgd", "adam")
 MASKS = ("top", "rotating")
 PACKAGES = ("fedforget.routines", "strategies.")
+
+Option = int | float | str | Sequence[int | float | str]  # what a strategy may send along by name
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Client:
             split and then drop what is absent, so an oracle sees its data in the original's order.
         capacity: size of that whole split.
         local: the recipe.
-        options: what the strategy sent along, by name.
+        options: what the strategy sent along, by name: numbers, texts and tuples of them.
         vectors: parameter vectors that the strategy sent along, by name.
         seeds: the client's random streams in this round.
         rows: where each example stands among all that the process holds, ``[n]``. These, ``places``, ``forgotten`` and
@@ -158,7 +160,7 @@ class Client:
     capacity: int
     local: LocalConfig
     seeds: Seeds
-    options: Mapping[str, int | float | str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     vectors: Mapping[str, Params] = field(default_factory=dict)
     forgotten: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     steps: int = 0
@@ -252,7 +254,7 @@ class Client:
         fields = {name: value for name, value in self.options.items() if name in LocalConfig.__dataclass_fields__}
         if not fields:
             return self
-        return replace(self, local=replace(self.local, **fields))  # type: ignore[arg-type]
+        return replace(self, local=replace(self.local, **fields))
 
 
 Routine = Callable[[Client], Params | None]
@@ -455,6 +457,24 @@ def find(name: str) -> Routine:
     if not inspect.isfunction(routine) or routine.__module__ != module:
         raise ValueError(f"routine {name!r} is refused; {function} is not a function defined in {module}")
     return routine
+
+
+def name_of(routine: Routine) -> str:
+    """The name ``"module:function"`` by which clients `find` a routine.
+
+    Raises:
+        ValueError: if it is no function, or one that clients would not find.
+    """
+    if not inspect.isfunction(routine):
+        raise ValueError(f"routine is {routine!r}, but must be a function, e.g. routine=ascend")
+    name = f"{routine.__module__}:{routine.__qualname__}"
+    with suppress(ValueError):
+        if find(name) is routine:
+            return name
+    raise ValueError(
+        f"clients cannot find routine {routine.__qualname__} of {routine.__module__}; write it as a function at the "
+        "top level of the strategy's file, without a leading underscore"
+    )
 
 
 def drift(client: Client, anchor: Params, weights: Params) -> Tensor:

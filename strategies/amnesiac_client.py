@@ -61,7 +61,7 @@ class AmnesiacClient(UnlearningStrategy):
         w, last = initial, first_round + rounds - 1
         for t in range(first_round, last + 1):
             noted = len(cohort.notes)
-            cohort.reduce(w, routine="strategies.amnesiac_client:train_and_keep", round=t)
+            cohort.reduce(w, routine=train_and_keep, round=t)
             w = cohort.last_replies.added_to(w)
             recording.add(t, w, cohort.last_replies, cohort.notes[noted:], t == last)
             yield w
@@ -71,10 +71,11 @@ class AmnesiacClient(UnlearningStrategy):
         w, first = history.final, cohort.next_round
         n = {t: history.weights(t) for t in range(1, history.rounds + 1)}
         for c in cohort.targets:
-            shares = {f"share-{t}": 1 / history.examples(t) for t in n if c in n[t]}
-            if shares:
-                asked = {"routine": "strategies.amnesiac_client:sum_kept", "split": "forget", "round": first}
-                kept = cohort.train(history.final, [c], **asked, number=len(cohort.removed), **shares)
+            rounds = [t for t in n if c in n[t]]
+            if rounds:
+                told = {"number": len(cohort.removed), "rounds": rounds}
+                told["shares"] = [1 / history.examples(t) for t in rounds]
+                kept = cohort.train(history.final, [c], routine=sum_kept, split="forget", round=first, **told)
                 n_c = next(n[t][c] for t in n if c in n[t])
                 w = w - n_c * kept.by_client()[c]
         yield w
@@ -105,6 +106,6 @@ def sensitive_steps(client: routines.Client) -> dict[int, Params]:
 
 def sum_kept(client: routines.Client) -> Params:
     """What the client kept for the request ``number``: each round's sum, times that round's share."""
-    number, shares = client.options["number"], [name for name in client.options if name.startswith("share-")]
-    kept = (client.options[name] * client.shelf.get(f"{number}-{name.removeprefix('share-')}") for name in shares)
+    number, shares = client.options["number"], zip(client.options["rounds"], client.options["shares"], strict=True)
+    kept = (share * client.shelf.get(f"{number}-{t}") for t, share in shares)
     return Params(sum(kept), Layout.of(client.model))

@@ -72,10 +72,9 @@ class CertifiedNewton(UnlearningStrategy):
         w, last = initial, first_round + rounds - 1
         n = sum(cohort.federation.num_train.values())
         b, decay = self.perturbation(cohort, w.layout) / n, self.config.regularisation / n
-        routine = "strategies.certified_newton:perturbed"
         for t in range(first_round, last + 1):
             noted = len(cohort.notes)
-            replies = cohort.train(w, routine=routine, round=t, vectors={"b": b.float()}, weight_decay=decay)
+            replies = cohort.train(w, routine=perturbed, round=t, vectors={"b": b.float()}, weight_decay=decay)
             w = w + replies.mean()
             if recording:
                 recording.add(t, w, replies, cohort.notes[noted:], t == last)

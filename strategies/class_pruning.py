@@ -54,8 +54,7 @@ class ClassPruning(UnlearningStrategy):
         """One round for A, then R_ft rounds of the pruned network."""
         w, classes = history.final, int(cohort.federation.about["num_classes"])
         asked, layout = {*cohort.targets, *cohort.retained}, reply_layout(w.layout, classes)
-        routine = "strategies.class_pruning:activations"
-        found = cohort.reduce(w, asked, routine=routine, split="train", layout=layout, classes=classes).layers()
+        found = cohort.reduce(w, asked, routine=activations, split="train", layout=layout, classes=classes).layers()
         counts = found.pop("counts").clamp(min=torch.finfo(torch.float32).tiny)
         A = {name: sums.double() / counts.double()[:, None] for name, sums in found.items()}
         m = Params(torch.ones_like(w.flat), w.layout)

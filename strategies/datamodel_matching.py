@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 
 from fedforget.exchange import Card
+from fedforget.routines import match
 from fedforget.strategy import UnlearningStrategy, option
 
 
@@ -75,9 +76,7 @@ class DatamodelMatching(UnlearningStrategy):
             asked = {*cohort.sample(t), *cohort.targets}
             recipe = {"lr": self.config.lr, "lr_decay": 1.0, **mixture}
             sent = {"original": history.final, **trained}
-            w = w + cohort.reduce(
-                w, asked, routine="fedforget.routines:match", split="train", round=t, vectors=sent, **recipe
-            )
+            w = w + cohort.reduce(w, asked, routine=match, split="train", round=t, vectors=sent, **recipe)
             yield w
 
 

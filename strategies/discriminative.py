@@ -54,8 +54,7 @@ class Discriminative(UnlearningStrategy):
         terms = {"form": self.config.form, "weight": self.config.alpha}
         for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
             D = cohort.reduce(w, round=t)
-            routine = "strategies.discriminative:regularise"
-            G = cohort.reduce(w, cohort.targets, routine=routine, split="forget", round=t, **terms)
+            G = cohort.reduce(w, cohort.targets, routine=regularise, split="forget", round=t, **terms)
             w = w + D + G
             yield w
 

@@ -53,7 +53,7 @@ class Distillation(UnlearningStrategy):
         yield w
         ask = {"vectors": {"teacher": w_o}, "T": self.config.temperature, "hard": self.config.hard}
         for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            w = w + cohort.reduce(w, routine="strategies.distillation:distil", round=t, **ask)
+            w = w + cohort.reduce(w, routine=distil, round=t, **ask)
             yield w
 
 

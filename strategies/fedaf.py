@@ -63,17 +63,20 @@ class FedAF(UnlearningStrategy):
         if not F.norm() > 0:
             cohort.notes.append(f"F is zero (clip={c.clip:g}), so nothing holds what the retained data needs")
         yield w
-        teaching = {"teachers": c.teachers, "temperature": c.temperature, "labels": c.labels}
-        recipe = {"lambda": c.penalty, "epochs": c.epochs, "steps": 0, "seed": cohort.seeds.integer("fedaf")}
         for _ in range(c.rounds):
             w = w + cohort.reduce(
                 w,
                 cohort.targets,
-                routine="strategies.fedaf:overwrite",
+                routine=overwrite,
                 split="forget",
                 vectors={"w_o": w_o, "F": F},
-                **teaching,
-                **recipe,
+                teachers=c.teachers,
+                temperature=c.temperature,
+                labels=c.labels,
+                penalty=c.penalty,
+                seed=cohort.seeds.integer("fedaf"),
+                epochs=c.epochs,
+                steps=0,
             )
             yield w
         yield from self.learn(cohort, w, c.recovery_rounds, first_round=history.rounds + 1)
@@ -91,10 +94,10 @@ def refine(F, q, divide):
 @torch.no_grad()
 def new_memories(client):
     """z for every example of the split, ``[n, classes]``."""
-    generator = torch.Generator().manual_seed(int(client.options["seed"]))
+    generator = torch.Generator().manual_seed(client.options["seed"])
     teacher, layout = copy.deepcopy(client.model), Params.from_module(client.model).layout
     total = 0
-    for _ in range(int(client.options["teachers"])):
+    for _ in range(client.options["teachers"]):
         fresh(layout, generator).copy_to(teacher)
         logits = torch.cat([teacher(inputs) for inputs in client.inputs.split(500)])
         total = total + (logits / client.options["temperature"]).softmax(1)
@@ -112,6 +115,6 @@ def overwrite(client):
     client.labels = new_memories(client)
     F, w_o = client.vectors["F"], client.vectors["w_o"]
     eta = client.local.lr * client.local.lr_decay ** (client.round - 1)
-    hold = Params((client.options["lambda"] * F.flat).clamp(max=1 / eta), F.layout)
+    hold = Params((client.options["penalty"] * F.flat).clamp(max=1 / eta), F.layout)
     for inputs, z in client.batches():
         client.step(client.loss(inputs, z) + drift(client, w_o, hold) / 2)

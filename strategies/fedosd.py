@@ -29,9 +29,8 @@ import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Params, weighted_mean
+from fedforget.routines import gradient
 from fedforget.strategy import UnlearningStrategy, option
-
-GRADIENT = "fedforget.routines:gradient"
 
 
 class FedOSD(UnlearningStrategy):
@@ -55,14 +54,14 @@ class FedOSD(UnlearningStrategy):
         """R rounds of two parts, then R_r rounds of one."""
         w = history.final
         for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            unlearn = {"routine": "strategies.fedosd:unlearning", "split": "forget", "round": t}
+            unlearn = {"routine": unlearning, "split": "forget", "round": t}
             g_u = equal_mean(cohort.train(w, cohort.targets, **unlearn))
-            G = [reply.update for reply in cohort.train(w, cohort.retained, routine=GRADIENT, round=t)]
+            G = [reply.update for reply in cohort.train(w, cohort.retained, routine=gradient, round=t)]
             w = w - self.config.lr * orthogonal(g_u, G)
             yield w
         cohort.hold(history.final)
         for _ in range(self.config.post_rounds):
-            replies = cohort.train(w, cohort.retained, routine=GRADIENT)
+            replies = cohort.train(w, cohort.retained, routine=gradient)
             g = [without(reply.update, w - history.final) for reply in replies]
             w = w - self.config.post_lr * weighted_mean(g, [1] * len(g))
             yield w

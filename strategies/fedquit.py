@@ -56,7 +56,7 @@ class FedQuit(UnlearningStrategy):
         """One round at the forgetting clients, then R ordinary rounds."""
         c, w = self.config, history.final
         recipe = {"epochs": c.epochs, "steps": 0, "true_class": c.true_class}
-        w = w + cohort.reduce(w, cohort.targets, routine="strategies.fedquit:distil", split="forget", **recipe)
+        w = w + cohort.reduce(w, cohort.targets, routine=distil, split="forget", **recipe)
         yield w
         yield from self.learn(cohort, w, c.rounds, first_round=history.rounds + 1)
 

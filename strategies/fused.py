@@ -56,10 +56,9 @@ class SparseAdapters(UnlearningStrategy):
         yield w
         layout = adapter_layout(w.layout, critical, o.rank)
         x = unchanging(layout, cohort.seeds.torch("fused"))
-        options = {"critical": ",".join(critical), "rank": o.rank, "scale": o.scale}
-        routine = "strategies.fused:adapt"
+        options = {"critical": critical, "rank": o.rank, "scale": o.scale}
         for _ in range(o.rounds):
-            x = x + cohort.reduce(w, routine=routine, vectors={"adapters": x}, layout=layout, **options)
+            x = x + cohort.reduce(w, routine=adapt, vectors={"adapters": x}, layout=layout, **options)
             layers = adapted(w.layers(), x.layers(), critical, o.scale)
             yield Params(torch.cat([layer.flatten() for layer in layers.values()]), w.layout)
 
@@ -101,7 +100,7 @@ def adapted(layers, x, critical, scale):
 
 def adapt(client):
     """The change of the adapters in ordinary local training that leaves the model alone."""
-    critical = str(client.options["critical"]).split(",")
+    critical = client.options["critical"]
     layout = adapter_layout(Layout.of(client.model), critical, int(client.options["rank"]))
     sent = Params(client.vectors["adapters"].flat.to(client.inputs.device), layout)
     x = {name: layer.clone().requires_grad_() for name, layer in sent.layers().items()}

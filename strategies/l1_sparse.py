@@ -40,7 +40,7 @@ class L1Sparse(UnlearningStrategy):
         w, R = history.final, self.config.rounds
         for t in range(R):
             gamma = self.config.gamma * (1 - t / R if self.config.decay else 1)
-            w = w + cohort.reduce(w, routine="strategies.l1_sparse:sparse", round=history.rounds + 1 + t, gamma=gamma)
+            w = w + cohort.reduce(w, routine=sparse, round=history.rounds + 1 + t, gamma=gamma)
             yield w
 
 

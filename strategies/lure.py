@@ -44,9 +44,7 @@ class Lure(UnlearningStrategy):
     def unlearn(self, request, history, cohort):
         """One round for the saliency, then R ordinary rounds from the renewed model."""
         w = history.final
-        saliency = cohort.reduce(
-            w, cohort.retained, routine="strategies.lure:salience", epochs=1, steps=0, effort=self.config.batches
-        )
+        saliency = cohort.reduce(w, cohort.retained, routine=salience, epochs=1, steps=0, effort=self.config.batches)
         s = Params(w.flat.abs() * saliency.flat, w.layout)
         w = renew(w, s, self.config.share, fresh(w.layout, cohort.seeds.torch("lure")))
         yield w

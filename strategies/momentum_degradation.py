@@ -81,9 +81,8 @@ class MomentumDegradation(UnlearningStrategy):
 
 def guided(cohort, w, w_de, t):
     """The model after a round of guidance from ``w``."""
-    routine = "strategies.momentum_degradation:guide"
     asked = {*cohort.targets, *cohort.sample(t)}
-    return w + cohort.reduce(w, asked, routine=routine, split="train", round=t, vectors={"w_de": w_de})
+    return w + cohort.reduce(w, asked, routine=guide, split="train", round=t, vectors={"w_de": w_de})
 
 
 def guide(client):

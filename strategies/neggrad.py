@@ -45,7 +45,7 @@ class NegGrad(UnlearningStrategy):
     def unlearn(self, request, history, cohort):
         """``w <- w + beta mean_k D_k + mean_c A_c``: descent on retained, weighted ascent on forgotten data."""
         w, beta = history.final, self.config.beta
-        ascent = {"routine": "strategies.neggrad:ascend", "split": "forget", "weight": 1 - beta}
+        ascent = {"routine": ascend, "split": "forget", "weight": 1 - beta}
         for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
             D = cohort.reduce(w, round=t)
             A = cohort.reduce(w, cohort.targets, round=t, **ascent)

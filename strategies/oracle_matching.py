@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedforget.exchange import Card
+from fedforget.routines import match
 from fedforget.strategy import UnlearningStrategy, option
 
 
@@ -46,7 +47,5 @@ class OracleMatching(UnlearningStrategy):
         for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
             clients = {*cohort.sample(t), *cohort.targets}
             recipe = {"lr": self.config.lr, "lr_decay": 1.0}
-            w = w + cohort.reduce(
-                w, clients, routine="fedforget.routines:match", split="train", vectors={"h": w_g}, h=1.0, **recipe
-            )
+            w = w + cohort.reduce(w, clients, routine=match, split="train", vectors={"h": w_g}, h=1.0, **recipe)
             yield w

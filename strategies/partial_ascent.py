@@ -66,8 +66,7 @@ class PartialAscent(UnlearningStrategy):
                 asked, split, vectors = {*cohort.targets, *cohort.sample(t)}, "train", {}
             else:
                 asked, split, vectors = cohort.targets, "forget", {"w_o": w_o}
-            routine = "strategies.partial_ascent:ascend_part"
-            w = w + cohort.reduce(w, asked, routine=routine, split=split, vectors=vectors, **options)
+            w = w + cohort.reduce(w, asked, routine=ascend_part, split=split, vectors=vectors, **options)
             yield w
         yield from self.learn(cohort, w, self.config.repair_rounds, first_round=cohort.next_round)
 

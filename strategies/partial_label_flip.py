@@ -58,8 +58,7 @@ class PartialLabelFlip(UnlearningStrategy):
             asked, split = cohort.targets, "forget"
             if self.config.retained:
                 asked, split = {*asked, *cohort.sample(t)}, "train"
-            routine = "strategies.partial_label_flip:flip_part"
-            w = w + cohort.reduce(w, asked, routine=routine, split=split, **options)
+            w = w + cohort.reduce(w, asked, routine=flip_part, split=split, **options)
             yield w
         yield from self.learn(cohort, w, self.config.repair_rounds, first_round=cohort.next_round)
 

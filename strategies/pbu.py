@@ -57,7 +57,7 @@ class PartiallyBlinded(UnlearningStrategy):
             w = w + cohort.reduce(
                 w,
                 cohort.targets,
-                routine="strategies.pbu:blind",
+                routine=blind,
                 split="forget",
                 vectors={"w_o": w_o, "hold": hold},
                 ascent=c.ascent,

@@ -72,7 +72,7 @@ class ProjectedAscent(UnlearningStrategy):
                 w_c = history.model(t - 1) + history.update(t, target)
                 w_ref = w - p / (1 - p) * (w_c - history.model(t))
                 sent = {"split": "forget", "vectors": {"w_c": w_c}, **recipe, **effort, **limits}
-                w = w_ref + cohort.train(w_ref, [target], routine="strategies.pga:ascend", **sent).mean()
+                w = w_ref + cohort.train(w_ref, [target], routine=ascend, **sent).mean()
             yield w
         yield from self.learn(cohort, w, c.rounds, first_round=history.rounds + 1)
 

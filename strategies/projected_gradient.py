@@ -62,16 +62,16 @@ class ProjectedGradient(UnlearningStrategy):
     def unlearn(self, request, history, cohort):
         """One round of features, then R_u rounds of projected ascent."""
         o, w = self.config, history.final
-        routine, layout = "strategies.projected_gradient:covariances", feature_layout(cohort.layout)
-        replies = cohort.train(w, cohort.retained, routine=routine, layout=layout)
+        layout = feature_layout(cohort.layout)
+        replies = cohort.train(w, cohort.retained, routine=covariances, layout=layout)
         C = Params(sum(reply.update.flat.double() for reply in replies), layout)
         bases = [basis(C_l, o.energy, o.rank).float() for C_l in C.layers().values()]
         U = Params(torch.cat([U_l.flatten() for U_l in bases]), feature_layout(cohort.layout, o.rank))
         for r in range(o.rounds):
             eta = o.lr * (o.lr_end / o.lr) ** (r / max(1, o.rounds - 1))
             recipe = {"lr": eta, "epochs": o.epochs, "steps": 0, "batch_size": o.batch_size}
-            routine, options = "strategies.projected_gradient:ascend", {"rank": o.rank, "beta": o.entropy, **recipe}
-            w = w + cohort.reduce(w, cohort.targets, routine=routine, split="forget", vectors={"U": U}, **options)
+            options = {"rank": o.rank, "beta": o.entropy, **recipe}
+            w = w + cohort.reduce(w, cohort.targets, routine=ascend, split="forget", vectors={"U": U}, **options)
             yield w
 
 

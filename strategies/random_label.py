@@ -48,7 +48,7 @@ class RandomLabel(UnlearningStrategy):
             asked, split = cohort.targets, "forget"
             if self.config.retained:
                 asked, split = {*asked, *cohort.sample(t)}, "train"
-            w = w + cohort.reduce(w, asked, routine="strategies.random_label:train_on_wrong_labels", split=split)
+            w = w + cohort.reduce(w, asked, routine=train_on_wrong_labels, split=split)
             yield w
         yield from self.learn(cohort, w, self.config.repair_rounds, first_round=cohort.next_round)
 

@@ -64,7 +64,7 @@ class SharpnessAware(UnlearningStrategy):
                 yield w_o
             cohort.hold()
         sent = {"split": "forget", "vectors": {"S": sharpest(H, self.config.share)}}
-        mean = cohort.reduce(w_o, cohort.targets, routine="strategies.saps:selected", **sent)
+        mean = cohort.reduce(w_o, cohort.targets, routine=selected, **sent)
         G = -sum(cohort.last_replies.weights().values()) * mean
         yield w_o - self.config.rate * G
 

@@ -70,8 +70,8 @@ class Scrub(UnlearningStrategy):
             ask = {"round": history.rounds + e, "vectors": {"teacher": w_o}, "T": T, "lr": eta, "lr_decay": 1.0}
             steps = []
             if e <= self.config.max_rounds:
-                steps += cohort.train(w, cohort.targets, routine="strategies.scrub:max_step", split="forget", **ask)
-            steps += cohort.train(w, routine="strategies.scrub:min_step", gamma=gamma, alpha=alpha, **ask)
+                steps += cohort.train(w, cohort.targets, routine=max_step, split="forget", **ask)
+            steps += cohort.train(w, routine=min_step, gamma=gamma, alpha=alpha, **ask)
             D, n = {}, {}
             for reply in steps:
                 k = reply.client

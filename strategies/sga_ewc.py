@@ -53,7 +53,7 @@ class ElasticAscent(UnlearningStrategy):
         effort = {"epochs": c.epochs, "steps": 0}
         sent = {"split": "forget", "vectors": {"w_o": w_o, "hold": hold}, **recipe, **effort}
         for _ in range(c.unlearning_rounds):
-            w = w + cohort.reduce(w, cohort.targets, routine="strategies.sga_ewc:ascend", **sent)
+            w = w + cohort.reduce(w, cohort.targets, routine=ascend, **sent)
             yield w
         yield from self.learn(cohort, w, c.rounds, first_round=history.rounds + 1)
 

@@ -75,12 +75,11 @@ class StochasticCubicNewton(UnlearningStrategy):
         """The gradient at ``w``, and the function ``v -> H v``: one batch of each for the whole outer step."""
         decay, t = cohort.task.local.weight_decay, cohort.next_round
 
-        def pooled(name, size, **vectors):
-            routine = f"strategies.stochastic_cubic_newton:{name}"
+        def pooled(routine, size, **vectors):
             return cohort.reduce(w, cohort.retained, routine=routine, round=t, vectors=vectors, size=size)
 
-        g = pooled("gradient", self.config.gradient_batch) + decay * w
-        return g, lambda v: pooled("product", self.config.hessian_batch, v=v) + decay * v
+        g = pooled(gradient, self.config.gradient_batch) + decay * w
+        return g, lambda v: pooled(product, self.config.hessian_batch, v=v) + decay * v
 
 
 def gradient(client):

@@ -41,6 +41,7 @@ import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Params
+from fedforget.routines import gradient
 from fedforget.strategy import UnlearningStrategy, option
 
 
@@ -69,9 +70,8 @@ class Unrolling(UnlearningStrategy):
         """One round, at the initial weights, after those that estimate e."""
         yield from self.note_error(history, cohort)
         local, w_0 = cohort.task.local, history.initial
-        routine = "fedforget.routines:gradient"
         cohort.hold(w_0)
-        replies = cohort.train(w_0, cohort.targets, routine=routine, split="forget")
+        replies = cohort.train(w_0, cohort.targets, routine=gradient, split="forget")
         w = w_0 if self.config.renormalise else history.final
         for t in range(1, history.rounds + 1):
             n, p_all, added = history.weights(t), 0.0, w_0 * 0.0

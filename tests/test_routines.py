@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import strategies
 from fedforget import models, routines
 from fedforget.params import Params
-from fedforget.routines import Client, LocalConfig, Optimizer, drift, find, fresh, gradient, train
+from fedforget.routines import Client, LocalConfig, Optimizer, Routine, drift, find, fresh, gradient, name_of, train
 from fedforget.seeds import Seeds
 
 quick = settings(max_examples=40, deadline=None)
@@ -338,6 +338,25 @@ def test_names_that_a_strategy_only_imported_are_refused(paper: str, function: s
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="routine"):
         find(name)
+
+
+def test_a_routine_is_named_by_where_it_is_found(paper: str) -> None:
+    for name in ("fedforget.routines:train", f"{paper}:ascend"):
+        assert name_of(find(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("routine", "complaint"),
+    [
+        (lambda client: None, r"clients cannot find routine <lambda> of .*; write it as a function at the top level"),
+        (draw, "clients cannot find routine draw of .*test_routines"),
+        ("strategies.mine:ascend", "routine is 'strategies.mine:ascend', but must be a function, e.g. routine=ascend"),
+        (partial(train), "routine is functools.partial"),
+    ],
+)
+def test_what_clients_could_not_find_is_refused(routine: Routine, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        name_of(routine)
 
 
 def test_a_refused_module_is_not_even_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ ROUTINE = f"""{HEAD}    card = Card(target_online=True)
 
     def unlearn(self, request, history, cohort):
         w = history.final + cohort.reduce(
-            history.final, cohort.targets, routine="strategies.mine:ascend", split="forget", lr=0.01
+            history.final, cohort.targets, routine=ascend, split="forget", lr=0.01
         )
         yield w
 

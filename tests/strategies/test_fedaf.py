@@ -18,7 +18,7 @@ from fedforget.testing import REQUESTS, Toy, serve
 from strategies import fedaf
 from strategies.fedaf import FedAF, new_memories, overwrite, refine
 
-OPTIONS = {"teachers": 2, "temperature": 1.0, "labels": "soft", "seed": 3, "lambda": 0.5}
+OPTIONS = {"teachers": 2, "temperature": 1.0, "labels": "soft", "seed": 3, "penalty": 0.5}
 
 
 def flat(module: nn.Module, *values: float) -> Params:

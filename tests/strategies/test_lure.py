@@ -81,7 +81,7 @@ def test_the_saliency_looks_at_a_share_of_the_batches(tmp_path: Path) -> None:
 
 def test_the_least_salient_weights_go(tmp_path: Path) -> None:
     models, cohort, final, _ = unlearn(tmp_path, "client", rounds=0, batches=1.0)
-    g = cohort.train(final, cohort.retained, routine="strategies.lure:salience", round=5, epochs=1).mean()
+    g = cohort.train(final, cohort.retained, routine=salience, round=5, epochs=1).mean()
     s = (final.flat.abs() * g.flat)[:640]
     renewed = (models[0].flat != final.flat)[:640]
     assert s[renewed].max() <= s[~renewed].min()

@@ -40,8 +40,7 @@ def test_a_matched_model_stays(tmp_path: Path) -> None:
     # Where the model already answers as the mixture does, there is nothing to learn.
     toy = Toy(tmp_path, 1)
     cohort = toy.cohort(REQUESTS["client"])
-    routine = "fedforget.routines:match"
-    replies = cohort.train(toy.start, routine=routine, vectors={"h": toy.start}, h=1.0)
+    replies = cohort.train(toy.start, routine=match, vectors={"h": toy.start}, h=1.0)
     assert replies.mean().norm() == 0
 
 

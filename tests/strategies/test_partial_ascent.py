@@ -11,7 +11,7 @@ from torch import nn
 
 from fedforget.exchange import Card
 from fedforget.params import Params
-from fedforget.routines import Client, LocalConfig
+from fedforget.routines import Client, LocalConfig, gradient
 from fedforget.seeds import Seeds
 from fedforget.testing import REQUESTS, Toy, serve
 from strategies.partial_ascent import PartialAscent, ascend_part
@@ -73,8 +73,8 @@ def test_the_distance_from_the_origin_pulls_back() -> None:
 def plain(sent: Params, toy: Toy, round: int, eta: float) -> Params:
     """Plain full-batch ascent of client 2 on all its data."""
     cohort = toy.cohort(REQUESTS["client"])
-    gradient = cohort.train(sent, [2], routine="fedforget.routines:gradient", split="forget", round=round).mean()
-    return sent + eta * gradient
+    g = cohort.train(sent, [2], routine=gradient, split="forget", round=round).mean()
+    return sent + eta * g
 
 
 def test_full_density_is_plain_ascent(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fedforget.params import Layout, Params
+from fedforget.routines import gradient
 from fedforget.seeds import Seeds
 from fedforget.testing import REQUESTS, Toy, serve
 from strategies.saps import SharpnessAware, sharpest, sign_vector
@@ -70,7 +71,7 @@ def test_all_parameters_make_the_plain_first_order_step(tmp_path: Path, scope: s
     models, cohort, final, toy = unlearn(tmp_path, scope, share=1.0, rate=0.01)
     assert cohort.cost.rounds == 2 and models[0].equals(final)
     # tau times the summed gradient, that is, the number of forgotten examples times the mean.
-    replies = cohort.train(final, cohort.targets, routine="fedforget.routines:gradient", split="forget")
+    replies = cohort.train(final, cohort.targets, routine=gradient, split="forget")
     total = sum(reply.num_examples * reply.update.flat.double() for reply in replies)
     torch.testing.assert_close(models[-1].flat.double() - final.flat, 0.01 * total, rtol=1e-3, atol=1e-6)
 

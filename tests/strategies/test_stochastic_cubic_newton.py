@@ -6,7 +6,7 @@ import torch
 from fedforget.params import Layout, Params
 from fedforget.solvers import cauchy_step, cubic_descent, cubic_model, cubic_step
 from fedforget.testing import REQUESTS
-from strategies.stochastic_cubic_newton import StochasticCubicNewton
+from strategies.stochastic_cubic_newton import StochasticCubicNewton, gradient
 
 REQUEST = REQUESTS["client"]
 
@@ -85,8 +85,7 @@ def test_the_batches_of_gradient_and_hessian_are_drawn_apart(toy):
     g, H = StochasticCubicNewton(config).local_model(cohort, w)
 
     def on_the_gradients_batch(at):
-        routine = "strategies.stochastic_cubic_newton:gradient"
-        return cohort.reduce(at, cohort.retained, routine=routine, round=t, size=8)
+        return cohort.reduce(at, cohort.retained, routine=gradient, round=t, size=8)
 
     torch.testing.assert_close((on_the_gradients_batch(w) + toy.local.weight_decay * w).flat, g.flat)
     difference = (on_the_gradients_batch(w + 1e-4 * g) - on_the_gradients_batch(w - 1e-4 * g)) / 2e-4
