@@ -55,6 +55,7 @@ from fedforget.store import (
     DamagedFile,
     Store,
     digest,
+    digest_of_code,
     discard,
     load_tensors,
     make_folder,
@@ -914,9 +915,9 @@ def _on_few(cohort: Cohort, model: Params, first: int) -> Iterator[Params]:
 
 
 def _code_of(strategy: UnlearningStrategy) -> str:
-    """Digest of the text of a strategy's file and of the modules that hold its mathematics."""
+    """Address of the code of a strategy's file and of the modules that hold its mathematics."""
     files = [inspect.getfile(type(strategy)), routines.__file__, solvers.__file__]
-    return digest([Path(file).read_text(encoding="utf-8") for file in files])
+    return digest_of_code(map(Path, files))
 
 
 @contextmanager
