@@ -35,7 +35,7 @@ from torch import Tensor
 
 import fedforget
 from fedforget import config as configuration
-from fedforget import models, report, routines, solvers, tuning
+from fedforget import messages, models, report, routines, solvers, tuning
 from fedforget.assessment import PARTS, assess
 from fedforget.cohort import Cohort, TooFewClients, describe
 from fedforget.config import RequestStep, RunConfig, StrategySpec
@@ -917,7 +917,8 @@ def _on_few(cohort: Cohort, model: Params, first: int) -> Iterator[Params]:
 def _code_of(strategy: UnlearningStrategy) -> str:
     """Address of the code of a strategy's file and of the modules that hold its mathematics."""
     files = [inspect.getfile(type(strategy)), routines.__file__, solvers.__file__]
-    return digest_of_code(map(Path, files))
+    with messages.READING:  # which says why code is parsed by one thread at a time
+        return digest_of_code(map(Path, files))
 
 
 @contextmanager

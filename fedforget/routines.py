@@ -12,7 +12,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -62,6 +62,10 @@ class LocalConfig:
         """Whether a step is no more than ``parameters -= lr * gradients``."""
         return self.optimizer == "sgd" and not self.momentum and not self.weight_decay
 
+    def decay(self, round: int) -> float:
+        """The learning rate of a round over that of round 1."""
+        return self.lr_decay ** (round - 1)
+
 
 class Optimizer:
     """SGD or Adam over a list of tensors, equal to ``torch.optim`` to the bit for SGD.
@@ -72,7 +76,7 @@ class Optimizer:
     def __init__(self, parameters: list[Tensor], local: LocalConfig, round: int) -> None:
         self.parameters = parameters
         self.local = local
-        self.lr = local.lr * local.lr_decay ** (round - 1)
+        self.lr = local.lr * local.decay(round)
         self.steps = 0
         self.first: list[Tensor] = []
         self.second: list[Tensor] = []
@@ -178,6 +182,34 @@ class Client:
     def parameters(self) -> list[Tensor]:
         """The module's trainable parameters, in the layout's order (found once: every step asks for them)."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of this round."""
+        return self.local.lr * self.local.decay(self.round)
+
+    @contextmanager
+    def listen(self, names: Iterable[str], heard: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
+        """Hear, while it lasts, what goes in and out of the modules that hold the weights called ``names``.
+
+        Each time such a module is applied, ``heard(name, module, inputs, outputs)`` is called. Weights that no module
+        applies by itself (attention's input projection) are not heard.
+        """
+        modules = dict(self.model.named_modules())
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            return lambda module, inputs, outputs: heard(name, module, inputs[0], outputs)
+
+        handles = [
+            modules[holder].register_forward_hook(hook(name))
+            for name in names
+            if (holder := name.removesuffix(".weight")) in modules
+        ]
+        try:
+            yield
+        finally:  # the next client gets the same module
+            for handle in handles:
+                handle.remove()
 
     def vector(self, tensors: Iterable[Tensor]) -> Params:
         """One tensor for each of the `parameters`, as a vector in the model's layout."""

@@ -18,6 +18,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,13 @@ def digest_of_code(files: Iterable[Path]) -> str:
     Raises:
         SyntaxError: if a file is no Python.
     """
-    return digest([_without_prose(ast.parse(path.read_text(encoding="utf-8"))) for path in files])
+    return digest([_without_prose(path.read_text(encoding="utf-8")) for path in files])
 
 
-def _without_prose(tree: ast.Module) -> str:
-    """The code of a syntax tree, in one fixed layout."""
+@lru_cache(maxsize=256)
+def _without_prose(text: str) -> str:
+    """The code of a file, in one fixed layout."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import math
@@ -25,19 +26,25 @@ from flwr.serverapp.strategy import Strategy
 
 from fedforget import messages
 from fedforget.cohort import Cohort
-from fedforget.exchange import Card, Replies
+from fedforget.exchange import Card, Replies, Reply
 from fedforget.history import History, Recording
 from fedforget.options import check_when_made, nearest, option
 from fedforget.params import Params
 from fedforget.request import SCOPES, UnlearningRequest
+from fedforget.routines import Client
+from fedforget.seeds import Seeds
 
 __all__ = [  # for the authors of strategies
     "Card",
+    "Client",
     "Cohort",
     "History",
     "LearningConfig",
     "Params",
+    "Recording",
     "Replies",
+    "Reply",
+    "Seeds",
     "UnlearningRequest",
     "UnlearningStrategy",
     "all_strategies",
@@ -146,7 +153,7 @@ class UnlearningStrategy(Strategy):
             check_when_made(cls.Config, f"strategy.{cls.__module__.rpartition('.')[2]}")
 
     def __init__(self, config: Any = None, learning: LearningConfig | None = None) -> None:
-        self.config = self.Config() if config is None else config
+        self.config: Any = self.Config() if config is None else config  # an instance of the strategy's own Config
         self.learning = learning or LearningConfig()
         self.learner = make_learner(self.learning)
 
@@ -209,24 +216,51 @@ class UnlearningStrategy(Strategy):
             The global model after each round.
         """
         self.learner = make_learner(self.learning)
-        model = initial
-        last = first_round + rounds - 1
+        step = functools.partial(self._learner_round, cohort, recording)
+        yield from self.rounds(cohort, initial, rounds, first_round, recording, step)
+
+    def rounds(
+        self,
+        cohort: Cohort,
+        initial: Params,
+        rounds: int,
+        first_round: int,
+        recording: Recording | None,
+        step: Callable[[Params, int], Params],
+    ) -> Iterator[Params]:
+        """Rounds of any kind, for a strategy that learns in its own way: ``w <- step(w, t)``.
+
+        Args:
+            cohort: the clients.
+            initial: the model to start from.
+            rounds: how many rounds.
+            first_round: number t of the first.
+            recording: records each round with the replies of its last exchange, if given.
+            step: spends round t from the model w, and returns the model after it.
+
+        Yields:
+            The model after each round.
+        """
+        model, last = initial, first_round + rounds - 1
         for round in range(first_round, last + 1):
-            cohort.next_round, cohort.separate = round, self._separate(cohort, recording)
             noted = len(cohort.notes)
-            asked = list(self.configure_train(round, messages.to_learner(model), ConfigRecord(), cohort))
-            if cohort.separate is not None and type(self.learner).aggregate_train is learners.FedAvg.aggregate_train:
-                # The learner would be given the mean as one reply and return it: these bits, in a tenth of the time.
-                replies = cohort.learner_round(asked) if asked else Replies()
-                model = replies.added_to(model) if replies.weights() else model
-            else:
-                answers = cohort.send_and_receive(asked)
-                with messages.READING:  # whoever overrides it may read Flower's arrays, too
-                    aggregated, _ = self.aggregate_train(round, answers)
-                model = model if aggregated is None else messages.from_learner(aggregated, initial.layout)
+            model = step(model, round)
             if recording:
                 recording.add(round, model, cohort.last_replies, cohort.notes[noted:], round == last)
             yield model
+
+    def _learner_round(self, cohort: Cohort, recording: Recording | None, model: Params, round: int) -> Params:
+        """The model after a round of the composed learner."""
+        cohort.next_round, cohort.separate = round, self._separate(cohort, recording)
+        asked = list(self.configure_train(round, messages.to_learner(model), ConfigRecord(), cohort))
+        if cohort.separate is not None and type(self.learner).aggregate_train is learners.FedAvg.aggregate_train:
+            # The learner would be given the mean as one reply and return it: these bits, in a tenth of the time.
+            replies = cohort.learner_round(asked) if asked else Replies()
+            return replies.added_to(model) if replies.weights() else model
+        answers = cohort.send_and_receive(asked)
+        with messages.READING:  # whoever overrides it may read Flower's arrays, too
+            aggregated, _ = self.aggregate_train(round, answers)
+        return model if aggregated is None else messages.from_learner(aggregated, model.layout)
 
     def _separate(self, cohort: Cohort, recording: Recording | None) -> Collection[int] | None:
         """Whose updates a learner's round must bring one by one, see `Cohort`; what it learns does not depend on it."""

@@ -19,10 +19,10 @@ about half of the damage, under Adam and SGD (simulations/amnesiac_optimiser.py,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class Amnesiac(UnlearningStrategy):
@@ -37,11 +37,11 @@ class Amnesiac(UnlearningStrategy):
     scopes = frozenset({"client"})
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """The updates of whoever may ask are needed; nobody is contacted unless there is repair."""
         return Card(records="targets", storage="updates", retained_online=self.config.repair_rounds > 0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """``w <- w - sum_t p_c^t D_c^t`` for every target c, then R ordinary rounds."""
         w = history.final
         for t in range(1, history.rounds + 1):

@@ -24,14 +24,25 @@ Limit: where nearly every batch holds forgotten examples, what is taken back is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from fedforget import routines
-from fedforget.exchange import Card
-from fedforget.params import Layout, Params
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.params import Layout
+from fedforget.routines import Shelf
+from fedforget.strategy import (
+    Card,
+    Client,
+    Cohort,
+    History,
+    Params,
+    Recording,
+    UnlearningRequest,
+    UnlearningStrategy,
+    option,
+)
 
 
 class AmnesiacClient(UnlearningStrategy):
@@ -44,51 +55,63 @@ class AmnesiacClient(UnlearningStrategy):
         repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """Those who forget send what they kept; others are asked for repair alone."""
         return Card(target_online=True, retained_online=self.config.repair_rounds > 0, client_records=True)
 
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """What is taken back was weighted as FedAvg weights."""
         if self.learning.learner != "fedavg":
             raise ValueError(f"amnesiac_client learns by fedavg; learning.learner is {self.learning.learner!r}")
 
-    def learn(self, cohort, initial, rounds, first_round=1, recording=None):
+    def learn(
+        self,
+        cohort: Cohort,
+        initial: Params,
+        rounds: int,
+        first_round: int = 1,
+        recording: Recording | None = None,
+    ) -> Iterator[Params]:
         """FedAvg in which clients keep their sensitive steps; unrecorded rounds are ordinary ones."""
         if recording is None:
-            yield from super().learn(cohort, initial, rounds, first_round)
-            return
-        w, last = initial, first_round + rounds - 1
-        for t in range(first_round, last + 1):
-            noted = len(cohort.notes)
-            cohort.reduce(w, routine=train_and_keep, round=t)
-            w = cohort.last_replies.added_to(w)
-            recording.add(t, w, cohort.last_replies, cohort.notes[noted:], t == last)
-            yield w
+            return super().learn(cohort, initial, rounds, first_round)
 
-    def unlearn(self, request, history, cohort):
+        def step(w: Params, t: int) -> Params:
+            cohort.reduce(w, routine=train_and_keep, round=t)
+            return cohort.last_replies.added_to(w)
+
+        return self.rounds(cohort, initial, rounds, first_round, recording, step)
+
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """Each target's kept sum, weighted as its updates were; then R ordinary rounds."""
         w, first = history.final, cohort.next_round
         n = {t: history.weights(t) for t in range(1, history.rounds + 1)}
         for c in cohort.targets:
             rounds = [t for t in n if c in n[t]]
             if rounds:
-                told = {"number": len(cohort.removed), "rounds": rounds}
-                told["shares"] = [1 / history.examples(t) for t in rounds]
-                kept = cohort.train(history.final, [c], routine=sum_kept, split="forget", round=first, **told)
-                n_c = next(n[t][c] for t in n if c in n[t])
-                w = w - n_c * kept.by_client()[c]
+                kept = cohort.train(
+                    history.final,
+                    [c],
+                    routine=sum_kept,
+                    split="forget",
+                    round=first,
+                    number=len(cohort.removed),
+                    rounds=rounds,
+                    shares=[1 / history.examples(t) for t in rounds],
+                )
+                w = w - n[rounds[0]][c] * kept.by_client()[c]
         yield w
         yield from self.learn(cohort, w, self.config.repair_rounds, first_round=history.rounds + 1)
 
 
-def train_and_keep(client: routines.Client) -> None:
+def train_and_keep(client: Client) -> None:
     """`fedforget.routines.train`, after which what its sensitive steps changed lies on the client's shelf."""
+    shelf = kept_by(client)
     for number, total in sensitive_steps(client).items():
-        client.shelf.put(f"{number}-{client.round}", total.flat)
+        shelf.put(f"{number}-{client.round}", total.flat)
 
 
-def sensitive_steps(client: routines.Client) -> dict[int, Params]:
+def sensitive_steps(client: Client) -> dict[int, Params]:
     """Ordinary local training; returns the sum of its sensitive steps, by the number of the request."""
     planned = client.planned[client.planned >= 0].unique().tolist()
     totals = {number: [torch.zeros_like(p) for p in client.parameters] for number in planned}
@@ -104,8 +127,15 @@ def sensitive_steps(client: routines.Client) -> dict[int, Params]:
     return {number: client.vector(total) for number, total in totals.items()}
 
 
-def sum_kept(client: routines.Client) -> Params:
+def kept_by(client: Client) -> Shelf:
+    """The client's own records, which the card asks for."""
+    assert client.shelf is not None, "the card says client_records"
+    return client.shelf
+
+
+def sum_kept(client: Client) -> Params:
     """What the client kept for the request ``number``: each round's sum, times that round's share."""
-    number, shares = client.options["number"], zip(client.options["rounds"], client.options["shares"], strict=True)
-    kept = (share * client.shelf.get(f"{number}-{t}") for t, share in shares)
-    return Params(sum(kept), Layout.of(client.model))
+    shelf, number = kept_by(client), client.options["number"]
+    shares = zip(client.options["rounds"], client.options["shares"], strict=True)
+    kept = [share * shelf.get(f"{number}-{t}") for t, share in shares]
+    return Params(sum(kept[1:], kept[0]), Layout.of(client.model))

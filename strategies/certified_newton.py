@@ -30,13 +30,15 @@ Gaussians a distance r apart is proven; at 10 and delta = 0.01 the true delta is
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from fedforget.params import Params
+from fedforget.params import Layout
 from fedforget.solvers import krylov_cubic, shifted
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Client, Cohort, History, Params, Recording, UnlearningRequest, UnlearningStrategy, option
 
 
 class CertifiedNewton(UnlearningStrategy):
@@ -54,7 +56,7 @@ class CertifiedNewton(UnlearningStrategy):
         steps: int = option(20, "most Newton steps", at_least=1)
         iterations: int = option(50, "most products a step, each one round", at_least=1)
 
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """Only a convex loss has one minimiser to compare with, and only FedAvg is known to learn it."""
         if cohort.task.model.name != "linear":
             name = cohort.task.model.name
@@ -62,54 +64,60 @@ class CertifiedNewton(UnlearningStrategy):
         if self.learning.learner != "fedavg":
             raise ValueError(f"certified_newton learns by fedavg; learning.learner is {self.learning.learner!r}")
 
-    def perturbation(self, cohort, layout):
+    def perturbation(self, cohort: Cohort, layout: Layout) -> Params:
         """b of the trajectory, float64: the same in learning and in every removal."""
         b = torch.randn(layout.size, generator=cohort.seeds.torch("objective perturbation"), dtype=torch.float64)
         return self.config.sigma * Params(b, layout)
 
-    def learn(self, cohort, initial, rounds, first_round=1, recording=None):
+    def learn(
+        self,
+        cohort: Cohort,
+        initial: Params,
+        rounds: int,
+        first_round: int = 1,
+        recording: Recording | None = None,
+    ) -> Iterator[Params]:
         """FedAvg on ``L_b / n``."""
-        w, last = initial, first_round + rounds - 1
         n = sum(cohort.federation.num_train.values())
-        b, decay = self.perturbation(cohort, w.layout) / n, self.config.regularisation / n
-        for t in range(first_round, last + 1):
-            noted = len(cohort.notes)
-            replies = cohort.train(w, routine=perturbed, round=t, vectors={"b": b.float()}, weight_decay=decay)
-            w = w + replies.mean()
-            if recording:
-                recording.add(t, w, replies, cohort.notes[noted:], t == last)
-            yield w
+        b, decay = self.perturbation(cohort, initial.layout) / n, self.config.regularisation / n
 
-    def unlearn(self, request, history, cohort):
+        def step(w: Params, t: int) -> Params:
+            sent = {"b": b.float()}
+            return w + cohort.train(w, routine=perturbed, round=t, vectors=sent, weight_decay=decay).mean()
+
+        return self.rounds(cohort, initial, rounds, first_round, recording, step)
+
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """Newton steps on L_b from the model to unlearn, in the float32 in which the model is published."""
-        c, w = self.config, history.final.double()
+        cfg, w = self.config, history.final.double()
         b = self.perturbation(cohort, w.layout)
-        for step in range(c.steps + 1):
+        for step in range(cfg.steps + 1):
             mean = cohort.gradient(w)
-            n = sum(cohort.last_replies.weights().values())
-            residual = n * mean + c.regularisation * w + b
-            epsilon = certificate(residual.norm(), c.sigma, c.delta)
+            n = cohort.last_replies.examples
+            residual = n * mean + cfg.regularisation * w + b
+            epsilon = certificate(residual.norm(), cfg.sigma, cfg.delta)
             yield w.float()
-            if epsilon <= c.epsilon or step == c.steps:
+            if epsilon <= cfg.epsilon or step == cfg.steps:
                 break
-            product = shifted(cohort.hvp, w, c.regularisation / n)
+            product = shifted(cohort.hvp, w, cfg.regularisation / n)
             s = 0.0 * w
-            cohort.hold(b, *[b] * c.iterations)  # the basis
-            for s in krylov_cubic(product, residual / n, c.lipschitz, c.iterations, tolerance=0.1):
+            hold = partial(cohort.hold, b)
+            for s in krylov_cubic(product, residual / n, cfg.lipschitz, cfg.iterations, tolerance=0.1, hold=hold):
                 yield (w + s).float()
             w = (w + s).float().double()
-        found = "certified" if epsilon <= c.epsilon else f"NOT certified (asked for {c.epsilon:g})"
+        found = "certified" if epsilon <= cfg.epsilon else f"NOT certified (asked for {cfg.epsilon:g})"
+        size = residual.norm()
         cohort.notes.append(
-            f"{found}: epsilon={epsilon:.3g} at delta={c.delta:g}, residual {residual.norm():.3g}, sigma={c.sigma:g}"
+            f"{found}: epsilon={epsilon:.3g} at delta={cfg.delta:g}, residual {size:.3g}, sigma={cfg.sigma:g}"
         )
 
 
-def certificate(residual, sigma, delta):
+def certificate(residual: float, sigma: float, delta: float) -> float:
     """``epsilon = residual sqrt(2 ln(1.5 / delta)) / sigma``."""
     return residual * math.sqrt(2 * math.log(1.5 / delta)) / sigma
 
 
-def perturbed(client):
+def perturbed(client: Client) -> None:
     """`fedforget.routines.train` on the mean loss plus ``b.w``; the recipe's weight decay is that of L_b."""
     b = [layer.to(client.labels.device) for layer in client.vectors["b"].layers().values()]
     for inputs, labels in client.batches():

@@ -25,13 +25,14 @@ Limit: which weights the target moved most says little of which hold what it alo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from fedforget.exchange import Card
 from fedforget.params import weighted_mean
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class ContributionDampening(UnlearningStrategy):
@@ -47,12 +48,9 @@ class ContributionDampening(UnlearningStrategy):
 
     scopes = frozenset({"client"})
 
-    @property
-    def card(self):
-        """A sum of every client's updates; nobody is asked."""
-        return Card(records="all", storage="sums", retained_online=False)
+    card = Card(records="all", storage="sums", retained_online=False)  # a sum of every client's updates
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One pass over the weights."""
         A = contributions(history)
         mine = [A[k] for k in A if k in request.clients]
@@ -63,15 +61,15 @@ class ContributionDampening(UnlearningStrategy):
         C_f, C_r = (weighted_mean(side, [1] * len(side)) for side in (mine, others))
         yield history.final.by_layer(self._dampened, C_f, C_r)
 
-    def _dampened(self, w, c_f, c_r):
+    def _dampened(self, w: Tensor, c_f: Tensor, c_r: Tensor) -> Tensor:
         r = c_r / c_f
         factor = (self.config.constant * r).clamp(max=self.config.bound)
         return torch.where(r < self.config.cutoff, factor * w, w)
 
 
-def contributions(history):
+def contributions(history: History) -> dict[int, Params]:
     """``A_k``, by client."""
-    A = {}
+    A: dict[int, Params] = {}
     for t in range(1, history.rounds + 1):
         for k in history.cohort(t):
             moved = history.update(t, k).by_layer(torch.abs)

@@ -21,12 +21,13 @@ while ten steps at M = 0.001 do (quality 0.00 and 0.60; docs/results.md, 2026-11
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from fedforget.solvers import check_explicit, cubic_step
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class CubicNewton(UnlearningStrategy):
@@ -41,14 +42,14 @@ class CubicNewton(UnlearningStrategy):
         )
         steps: int = option(1, "Newton steps, each one round", symbol="N", at_least=1)
 
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """Clients send Hessians, so the model must be small."""
         check_explicit("cubic_newton", cohort.layout.size)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """N times the global minimiser of the cubic model."""
-        w, decay = history.final.double(), cohort.task.local.weight_decay
-        for _ in range(self.config.steps):
+        cfg, w, decay = self.config, history.final.double(), cohort.task.local.weight_decay
+        for _ in range(cfg.steps):
             g, H = cohort.hessian(w)
-            w = w + cubic_step(H + decay * torch.eye(len(H)), g + decay * w, self.config.lipschitz)
+            w = w + cubic_step(H + decay * torch.eye(len(H)), g + decay * w, cfg.lipschitz)
             yield w.float()

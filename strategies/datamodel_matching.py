@@ -23,13 +23,15 @@ Limit: ten rounds of matching have not converged (quality 0.27 on digits; 0.91 a
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from fedforget.exchange import Card
 from fedforget.routines import match
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Cohort, History, Params, Seeds, UnlearningRequest, UnlearningStrategy, option
 
 
 class DatamodelMatching(UnlearningStrategy):
@@ -47,21 +49,18 @@ class DatamodelMatching(UnlearningStrategy):
 
     scopes = frozenset({"client"})
 
-    @property
-    def card(self):
-        """The leaving client takes part in trainings, and its points are matched."""
-        return Card(target_online=True)
+    card = Card(target_online=True)  # the leaving client takes part in trainings, and its points are matched
 
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """Some clients must stay in each training."""
         K = len(cohort.federation.clients)
         if self.config.left_out >= K:
             raise ValueError(f"datamodel_matching.left_out={self.config.left_out} must be below the {K} clients")
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """T rounds a training, in which the model does not change, then R rounds of matching."""
-        clients = sorted({*cohort.retained, *cohort.targets})
-        A, w = left_out(clients, self.config.left_out, self.config.passes, cohort.seeds), history.final
+        cfg, clients = self.config, sorted({*cohort.retained, *cohort.targets})
+        A, w = left_out(clients, cfg.left_out, cfg.passes, cohort.seeds), history.final
         trained = {}
         for m, row in enumerate(A):
             trained[f"f{m}"] = history.initial
@@ -70,24 +69,31 @@ class DatamodelMatching(UnlearningStrategy):
                 if S:
                     trained[f"f{m}"] = trained[f"f{m}"] + cohort.reduce(trained[f"f{m}"], S, split="train", round=t)
                     yield w
-        g = coefficients(A, [clients.index(c) for c in cohort.targets], self.config.ridge)
-        mixture = {"original": 1 - sum(g), **dict(zip(trained, g, strict=True))}
-        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            asked = {*cohort.sample(t), *cohort.targets}
-            recipe = {"lr": self.config.lr, "lr_decay": 1.0, **mixture}
-            sent = {"original": history.final, **trained}
-            w = w + cohort.reduce(w, asked, routine=match, split="train", round=t, vectors=sent, **recipe)
+        g = coefficients(A, [clients.index(c) for c in cohort.targets], cfg.ridge)
+        mixture: dict[str, Any] = {"original": 1 - sum(g), **dict(zip(trained, g, strict=True))}
+        for t in range(history.rounds + 1, history.rounds + 1 + cfg.rounds):
+            w = w + cohort.reduce(
+                w,
+                {*cohort.sample(t), *cohort.targets},
+                routine=match,
+                split="train",
+                round=t,
+                vectors={"original": history.final, **trained},
+                lr=cfg.lr,
+                lr_decay=1.0,
+                **mixture,
+            )
             yield w
 
 
-def left_out(clients, L, passes, seeds):
+def left_out(clients: Sequence[int], L: int, passes: int, seeds: Seeds) -> Tensor:
     """``A [M, K]``: each pass cuts a random order of the clients into blocks of ``L``, and each is left out once."""
     orders = [torch.from_numpy(seeds.numpy("datamodel", number).permutation(len(clients))) for number in range(passes)]
     blocks = [block for order in orders for block in order.split(L)]
     return torch.stack([torch.zeros(len(clients), dtype=torch.float64).index_fill(0, block, 1.0) for block in blocks])
 
 
-def coefficients(A, places, ridge):
+def coefficients(A: Tensor, places: Sequence[int], ridge: float) -> list[float]:
     """``g_m``: the rows ``places`` of ``(A^T A + lambda I)^-1 A^T``, summed."""
     attribution = torch.linalg.solve(A.T @ A + ridge * torch.eye(A.shape[1], dtype=A.dtype), A.T)
     return attribution[places].sum(0).tolist()

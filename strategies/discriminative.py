@@ -22,12 +22,13 @@ the model's probabilities; y the label, y' another one at random; alpha weight o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 FORMS = ("uniform", "wrong", "inverse")
 
@@ -43,43 +44,41 @@ class Discriminative(UnlearningStrategy):
         alpha: float = option(0.1, "weight of the regulariser", symbol="alpha", at_least=0, search=(0.01, 1.0, "log"))
         rounds: int = option(5, "aggregations", symbol="R", at_least=1)
 
-    @property
-    def card(self):
-        """Forgetting clients minimise the regulariser on the forgotten data."""
-        return Card(target_online=True)
+    card = Card(target_online=True)  # forgetting clients minimise the regulariser on the forgotten data
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """``w <- w + mean_k D_k + mean_c G_c``: the retained clients' updates and those of the regulariser."""
-        w = history.final
-        terms = {"form": self.config.form, "weight": self.config.alpha}
-        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
+        cfg, w = self.config, history.final
+        for t in range(history.rounds + 1, history.rounds + 1 + cfg.rounds):
             D = cohort.reduce(w, round=t)
-            G = cohort.reduce(w, cohort.targets, routine=regularise, split="forget", round=t, **terms)
+            G = cohort.reduce(
+                w, cohort.targets, routine=regularise, split="forget", round=t, form=cfg.form, weight=cfg.alpha
+            )
             w = w + D + G
             yield w
 
 
-def regularise(client):
+def regularise(client: Client) -> None:
     """Minimise Rg, with a share ``weight`` of the learning rate."""
     client.local = replace(client.local, lr=client.options["weight"] * client.local.lr)
     for step, (inputs, labels) in enumerate(client.batches()):
         client.step(REGULARISERS[client.options["form"]](client, inputs, labels, step))
 
 
-def uniform(client, inputs, labels, step):
+def uniform(client: Client, inputs: Tensor, labels: Tensor, step: int) -> Tensor:
     """``KL(U || p) = -log C - mean_j log p_j``, in nats."""
     log_p = client.model(inputs).log_softmax(1)
     return -(log_p.mean(1) + torch.tensor(float(log_p.shape[1])).log()).mean()
 
 
-def wrong(client, inputs, labels, step):
+def wrong(client: Client, inputs: Tensor, labels: Tensor, step: int) -> Tensor:
     """``CE(p, y')`` with y' uniform over the classes other than y."""
     C = client.model(inputs[:1]).shape[1]
     shift = torch.randint(1, C, labels.shape, generator=client.seeds.torch("wrong", step))
     return client.loss(inputs, (labels + shift.to(labels.device)) % C)
 
 
-def inverse(client, inputs, labels, step):
+def inverse(client: Client, inputs: Tensor, labels: Tensor, step: int) -> Tensor:
     """``1 / CE(p, y)`` of a batch: large where the model still knows the labels."""
     return 1 / client.loss(inputs, labels)
 

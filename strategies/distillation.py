@@ -21,11 +21,11 @@ is what FedAvg would have added.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.exchange import Card
 from fedforget.routines import divergence
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class Distillation(UnlearningStrategy):
@@ -42,8 +42,9 @@ class Distillation(UnlearningStrategy):
     scopes = frozenset({"client"})
     card = Card(records="targets", storage="sums")
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """``w_o - sum_t p_u^t D_u^t``, then R rounds of distillation."""
+        cfg = self.config
         w = w_o = history.final
         for t in range(1, history.rounds + 1):
             n = history.weights(t)
@@ -51,13 +52,14 @@ class Distillation(UnlearningStrategy):
                 if u in n:
                     w = w - n[u] / history.examples(t) * history.update(t, u)
         yield w
-        ask = {"vectors": {"teacher": w_o}, "T": self.config.temperature, "hard": self.config.hard}
-        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            w = w + cohort.reduce(w, routine=distil, round=t, **ask)
+        for t in range(history.rounds + 1, history.rounds + 1 + cfg.rounds):
+            w = w + cohort.reduce(
+                w, routine=distil, round=t, vectors={"teacher": w_o}, T=cfg.temperature, hard=cfg.hard
+            )
             yield w
 
 
-def distil(client):
+def distil(client: Client) -> None:
     """Local training on the teacher's softened answers, and on the labels to a share alpha."""
     alpha = client.options["hard"]
     for inputs, labels in client.batches():

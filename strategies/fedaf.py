@@ -26,14 +26,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from fedforget.exchange import Card
-from fedforget.params import Params
 from fedforget.routines import drift, fresh
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class FedAF(UnlearningStrategy):
@@ -55,34 +55,34 @@ class FedAF(UnlearningStrategy):
 
     card = Card(target_online=True)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round for F, R_u forgetting rounds, R_ft ordinary rounds."""
-        c = self.config
+        cfg = self.config
         w = w_o = history.final
-        F = refine(cohort.fisher(w_o), c.clip, c.divide)
+        F = refine(cohort.fisher(w_o), cfg.clip, cfg.divide)
         if not F.norm() > 0:
-            cohort.notes.append(f"F is zero (clip={c.clip:g}), so nothing holds what the retained data needs")
+            cohort.notes.append(f"F is zero (clip={cfg.clip:g}), so nothing holds what the retained data needs")
         yield w
-        for _ in range(c.rounds):
+        for _ in range(cfg.rounds):
             w = w + cohort.reduce(
                 w,
                 cohort.targets,
                 routine=overwrite,
                 split="forget",
                 vectors={"w_o": w_o, "F": F},
-                teachers=c.teachers,
-                temperature=c.temperature,
-                labels=c.labels,
-                penalty=c.penalty,
+                teachers=cfg.teachers,
+                temperature=cfg.temperature,
+                labels=cfg.labels,
+                penalty=cfg.penalty,
                 seed=cohort.seeds.integer("fedaf"),
-                epochs=c.epochs,
+                epochs=cfg.epochs,
                 steps=0,
             )
             yield w
-        yield from self.learn(cohort, w, c.recovery_rounds, first_round=history.rounds + 1)
+        yield from self.learn(cohort, w, cfg.recovery_rounds, first_round=history.rounds + 1)
 
 
-def refine(F, q, divide):
+def refine(F: Params, q: float, divide: bool) -> Params:
     """F clipped at its q-quantile (the ``ceil(q d)``-th smallest entry), then divided by its mean if that is not 0."""
     flat = F.flat
     if q < 1:
@@ -92,15 +92,16 @@ def refine(F, q, divide):
 
 
 @torch.no_grad()
-def new_memories(client):
+def new_memories(client: Client) -> Tensor:
     """z for every example of the split, ``[n, classes]``."""
     generator = torch.Generator().manual_seed(client.options["seed"])
     teacher, layout = copy.deepcopy(client.model), Params.from_module(client.model).layout
-    total = 0
+    total: Tensor | float = 0.0
     for _ in range(client.options["teachers"]):
         fresh(layout, generator).copy_to(teacher)
         logits = torch.cat([teacher(inputs) for inputs in client.inputs.split(500)])
         total = total + (logits / client.options["temperature"]).softmax(1)
+    assert isinstance(total, Tensor), "there is at least one teacher"
     z = total / client.options["teachers"]
     if client.options["labels"] == "excluded":
         z = z.scatter(1, client.labels[:, None], 0.0)
@@ -110,11 +111,10 @@ def new_memories(client):
     return z
 
 
-def overwrite(client):
+def overwrite(client: Client) -> None:
     """Learn z instead of the labels; the cross-entropy to z is KL(z || p_w) and a constant."""
     client.labels = new_memories(client)
     F, w_o = client.vectors["F"], client.vectors["w_o"]
-    eta = client.local.lr * client.local.lr_decay ** (client.round - 1)
-    hold = Params((client.options["penalty"] * F.flat).clamp(max=1 / eta), F.layout)
+    hold = Params((client.options["penalty"] * F.flat).clamp(max=1 / client.lr), F.layout)
     for inputs, z in client.batches():
         client.step(client.loss(inputs, z) + drift(client, w_o, hold) / 2)

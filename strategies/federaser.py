@@ -23,11 +23,11 @@ are hardly forgotten, at a loss of utility (quality 0.09, utility 0.61; docs/res
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.exchange import Card
 from fedforget.params import weighted_mean
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class FedEraser(UnlearningStrategy):
@@ -46,25 +46,25 @@ class FedEraser(UnlearningStrategy):
     scopes = frozenset({"client"})
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """All updates of every dt-th round; retained clients calibrate."""
         online = self.config.calibration
         return Card(records="all", every=self.config.interval, storage="updates", retained_online=online)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """Replay rounds 1, 1 + dt, 1 + 2 dt, ... from the initial model."""
-        w = history.initial
-        for t in range(1, history.rounds + 1, self.config.interval):
+        cfg, w = self.config, history.initial
+        for t in range(1, history.rounds + 1, cfg.interval):
             n = {k: n_k for k, n_k in history.weights(t).items() if k not in request.clients}
             U = {k: history.update(t, k) for k in n}
-            if U and self.config.calibration and t > 1:
-                Uh = cohort.train(w, U, round=t, effort=self.config.ratio).by_client()
+            if U and cfg.calibration and t > 1:
+                Uh = cohort.train(w, U, round=t, effort=cfg.ratio).by_client()
                 U = {k: calibrate(U[k], Uh[k]) for k in Uh}
             if U:
                 w = w + weighted_mean(U.values(), [n[k] for k in U])
             yield w
 
 
-def calibrate(U, Uh):
+def calibrate(U: Params, Uh: Params) -> Params:
     """``||U|| * Uh / ||Uh||``, layer by layer; the recorded layer where the new one is zero."""
     return U.by_layer(lambda u, uh: u.norm() * uh / uh.norm() if uh.norm() > 0 else u, Uh)

@@ -23,14 +23,24 @@ Limit: of one client's data with marks, the ordinary part falls below the oracle
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fedforget.exchange import Card
-from fedforget.params import Params, weighted_mean
+from fedforget.params import weighted_mean
 from fedforget.routines import gradient
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import (
+    Card,
+    Client,
+    Cohort,
+    History,
+    Params,
+    Replies,
+    UnlearningRequest,
+    UnlearningStrategy,
+    option,
+)
 
 
 class FedOSD(UnlearningStrategy):
@@ -45,52 +55,48 @@ class FedOSD(UnlearningStrategy):
         post_rounds: int = option(10, "post-training rounds", symbol="R_r", at_least=0)
         post_lr: float = option(0.1, "their learning rate", symbol="eta_r", above=0, search=(0.01, 1.0, "log"))
 
-    @property
-    def card(self):
-        """The target unlearns; all retained clients answer in every round."""
-        return Card(target_online=True)
+    card = Card(target_online=True)  # the target unlearns; all retained clients answer in every round
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """R rounds of two parts, then R_r rounds of one."""
-        w = history.final
-        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            unlearn = {"routine": unlearning, "split": "forget", "round": t}
-            g_u = equal_mean(cohort.train(w, cohort.targets, **unlearn))
+        cfg, w = self.config, history.final
+        for t in range(history.rounds + 1, history.rounds + 1 + cfg.rounds):
+            g_u = equal_mean(cohort.train(w, cohort.targets, routine=unlearning, split="forget", round=t))
             G = [reply.update for reply in cohort.train(w, cohort.retained, routine=gradient, round=t)]
-            w = w - self.config.lr * orthogonal(g_u, G)
+            w = w - cfg.lr * orthogonal(g_u, G)
             yield w
         cohort.hold(history.final)
-        for _ in range(self.config.post_rounds):
+        for _ in range(cfg.post_rounds):
             replies = cohort.train(w, cohort.retained, routine=gradient)
             g = [without(reply.update, w - history.final) for reply in replies]
-            w = w - self.config.post_lr * weighted_mean(g, [1] * len(g))
+            w = w - cfg.post_lr * weighted_mean(g, [1] * len(g))
             yield w
 
 
-def equal_mean(replies):
+def equal_mean(replies: Replies) -> Params:
     """The mean over clients, each with the same weight."""
     return weighted_mean([reply.update for reply in replies], [1] * len(replies))
 
 
-def orthogonal(g_u, G):
+def orthogonal(g_u: Params, G: Sequence[Params]) -> Params:
     """``g_u`` without what lies in the span of ``G``, at its old norm."""
     A, g = torch.stack([g_k.flat.double() for g_k in G]), g_u.flat.double()
     d = g - A.T @ (torch.linalg.pinv(A @ A.T, rtol=1e-6, hermitian=True) @ (A @ g))
     return at_norm_of(Params(d.to(g_u.flat.dtype), g_u.layout), g_u)
 
 
-def without(g_k, a):
+def without(g_k: Params, a: Params) -> Params:
     """``g_k`` without what lies along ``a``, at its old norm."""
     return at_norm_of(g_k - g_k.dot(a) / a.norm() ** 2 * a, g_k) if a.norm() > 0 else g_k
 
 
-def at_norm_of(projected, before):
+def at_norm_of(projected: Params, before: Params) -> Params:
     """``projected``, as long as ``before`` was; zero if nothing but rounding is left of it."""
     left = projected.norm()
     return projected * (before.norm() / left if left > 1e-6 * before.norm() else 0.0)
 
 
-def unlearning(client):
+def unlearning(client: Client) -> Params:
     """The gradient of ``mean -log(1 - p_y / 2)`` over the whole split."""
     p_y = client.model(client.inputs).softmax(1).gather(1, client.labels[:, None])
     loss = -(1 - p_y / 2).log().mean()

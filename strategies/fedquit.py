@@ -20,12 +20,13 @@ of the other logits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 TRUE_CLASS = ("minimum", "entropy")
 
@@ -48,27 +49,28 @@ class FedQuit(UnlearningStrategy):
         rounds: int = option(5, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """The target distils; the others are needed for recovery alone."""
         return Card(target_online=True, retained_online=self.config.rounds > 0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round at the forgetting clients, then R ordinary rounds."""
-        c, w = self.config, history.final
-        recipe = {"epochs": c.epochs, "steps": 0, "true_class": c.true_class}
-        w = w + cohort.reduce(w, cohort.targets, routine=distil, split="forget", **recipe)
+        cfg, w = self.config, history.final
+        w = w + cohort.reduce(
+            w, cohort.targets, routine=distil, split="forget", epochs=cfg.epochs, steps=0, true_class=cfg.true_class
+        )
         yield w
-        yield from self.learn(cohort, w, c.rounds, first_round=history.rounds + 1)
+        yield from self.learn(cohort, w, cfg.rounds, first_round=history.rounds + 1)
 
 
-def quasi_competent(z, labels, true_class):
+def quasi_competent(z: Tensor, labels: Tensor, true_class: str) -> Tensor:
     """q, the softmax of logits ``z [n, classes]`` whose entry at the label is v."""
     s = z.scatter(1, labels[:, None], -torch.inf).softmax(1)
     v = (s * z).sum(1) if true_class == "entropy" else z.amin(1)
     return z.scatter(1, labels[:, None], v[:, None]).softmax(1)
 
 
-def distil(client):
+def distil(client: Client) -> None:
     """Learn q instead of the labels; the cross-entropy to q is KL(q || p_w) and a constant."""
     with torch.no_grad():
         z = torch.cat([client.model(inputs) for inputs in client.inputs.split(500)])

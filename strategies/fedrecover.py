@@ -23,13 +23,15 @@ Limit: it forgets as far as it asks: on digits exact rounds every 5 give quality
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fedforget.exchange import Card
-from fedforget.params import Params, weighted_mean
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.params import weighted_mean
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
+
+Pair = tuple[Params, Params]
 
 
 class FedRecover(UnlearningStrategy):
@@ -55,20 +57,18 @@ class FedRecover(UnlearningStrategy):
 
     scopes = frozenset({"client"})
 
-    @property
-    def card(self):
-        """All updates and global models; retained clients answer in exact rounds."""
-        return Card(records="all")
+    card = Card(records="all")  # all updates and global models; retained clients answer in exact rounds
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """T rounds from the initial model, few of them exact."""
-        o, T, wh, pairs = self.config, history.rounds, history.initial, {}
-        tau = threshold(history, request, o.tolerance)
+        cfg, T, wh = self.config, history.rounds, history.initial
+        tau, pairs = threshold(history, request, cfg.tolerance), dict[int, list[Pair]]()
         for t in range(1, T + 1):
             n = {k: n_k for k, n_k in history.weights(t).items() if k not in request.clients}
-            exact = t <= o.warmup or t > T - o.final or (t - o.warmup) % o.interval == 0
-            dW, Dh = wh - history.model(t - 1), {}
-            for k in n.keys() & pairs.keys() if not exact else ():
+            exact = t <= cfg.warmup or t > T - cfg.final or (t - cfg.warmup) % cfg.interval == 0
+            dW, Dh = wh - history.model(t - 1), dict[int, Params]()
+            estimated = set() if exact else n.keys() & pairs.keys()
+            for k in estimated:
                 estimate = history.update(t, k) + curvature(pairs[k], dW)
                 if estimate.flat.abs().max() <= tau:
                     Dh[k] = estimate
@@ -76,7 +76,7 @@ class FedRecover(UnlearningStrategy):
             answers = cohort.train(wh, asked, round=t).by_client() if asked else {}
             if exact and dW.norm() > 0:
                 for k, D in answers.items():
-                    pairs[k] = [*pairs.get(k, []), (dW, D - history.update(t, k))][-o.buffer :]
+                    pairs[k] = [*pairs.get(k, []), (dW, D - history.update(t, k))][-cfg.buffer :]
                 cohort.hold(*(vector for mine in pairs.values() for pair in mine for vector in pair))
             Dh |= answers
             if Dh:
@@ -84,7 +84,7 @@ class FedRecover(UnlearningStrategy):
             yield wh
 
 
-def threshold(history, request, alpha):
+def threshold(history: History, request: UnlearningRequest, alpha: float) -> float:
     """``tau``: the share ``alpha`` of one round's changes exceeds it, in the round where it is largest."""
     tau = 0.0
     for t in range(1, history.rounds + 1):
@@ -95,7 +95,7 @@ def threshold(history, request, alpha):
     return tau
 
 
-def curvature(pairs, v):
+def curvature(pairs: Sequence[Pair], v: Params) -> Params:
     """``H v`` with the compact L-BFGS matrix (Byrd, Nocedal and Schnabel 1994) of the pairs, the oldest first."""
     S, Y = (torch.stack([pair[i].flat.double() for pair in pairs]) for i in (0, 1))
     sigma = (S[-1] @ Y[-1]) / (S[-1] @ S[-1])

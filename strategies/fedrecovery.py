@@ -24,13 +24,13 @@ oracle after 40 rounds, quality 0.00 (docs/results.md, 2026-11-24).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from fedforget.exchange import Card
-from fedforget.params import Params, weighted_mean
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.params import weighted_mean
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class FedRecovery(UnlearningStrategy):
@@ -46,18 +46,15 @@ class FedRecovery(UnlearningStrategy):
 
     scopes = frozenset({"client"})
 
-    @property
-    def card(self):
-        """All updates; nobody is contacted."""
-        return Card(records="all", storage="updates", retained_online=False)
+    card = Card(records="all", storage="updates", retained_online=False)  # all updates; nobody is contacted
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """``w_T - sum_i p_i delta_i``, and noise."""
-        delta, squares = history.final * 0.0, 0.0
+        cfg, delta, squares = self.config, history.final * 0.0, 0.0
         for i in range(1, history.rounds + 1):
             n = history.weights(i)
             g = {k: history.update(i, k) * -1.0 for k in n}  # eta times the gradient
-            decay = cohort.task.local.lr_decay ** (i - 1)
+            decay = cohort.task.local.decay(i)
             square = (weighted_mean(g.values(), list(n.values())).norm() / decay) ** 2
             U, R = [k for k in n if k in request.clients], [k for k in n if k not in request.clients]
             if U and R:
@@ -66,8 +63,8 @@ class FedRecovery(UnlearningStrategy):
                 delta = delta + square * share * (mean_R - mean_U)
             squares += square
         w = history.final - delta / squares if squares > 0 else history.final
-        if self.config.distance > 0:
-            sigma = noise_scale(self.config.distance, self.config.epsilon, self.config.beta)
+        if cfg.distance > 0:
+            sigma = noise_scale(cfg.distance, cfg.epsilon, cfg.beta)
             noise = torch.randn(w.layout.size, generator=cohort.seeds.torch("fedrecovery"))
             w = w + Params(sigma * noise, w.layout)
             cohort.notes.append(
@@ -76,6 +73,6 @@ class FedRecovery(UnlearningStrategy):
         yield w
 
 
-def noise_scale(d, epsilon, beta):
+def noise_scale(d: float, epsilon: float, beta: float) -> float:
     """sigma, such that Gaussians at distance d are (epsilon, beta)-indistinguishable."""
     return d / math.sqrt(2) / (math.sqrt(math.log(1 / beta) + epsilon) - math.sqrt(math.log(1 / beta)))

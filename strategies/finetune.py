@@ -14,9 +14,10 @@ as a retrain, leave as much as there was (calibrated canary AUC 0.91 before and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class FineTune(UnlearningStrategy):
@@ -28,6 +29,6 @@ class FineTune(UnlearningStrategy):
 
         rounds: int = option(5, "rounds on the retained data", symbol="R", at_least=1, search=(1, 10, "int"))
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """R ordinary rounds from the model to unlearn."""
         yield from self.learn(cohort, history.final, self.config.rounds, first_round=history.rounds + 1)

@@ -26,15 +26,16 @@ the price of a retrain, a quarter of their signal is left (0.71; docs/results.md
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedforget.params import Layout, Params
+from fedforget.params import Layout
 from fedforget.routines import fresh
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class SparseAdapters(UnlearningStrategy):
@@ -49,21 +50,28 @@ class SparseAdapters(UnlearningStrategy):
         scale: float = option(2.0, "factor of an adapter", symbol="s", above=0, search=(0.5, 8.0, "log"))
         rounds: int = option(5, "rounds on the retained data", symbol="R", at_least=1)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round to find the critical layers, then R rounds of their adapters."""
-        o, w = self.config, history.final
-        critical = most_moved([reply.update for reply in cohort.train(w)], o.layers)
+        cfg, w = self.config, history.final
+        critical = most_moved([reply.update for reply in cohort.train(w)], cfg.layers)
         yield w
-        layout = adapter_layout(w.layout, critical, o.rank)
+        layout = adapter_layout(w.layout, critical, cfg.rank)
         x = unchanging(layout, cohort.seeds.torch("fused"))
-        options = {"critical": critical, "rank": o.rank, "scale": o.scale}
-        for _ in range(o.rounds):
-            x = x + cohort.reduce(w, routine=adapt, vectors={"adapters": x}, layout=layout, **options)
-            layers = adapted(w.layers(), x.layers(), critical, o.scale)
+        for _ in range(cfg.rounds):
+            x = x + cohort.reduce(
+                w,
+                routine=adapt,
+                vectors={"adapters": x},
+                layout=layout,
+                critical=critical,
+                rank=cfg.rank,
+                scale=cfg.scale,
+            )
+            layers = adapted(w.layers(), x.layers(), critical, cfg.scale)
             yield Params(torch.cat([layer.flatten() for layer in layers.values()]), w.layout)
 
 
-def most_moved(updates, number):
+def most_moved(updates: Sequence[Params], number: int) -> list[str]:
     """Names of the ``number`` weights with the largest ``d_l``, in the model's order."""
     D = [update.layers() for update in updates]
     weights = [name for name, layer in D[0].items() if layer.dim() > 1]
@@ -72,9 +80,9 @@ def most_moved(updates, number):
     return [name for name in weights if name in chosen]
 
 
-def adapter_layout(model, critical, rank):
+def adapter_layout(model: Layout, critical: Sequence[str], rank: int) -> Layout:
     """``A [r, inputs]`` and ``B [outputs, r]`` of each critical layer."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in zip(model.names, model.shapes, strict=True):
         if name in critical:
             outputs, inputs = shape[0], prod(shape[1:])
@@ -83,7 +91,7 @@ def adapter_layout(model, critical, rank):
     return Layout(tuple(shapes), tuple(shapes.values()))
 
 
-def unchanging(layout, generator):
+def unchanging(layout: Layout, generator: torch.Generator) -> Params:
     """Adapters that change nothing yet: A as `fedforget.routines.fresh` draws weights, B = 0."""
     x = fresh(layout, generator)
     for name, layer in x.layers().items():
@@ -92,24 +100,25 @@ def unchanging(layout, generator):
     return x
 
 
-def adapted(layers, x, critical, scale):
+def adapted(
+    layers: dict[str, Tensor], x: Mapping[str, Tensor], critical: Sequence[str], scale: float
+) -> dict[str, Tensor]:
     """The layers with their adapters ``x``, by name."""
     change = {name: x[f"{name}/B"] @ x[f"{name}/A"] * scale for name in critical}
     return layers | {name: layers[name] + change[name].view(layers[name].shape) for name in critical}
 
 
-def adapt(client):
+def adapt(client: Client) -> Params:
     """The change of the adapters in ordinary local training that leaves the model alone."""
     critical = client.options["critical"]
-    layout = adapter_layout(Layout.of(client.model), critical, int(client.options["rank"]))
+    layout = adapter_layout(Layout.of(client.model), critical, client.options["rank"])
     sent = Params(client.vectors["adapters"].flat.to(client.inputs.device), layout)
     x = {name: layer.clone().requires_grad_() for name, layer in sent.layers().items()}
     client.parameters = list(x.values())
     layers = {name: parameter.detach() for name, parameter in client.model.named_parameters()}
     for inputs, labels in client.batches():
-        logits = torch.func.functional_call(
-            client.model, adapted(layers, x, critical, float(client.options["scale"])), (inputs,)
-        )
+        now = adapted(layers, x, critical, client.options["scale"])
+        logits = torch.func.functional_call(client.model, now, (inputs,))
         client.step(nn.functional.cross_entropy(logits, labels))
     reached = torch.cat([layer.detach().flatten() for layer in x.values()])
     return Params(reached - sent.flat, layout)

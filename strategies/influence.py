@@ -27,13 +27,13 @@ see no eigenvalue below 0.5 (docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from fedforget.exchange import Card
 from fedforget.solvers import check_explicit, conjugate_gradient, damped_solve, lissa, shifted
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class Influence(UnlearningStrategy):
@@ -54,47 +54,41 @@ class Influence(UnlearningStrategy):
         scale: float = option(10.0, "above the mean Hessian's eigenvalues", symbol="scale", above=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """The owners of the forgotten data send its gradient; the second order asks everyone for curvature."""
         return Card(target_online=True, retained_online=self.config.order == 2)
 
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """Clients that send Hessians need a small model."""
         if self.config.order == 2 and self.config.solver == "explicit":
             check_explicit("influence with solver=explicit", cohort.layout.size)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One influence update."""
-        c, decay = self.config, cohort.task.local.weight_decay
+        cfg, decay = self.config, cohort.task.local.weight_decay
         w, t = history.final.double(), cohort.next_round
-        G = -(cohort.gradient(w, split="forget") + decay * w) * examples(cohort)
-        if c.order == 1:
-            yield (w - c.tau * G).float()
+        g = cohort.gradient(w, split="forget") + decay * w
+        G = -g * cohort.last_replies.examples
+        if cfg.order == 1:
+            yield (w - cfg.tau * G).float()
             return
-        if c.solver == "explicit":
+        solutions: Iterable[Params]
+        product = shifted(cohort.hvp, w, decay + cfg.damping)
+        if cfg.solver == "explicit":
             _, H = cohort.hessian(w, round=t)  # part of the round that brought G: both are at w
-            solutions = [damped_solve(H + decay * torch.eye(len(H)), G, c.damping)]
+            solutions = [damped_solve(H + decay * torch.eye(len(H)), G, cfg.damping)]
+        elif cfg.solver == "cg":
+            yield w.float()
+            solutions = conjugate_gradient(product, G, cfg.iterations, cfg.tolerance, cohort.hold)
         else:
             yield w.float()
-            product = shifted(cohort.hvp, w, decay + c.damping)
-            cg = c.solver == "cg"
-            cohort.hold(*[G] * (2 if cg else 1))  # cg's iterate and residual; lissa's b
-            solutions = (
-                conjugate_gradient(product, G, c.iterations, c.tolerance)
-                if cg
-                else lissa(product, G, c.iterations, c.scale)
-            )
+            solutions = lissa(product, G, cfg.iterations, cfg.scale, cohort.hold)
         x, changes = 0.0 * G, []
         for next_x in solutions:
             changes.append((next_x - x).norm())
-            x = next_x
-            yield (w - x / examples(cohort)).float()  # the solvers use the mean Hessian, so n is divided out here
-        if c.solver == "lissa" and changes[-1] > changes[0]:
+            x, n = next_x, cohort.last_replies.examples  # those of the retained clients that sent curvature
+            yield (w - x / n).float()  # the solvers use the mean Hessian, so n is divided out here
+        if cfg.solver == "lissa" and changes[-1] > changes[0]:
             cohort.notes.append(
-                f"LiSSA diverged: the damped Hessian has eigenvalues below 0 or above twice scale={c.scale:g}"
+                f"LiSSA diverged: the damped Hessian has eigenvalues below 0 or above twice scale={cfg.scale:g}"
             )
-
-
-def examples(cohort):
-    """How many examples the last round's replies stand for."""
-    return sum(cohort.last_replies.weights().values())

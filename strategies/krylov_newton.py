@@ -23,10 +23,11 @@ d = 105,194: 8 % right on retained data at M = 1, 11 % at 10, 72 % at 100 and 69
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedforget.solvers import krylov_cubic, shifted
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class KrylovNewton(UnlearningStrategy):
@@ -43,14 +44,14 @@ class KrylovNewton(UnlearningStrategy):
         products: int = option(10, "most products a step, each one round", symbol="k", at_least=1)
         tolerance: float = option(1e-3, "gradient of the model, relative to g, that is enough", at_least=0, below=1)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """N_out outer steps of at most 1 + k rounds."""
-        c, decay = self.config, cohort.task.local.weight_decay
+        cfg, decay = self.config, cohort.task.local.weight_decay
         w = history.final.double()
-        for _ in range(c.steps):
+        for _ in range(cfg.steps):
             g, s = cohort.gradient(w) + decay * w, 0.0 * w
             yield w.float()
-            cohort.hold(*[g] * c.products)  # the basis
-            for s in krylov_cubic(shifted(cohort.hvp, w, decay), g, c.lipschitz, c.products, c.tolerance):
+            product = shifted(cohort.hvp, w, decay)
+            for s in krylov_cubic(product, g, cfg.lipschitz, cfg.products, cfg.tolerance, cohort.hold):
                 yield (w + s).float()
             w = w + s

@@ -19,9 +19,10 @@ digits; docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class L1Sparse(UnlearningStrategy):
@@ -35,16 +36,16 @@ class L1Sparse(UnlearningStrategy):
         gamma: float = option(5e-4, "weight of the penalty", symbol="gamma", at_least=0, search=(5e-05, 0.005, "log"))
         decay: bool = option(True, "gamma falls linearly, towards 0")
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """R rounds of FedAvg on the penalised loss."""
-        w, R = history.final, self.config.rounds
+        cfg, w, R = self.config, history.final, self.config.rounds
         for t in range(R):
-            gamma = self.config.gamma * (1 - t / R if self.config.decay else 1)
+            gamma = cfg.gamma * (1 - t / R if cfg.decay else 1)
             w = w + cohort.reduce(w, routine=sparse, round=history.rounds + 1 + t, gamma=gamma)
             yield w
 
 
-def sparse(client):
+def sparse(client: Client) -> None:
     """Minimise ``CE + gamma ||w||_1``."""
     for inputs, labels in client.batches():
         norm = sum(layer.abs().sum() for layer in client.parameters)

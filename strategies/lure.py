@@ -19,13 +19,13 @@ and 0.57; docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from fedforget.params import Params
 from fedforget.routines import fresh
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class Lure(UnlearningStrategy):
@@ -41,17 +41,17 @@ class Lure(UnlearningStrategy):
         batches: float = option(1 / 32, "share of the batches looked at", symbol="beta", above=0, at_most=1)
         rounds: int = option(5, "rounds of relearning", symbol="R", at_least=0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round for the saliency, then R ordinary rounds from the renewed model."""
-        w = history.final
-        saliency = cohort.reduce(w, cohort.retained, routine=salience, epochs=1, steps=0, effort=self.config.batches)
+        cfg, w = self.config, history.final
+        saliency = cohort.reduce(w, cohort.retained, routine=salience, epochs=1, steps=0, effort=cfg.batches)
         s = Params(w.flat.abs() * saliency.flat, w.layout)
-        w = renew(w, s, self.config.share, fresh(w.layout, cohort.seeds.torch("lure")))
+        w = renew(w, s, cfg.share, fresh(w.layout, cohort.seeds.torch("lure")))
         yield w
-        yield from self.learn(cohort, w, self.config.rounds, first_round=history.rounds + 1)
+        yield from self.learn(cohort, w, cfg.rounds, first_round=history.rounds + 1)
 
 
-def renew(w, s, rho, new):
+def renew(w: Params, s: Params, rho: float, new: Params) -> Params:
     """``w`` with those ``round(rho m)`` of its m weights that have the lowest ``s`` taken from ``new``."""
     layers = zip(w.layout.names, w.layout.sizes, strict=True)
     weights = torch.cat([torch.full((size,), not name.endswith("bias")) for name, size in layers]).nonzero().squeeze(1)
@@ -59,7 +59,7 @@ def renew(w, s, rho, new):
     return Params(w.flat.index_copy(0, lowest, new.flat[lowest]), w.layout)
 
 
-def salience(client):
+def salience(client: Client) -> Params:
     """The mean of ``|g_b|`` over the batches b."""
     total = [torch.zeros_like(parameter) for parameter in client.parameters]
     for inputs, labels in client.batches():

@@ -22,14 +22,14 @@ lambda = 0.5; docs/results.md, 2026-11-25).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.func import functional_call
 
 from fedforget import routines
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class MomentumDegradation(UnlearningStrategy):
@@ -61,31 +61,31 @@ class MomentumDegradation(UnlearningStrategy):
     scopes = frozenset({"client", "class"})
     card = Card(target_online=True)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """R_de rounds of degradation and guidance, R_g - R_de of guidance alone, R ordinary rounds."""
-        c, w, t = self.config, history.final, history.rounds
-        for w_de in self.learn(cohort, history.initial, c.degradation_rounds):
-            w = c.momentum * w + (1 - c.momentum) * w_de
+        cfg, w, t = self.config, history.final, history.rounds
+        for w_de in self.learn(cohort, history.initial, cfg.degradation_rounds):
+            w = cfg.momentum * w + (1 - cfg.momentum) * w_de
             cohort.hold(w_de)
             yield w
             t += 1
             w = guided(cohort, w, w_de, t)
             yield w
-        while t < history.rounds + c.guidance_rounds:
+        while t < history.rounds + cfg.guidance_rounds:
             t += 1
             w = guided(cohort, w, w_de, t)
             yield w
         cohort.hold()
-        yield from self.learn(cohort, w, c.rounds, first_round=t + 1)
+        yield from self.learn(cohort, w, cfg.rounds, first_round=t + 1)
 
 
-def guided(cohort, w, w_de, t):
+def guided(cohort: Cohort, w: Params, w_de: Params, t: int) -> Params:
     """The model after a round of guidance from ``w``."""
     asked = {*cohort.targets, *cohort.sample(t)}
     return w + cohort.reduce(w, asked, routine=guide, split="train", round=t, vectors={"w_de": w_de})
 
 
-def guide(client):
+def guide(client: Client) -> None:
     """Ordinary local training, in which the forgotten examples carry the labels that w_de gives them."""
     if client.forgotten.any():
         w_de = {name: layer.to(client.inputs.device) for name, layer in client.vectors["w_de"].layers().items()}

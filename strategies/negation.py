@@ -15,10 +15,10 @@ whole classifier. The number of rounds is [SPEC]; the paper goes on until the mo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.params import Params
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class Negation(UnlearningStrategy):
@@ -30,14 +30,14 @@ class Negation(UnlearningStrategy):
 
         rounds: int = option(5, "rounds on the retained data", symbol="R", at_least=0, search=(1, 10, "int"))
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """The server negates, then R ordinary rounds."""
         w = negated(history.final)
         yield w
         yield from self.learn(cohort, w, self.config.rounds, first_round=history.rounds + 1)
 
 
-def negated(w):
+def negated(w: Params) -> Params:
     """``w`` with its first layer's weights negated."""
     w = Params(w.flat.clone(), w.layout)
     first = next(name for name in w.layout.names if name.endswith("weight"))

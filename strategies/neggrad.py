@@ -19,10 +19,10 @@ Symbols: w global weights; D_f, D_r forgotten and retained data; beta weight of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class NegGrad(UnlearningStrategy):
@@ -37,23 +37,19 @@ class NegGrad(UnlearningStrategy):
             0.95, "weight of the retained data", symbol="beta", above=0, at_most=1, search=(0.8, 0.99, "linear")
         )
 
-    @property
-    def card(self):
-        """Forgetting clients ascend on the forgotten data."""
-        return Card(target_online=True)
+    card = Card(target_online=True)  # forgetting clients ascend on the forgotten data
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """``w <- w + beta mean_k D_k + mean_c A_c``: descent on retained, weighted ascent on forgotten data."""
-        w, beta = history.final, self.config.beta
-        ascent = {"routine": ascend, "split": "forget", "weight": 1 - beta}
-        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
+        cfg, w, beta = self.config, history.final, self.config.beta
+        for t in range(history.rounds + 1, history.rounds + 1 + cfg.rounds):
             D = cohort.reduce(w, round=t)
-            A = cohort.reduce(w, cohort.targets, round=t, **ascent)
+            A = cohort.reduce(w, cohort.targets, routine=ascend, split="forget", round=t, weight=1 - beta)
             w = w + beta * D + A
             yield w
 
 
-def ascend(client):
+def ascend(client: Client) -> None:
     """Minimise the negated cross-entropy, with a share ``weight`` of the learning rate."""
     client.local = replace(client.local, lr=client.options["weight"] * client.local.lr)
     for inputs, labels in client.batches():

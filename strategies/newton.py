@@ -18,12 +18,13 @@ pseudo-inverse's goes 16 times as far as the oracle is, elsewhere (docs/results.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from fedforget.solvers import check_explicit, conjugate_gradient, damped_solve, pseudo_solve, shifted
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class Newton(UnlearningStrategy):
@@ -48,35 +49,34 @@ class Newton(UnlearningStrategy):
             search=(1e-11, 0.001, "log"),
         )
 
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """Clients that send Hessians need a small model."""
         if self.config.solver != "cg":
             check_explicit(f"newton with solver={self.config.solver}", cohort.layout.size)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """N Newton steps."""
-        w = history.final.double()
-        for _ in range(self.config.steps):
-            step = self.by_products if self.config.solver == "cg" else self.by_hessian
+        cfg, w = self.config, history.final.double()
+        for _ in range(cfg.steps):
+            step = self.by_products if cfg.solver == "cg" else self.by_hessian
             for w in step(w, cohort):  # noqa: B020 (the last iterate is where the next step starts)
                 yield w.float()
 
-    def by_products(self, w, cohort):
+    def by_products(self, w: Params, cohort: Cohort) -> Iterator[Params]:
         """``w - (H + gamma I)^-1 g`` by conjugate gradient."""
-        decay = cohort.task.local.weight_decay
+        cfg, decay = self.config, cohort.task.local.weight_decay
         g = cohort.gradient(w) + decay * w
         yield w
-        product = shifted(cohort.hvp, w, decay + self.config.damping)
-        cohort.hold(g, g)  # the iterate and the residual
-        for x in conjugate_gradient(product, g, self.config.iterations, self.config.tolerance):
+        product = shifted(cohort.hvp, w, decay + cfg.damping)
+        for x in conjugate_gradient(product, g, cfg.iterations, cfg.tolerance, cohort.hold):
             yield w - x
 
-    def by_hessian(self, w, cohort):
+    def by_hessian(self, w: Params, cohort: Cohort) -> Iterator[Params]:
         """``w - (H + gamma I)^-1 g`` or ``w - H^+ g``."""
-        decay = cohort.task.local.weight_decay
+        cfg, decay = self.config, cohort.task.local.weight_decay
         g, H = cohort.hessian(w)
         g, H = g + decay * w, H + decay * torch.eye(len(H))
-        if self.config.solver == "pseudo":
-            yield w - pseudo_solve(H, g, self.config.cutoff)
+        if cfg.solver == "pseudo":
+            yield w - pseudo_solve(H, g, cfg.cutoff)
         else:
-            yield w - damped_solve(H, g, self.config.damping)
+            yield w - damped_solve(H, g, cfg.damping)

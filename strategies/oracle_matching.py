@@ -17,11 +17,11 @@ quality of 0.10, and 80 rounds 0.90 (docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.exchange import Card
 from fedforget.routines import match
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class OracleMatching(UnlearningStrategy):
@@ -34,18 +34,22 @@ class OracleMatching(UnlearningStrategy):
         rounds: int = option(10, "rounds of matching", symbol="R", at_least=1)
         lr: float = option(0.1, "learning rate of the matching", symbol="eta", above=0, search=(0.001, 1.0, "log"))
 
-    @property
-    def card(self):
-        """Forgotten points are matched too."""
-        return Card(target_online=True)
+    card = Card(target_online=True)  # forgotten points are matched too
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """T rounds of retraining, in which the model does not change, then R rounds of matching."""
-        w = history.final
+        cfg, w = self.config, history.final
         for w_g in self.learn(cohort, history.initial, history.rounds):  # noqa: B007 (the last one counts)
             yield w
-        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            clients = {*cohort.sample(t), *cohort.targets}
-            recipe = {"lr": self.config.lr, "lr_decay": 1.0}
-            w = w + cohort.reduce(w, clients, routine=match, split="train", vectors={"h": w_g}, h=1.0, **recipe)
+        for t in range(history.rounds + 1, history.rounds + 1 + cfg.rounds):
+            w = w + cohort.reduce(
+                w,
+                {*cohort.sample(t), *cohort.targets},
+                routine=match,
+                split="train",
+                vectors={"h": w_g},
+                h=1.0,
+                lr=cfg.lr,
+                lr_decay=1.0,
+            )
             yield w

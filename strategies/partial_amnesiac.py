@@ -21,11 +21,10 @@ p share one trajectory: the history reads, and the bill counts, only what this m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.exchange import Card
-from fedforget.history import SELECTORS
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class PartialAmnesiac(UnlearningStrategy):
@@ -38,14 +37,16 @@ class PartialAmnesiac(UnlearningStrategy):
         keep: float = option(
             0.05, "share of each layer that is kept", symbol="p", above=0, at_most=1, search=(0.01, 0.5, "log")
         )
-        select: str = option("top", "entries kept: top, random or bottom", symbol="P", choices=SELECTORS)
+        select: str = option(
+            "top", "entries kept: top, random or bottom", symbol="P", choices=("top", "random", "bottom")
+        )
         storage: str = option("rounds", "what a server keeps: rounds or sum", choices=("rounds", "sum"))
         repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     scopes = frozenset({"client"})
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """Part of every client's updates, or sums of them, but no global models; contacts are for repair only."""
         return Card(
             records="targets",
@@ -55,18 +56,18 @@ class PartialAmnesiac(UnlearningStrategy):
             retained_online=self.config.repair_rounds > 0,
         )
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """Subtract round by round, or add up first and subtract once; then R ordinary rounds."""
-        w, S = history.final, 0 * history.final
+        cfg, w, S = self.config, history.final, 0 * history.final
         for t in range(1, history.rounds + 1):
             n = history.weights(t)
             for c in request.clients:
                 if c in n:
                     p = n[c] / history.examples(t)
-                    if self.config.storage == "sum":
+                    if cfg.storage == "sum":
                         S = S + p * history.update(t, c)
                     else:
                         w = w - p * history.update(t, c)
         w = w - S
         yield w
-        yield from self.learn(cohort, w, self.config.repair_rounds, first_round=history.rounds + 1)
+        yield from self.learn(cohort, w, cfg.repair_rounds, first_round=history.rounds + 1)

@@ -23,14 +23,14 @@ utility falls to 0.37, and five ordinary rounds bring 0.93 of the canaries' sign
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedforget import routines
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class PartialAscent(UnlearningStrategy):
@@ -51,33 +51,40 @@ class PartialAscent(UnlearningStrategy):
         repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """Who forgets must be there with that data."""
         needs_retained = self.config.restraint == "data" or self.config.repair_rounds > 0
         return Card(target_online=True, retained_online=needs_retained)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """U rounds of partial ascent, then R ordinary ones."""
+        cfg = self.config
         w = w_o = history.final
-        options = {"density": self.config.density, "mask": self.config.mask, "mu": self.config.mu}
-        options |= {"lr": self.config.lr, "lr_decay": 1.0}
-        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            if self.config.restraint == "data":
-                asked, split, vectors = {*cohort.targets, *cohort.sample(t)}, "train", {}
-            else:
-                asked, split, vectors = cohort.targets, "forget", {"w_o": w_o}
-            w = w + cohort.reduce(w, asked, routine=ascend_part, split=split, vectors=vectors, **options)
+        for t in range(history.rounds + 1, history.rounds + 1 + cfg.rounds):
+            by_data = cfg.restraint == "data"
+            w = w + cohort.reduce(
+                w,
+                {*cohort.targets, *cohort.sample(t)} if by_data else cohort.targets,
+                routine=ascend_part,
+                split="train" if by_data else "forget",
+                vectors={} if by_data else {"w_o": w_o},
+                density=cfg.density,
+                mask=cfg.mask,
+                mu=cfg.mu,
+                lr=cfg.lr,
+                lr_decay=1.0,
+            )
             yield w
-        yield from self.learn(cohort, w, self.config.repair_rounds, first_round=cohort.next_round)
+        yield from self.learn(cohort, w, cfg.repair_rounds, first_round=cohort.next_round)
 
 
-def ascend_part(client: routines.Client) -> None:
+def ascend_part(client: Client) -> None:
     """Local steps down J, of which each changes what its masks allow."""
     for batch, masks in zip(client.batch_indices(), routines.layer_masks(client), strict=False):  # masks never end
         routines.masked_step(client, objective(client, batch), masks)
 
 
-def objective(client: routines.Client, batch: Tensor) -> Tensor:
+def objective(client: Client, batch: Tensor) -> Tensor:
     """J on a batch of positions."""
     mu, forgotten = float(client.options["mu"]), client.forgotten[batch]
     D_f, D_r = batch[forgotten], batch[~forgotten]

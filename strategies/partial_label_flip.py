@@ -22,13 +22,13 @@ all of it: 0.31; docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from fedforget import routines
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class PartialLabelFlip(UnlearningStrategy):
@@ -47,23 +47,27 @@ class PartialLabelFlip(UnlearningStrategy):
         repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """Who forgets must be there with that data."""
         return Card(target_online=True, retained_online=self.config.retained or self.config.repair_rounds > 0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """U rounds of partial steps on wrong labels, then R ordinary ones."""
-        w, options = history.final, {"density": self.config.density, "mask": self.config.mask}
-        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            asked, split = cohort.targets, "forget"
-            if self.config.retained:
-                asked, split = {*asked, *cohort.sample(t)}, "train"
-            w = w + cohort.reduce(w, asked, routine=flip_part, split=split, **options)
+        cfg, w = self.config, history.final
+        for t in range(history.rounds + 1, history.rounds + 1 + cfg.rounds):
+            w = w + cohort.reduce(
+                w,
+                {*cohort.targets, *cohort.sample(t)} if cfg.retained else cohort.targets,
+                routine=flip_part,
+                split="train" if cfg.retained else "forget",
+                density=cfg.density,
+                mask=cfg.mask,
+            )
             yield w
-        yield from self.learn(cohort, w, self.config.repair_rounds, first_round=cohort.next_round)
+        yield from self.learn(cohort, w, cfg.repair_rounds, first_round=cohort.next_round)
 
 
-def flip_part(client: routines.Client) -> None:
+def flip_part(client: Client) -> None:
     """Local training in which the forgotten examples carry wrong labels and each step changes what its masks allow."""
     labels = torch.where(client.forgotten, routines.wrong_labels(client), client.labels)
     for batch, masks in zip(client.batch_indices(), routines.layer_masks(client), strict=False):  # masks never end

@@ -20,12 +20,11 @@ class: on a client of digits quality is 0.00, and utility 0.40 once the well is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.exchange import Card
-from fedforget.params import Params
 from fedforget.routines import drift
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class PartiallyBlinded(UnlearningStrategy):
@@ -45,29 +44,33 @@ class PartiallyBlinded(UnlearningStrategy):
 
     card = Card(target_online=True, retained_online=False)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round for F, then R forgetting rounds."""
-        c = self.config
+        cfg = self.config
         w = w_o = history.final
         F = cohort.fisher(w_o, split="forget")
         yield w
-        hold = Params(c.stability * F.flat + c.distance, F.layout)  # b F_i + c, the stiffness of the well
-        recipe = {"optimizer": "adam", "lr": c.lr, "lr_decay": 1.0, "weight_decay": 0.0, "epochs": c.epochs, "steps": 0}
-        for _ in range(c.rounds):
+        hold = Params(cfg.stability * F.flat + cfg.distance, F.layout)  # b F_i + c, the stiffness of the well
+        for _ in range(cfg.rounds):
             w = w + cohort.reduce(
                 w,
                 cohort.targets,
                 routine=blind,
                 split="forget",
                 vectors={"w_o": w_o, "hold": hold},
-                ascent=c.ascent,
-                batch_size=c.batch_size,
-                **recipe,
+                ascent=cfg.ascent,
+                optimizer="adam",
+                lr=cfg.lr,
+                lr_decay=1.0,
+                weight_decay=0.0,
+                epochs=cfg.epochs,
+                steps=0,
+                batch_size=cfg.batch_size,
             )
             yield w
 
 
-def blind(client):
+def blind(client: Client) -> None:
     """Minimise the three terms by mini-batch steps."""
     for inputs, labels in client.batches():
         well = drift(client, client.vectors["w_o"], client.vectors["hold"])

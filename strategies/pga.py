@@ -25,14 +25,24 @@ with s = 400 and eta = 0.5; docs/results.md, 2026-11-24).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from fedforget.exchange import Card
-from fedforget.params import Params
 from fedforget.routines import fresh
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import (
+    Card,
+    Client,
+    Cohort,
+    History,
+    Params,
+    Replies,
+    UnlearningRequest,
+    UnlearningStrategy,
+    option,
+)
 
 
 class ProjectedAscent(UnlearningStrategy):
@@ -54,16 +64,13 @@ class ProjectedAscent(UnlearningStrategy):
     scopes = frozenset({"client"})
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """The targets' last updates are needed, and the targets themselves; others only for recovery."""
         return Card(records="targets", target_online=True, retained_online=self.config.rounds > 0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round a target, then R ordinary rounds."""
-        c, w = self.config, history.final
-        recipe = {"optimizer": "sgd", "lr": c.lr, "lr_decay": 1.0, "momentum": c.momentum, "weight_decay": 0.0}
-        effort = {"epochs": c.epochs, "steps": 0, "batch_size": c.batch_size}
-        limits = {"clip": c.clip, "stop": c.stop, "inits": c.inits, "seed": cohort.seeds.integer("pga")}
+        cfg, w = self.config, history.final
         for target in cohort.targets:
             shared = [t for t in range(1, history.rounds + 1) if {target} < set(history.cohort(t))]
             if shared:
@@ -71,30 +78,52 @@ class ProjectedAscent(UnlearningStrategy):
                 p = n[target] / sum(n.values())
                 w_c = history.model(t - 1) + history.update(t, target)
                 w_ref = w - p / (1 - p) * (w_c - history.model(t))
-                sent = {"split": "forget", "vectors": {"w_c": w_c}, **recipe, **effort, **limits}
-                w = w_ref + cohort.train(w_ref, [target], routine=ascend, **sent).mean()
+                w = w_ref + self.ascended(cohort, target, w_ref, w_c).mean()
             yield w
-        yield from self.learn(cohort, w, c.rounds, first_round=history.rounds + 1)
+        yield from self.learn(cohort, w, cfg.rounds, first_round=history.rounds + 1)
+
+    def ascended(self, cohort: Cohort, target: int, w_ref: Params, w_c: Params) -> Replies:
+        """What the target answers to a round of ascent from ``w_ref``."""
+        cfg = self.config
+        return cohort.train(
+            w_ref,
+            [target],
+            routine=ascend,
+            split="forget",
+            vectors={"w_c": w_c},
+            clip=cfg.clip,
+            stop=cfg.stop,
+            inits=cfg.inits,
+            seed=cohort.seeds.integer("pga"),
+            optimizer="sgd",
+            lr=cfg.lr,
+            lr_decay=1.0,
+            momentum=cfg.momentum,
+            weight_decay=0.0,
+            epochs=cfg.epochs,
+            steps=0,
+            batch_size=cfg.batch_size,
+        )
 
 
-def radius_squared(w_ref, number, generator):
+def radius_squared(w_ref: Params, number: int, generator: torch.Generator) -> float:
     """delta: a third of the mean squared distance from ``w_ref`` to random initialisations."""
     return sum((fresh(w_ref.layout, generator) - w_ref).norm() ** 2 for _ in range(number)) / number / 3
 
 
-def project(w, w_ref, delta):
+def project(w: Params, w_ref: Params, delta: float) -> Params:
     """The point of the ball ``||w - w_ref||^2 <= delta`` that is nearest to ``w``."""
     distance = (w - w_ref).norm()
     return w if distance**2 <= delta else w_ref + delta**0.5 / distance * (w - w_ref)
 
 
-def clipped(loss, parameters, limit):
+def clipped(loss: Tensor, parameters: Sequence[Tensor], limit: float) -> Tensor:
     """``loss`` scaled so that its gradient has at most the norm ``limit``."""
     norm = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters, retain_graph=True)]).norm()
     return loss * (limit / norm.clamp(min=limit))
 
 
-def ascend(client):
+def ascend(client: Client) -> None:
     """Raise the loss step by step, within the ball, until the model is far enough from the target's own."""
     w_ref, w_c = Params.from_module(client.model).cpu(), client.vectors["w_c"]
     options = client.options

@@ -25,15 +25,15 @@ features are many: sum in_l^2 numbers of each client, 8.2 d for a ResNet-18.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedforget.exchange import Card
-from fedforget.params import Layout, Params
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.params import Layout
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class ProjectedGradient(UnlearningStrategy):
@@ -54,34 +54,42 @@ class ProjectedGradient(UnlearningStrategy):
         epochs: int = option(1, "epochs a round", symbol="E", at_least=1)
         batch_size: int = option(128, "forgotten examples a step", symbol="B", at_least=1)
 
-    @property
-    def card(self):
-        """Retained clients send features once; the owners of the forgotten data do the rest."""
-        return Card(target_online=True)
+    card = Card(target_online=True)  # retained clients send features once; the owners of the forgotten data do the rest
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round of features, then R_u rounds of projected ascent."""
-        o, w = self.config, history.final
+        cfg, w = self.config, history.final
         layout = feature_layout(cohort.layout)
         replies = cohort.train(w, cohort.retained, routine=covariances, layout=layout)
-        C = Params(sum(reply.update.flat.double() for reply in replies), layout)
-        bases = [basis(C_l, o.energy, o.rank).float() for C_l in C.layers().values()]
-        U = Params(torch.cat([U_l.flatten() for U_l in bases]), feature_layout(cohort.layout, o.rank))
-        for r in range(o.rounds):
-            eta = o.lr * (o.lr_end / o.lr) ** (r / max(1, o.rounds - 1))
-            recipe = {"lr": eta, "epochs": o.epochs, "steps": 0, "batch_size": o.batch_size}
-            options = {"rank": o.rank, "beta": o.entropy, **recipe}
-            w = w + cohort.reduce(w, cohort.targets, routine=ascend, split="forget", vectors={"U": U}, **options)
+        C = Params(torch.zeros(layout.size, dtype=torch.float64), layout)
+        for reply in replies:
+            C = C + reply.update.double()
+        bases = [basis(C_l, cfg.energy, cfg.rank).float() for C_l in C.layers().values()]
+        U = Params(torch.cat([U_l.flatten() for U_l in bases]), feature_layout(cohort.layout, cfg.rank))
+        for r in range(cfg.rounds):
+            w = w + cohort.reduce(
+                w,
+                cohort.targets,
+                routine=ascend,
+                split="forget",
+                vectors={"U": U},
+                rank=cfg.rank,
+                beta=cfg.entropy,
+                lr=cfg.lr * (cfg.lr_end / cfg.lr) ** (r / max(1, cfg.rounds - 1)),
+                epochs=cfg.epochs,
+                steps=0,
+                batch_size=cfg.batch_size,
+            )
             yield w
 
 
-def feature_layout(model, rank=0):
+def feature_layout(model: Layout, rank: int = 0) -> Layout:
     """For each weight of a linear or convolutional layer ``[inputs, inputs]``, or ``[inputs, rank]`` under a cap."""
     inputs = {n: prod(shape[1:]) for n, shape in zip(model.names, model.shapes, strict=True) if len(shape) in (2, 4)}
     return Layout(tuple(inputs), tuple((size, min(rank or size, size)) for size in inputs.values()))
 
 
-def basis(C, v, rank=0):
+def basis(C: Tensor, v: float, rank: int = 0) -> Tensor:
     """``U_l``, padded with zero columns to the cap, or to a square."""
     eigenvalues, U = torch.linalg.eigh(C)
     S, U = eigenvalues.flip(0).clamp(min=0).sqrt(), U.flip(1)
@@ -90,46 +98,39 @@ def basis(C, v, rank=0):
     return torch.where(torch.arange(columns) < k, U[:, :columns], 0.0)
 
 
-def covariances(client):
+def covariances(client: Client) -> Params:
     """``C_l = sum f f^T`` over the split for every layer, by a forward pass that listens at the layers' inputs."""
-    layout, modules = feature_layout(Layout.of(client.model)), dict(client.model.named_modules())
+    layout = feature_layout(Layout.of(client.model))
     C = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in zip(layout.names, layout.shapes, strict=True)}
 
-    def listen(name):
-        def hook(module, inputs):
-            f = features(module, inputs[0]).double()
-            C[name] += (f.T @ f).cpu()
+    def add(name: str, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        f = features(module, inputs).double()
+        C[name] += (f.T @ f).cpu()
 
-        return modules[name.removesuffix(".weight")].register_forward_pre_hook(hook)
-
-    handles = [listen(name) for name in C if name.removesuffix(".weight") in modules]
-    try:
-        with torch.no_grad():
-            for inputs in client.inputs.split(128):
-                client.model(inputs)
-    finally:  # the next client gets the same module
-        for handle in handles:
-            handle.remove()
+    with client.listen(C, add), torch.no_grad():
+        for inputs in client.inputs.split(128):
+            client.model(inputs)
     client.examples = len(client.labels)
     return Params(torch.cat([C_l.flatten() for C_l in C.values()]).to(client.inputs.dtype), layout)
 
 
-def features(module, inputs):
+def features(module: nn.Module, inputs: Tensor) -> Tensor:
     """What multiplies the rows of the module's weight: ``[examples (x places), inputs]``."""
     if isinstance(module, nn.Conv2d):
-        geometry = module.kernel_size, module.dilation, module.padding, module.stride
-        return nn.functional.unfold(inputs, *geometry).transpose(1, 2).flatten(0, 1)
+        assert not isinstance(module.padding, str), "padding is given in numbers"
+        patches = nn.functional.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+        return patches.transpose(1, 2).flatten(0, 1)
     return inputs.flatten(0, -2)
 
 
-def loss(logits, labels, beta):
+def loss(logits: Tensor, labels: Tensor, beta: float) -> Tensor:
     """``mean -log(1 - (p_y - 0.05)) - beta mean H(p)``: less confidence in the label, and in anything."""
     log_p = logits.log_softmax(1)
     p_y = log_p.gather(1, labels[:, None]).exp()
     return -(1.05 - p_y).log().mean() + beta * (log_p.exp() * log_p).sum(1).mean()
 
 
-def ascend(client):
+def ascend(client: Client) -> None:
     """Projected steps on the forgotten data, plain SGD."""
     layout = feature_layout(Layout.of(client.model), client.options["rank"])
     U = Params(client.vectors["U"].flat.to(client.inputs), layout).layers()

@@ -22,10 +22,10 @@ Limit: these rates are too small to forget a client of digits (quality 0.00; wit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.exchange import Card, Replies
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Cohort, History, Params, Replies, UnlearningRequest, UnlearningStrategy, option
 
 
 class PseudoGradient(UnlearningStrategy):
@@ -43,21 +43,21 @@ class PseudoGradient(UnlearningStrategy):
     scopes = frozenset({"client"})
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """The leaving clients train once more; the others do in PUF-Regular and in recovery."""
         return Card(target_online=True, retained_online=self.config.retained_rate > 0 or self.config.rounds > 0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """U rounds that negate, then R ordinary rounds."""
-        c, w = self.config, history.final
-        for t in range(history.rounds + 1, history.rounds + c.unlearning_rounds + 1):
-            staying = cohort.sample(t) if c.retained_rate else ()
+        cfg, w = self.config, history.final
+        for t in range(history.rounds + 1, history.rounds + cfg.unlearning_rounds + 1):
+            staying = cohort.sample(t) if cfg.retained_rate else ()
             split = "train" if staying else "forget"
             replies = cohort.train(w, (*staying, *cohort.targets), split=split, round=t)
             leave = Replies(reply for reply in replies if reply.client in cohort.targets)
             stay = Replies(reply for reply in replies if reply.client in staying)
-            w = w - c.rate * leave.mean()
+            w = w - cfg.rate * leave.mean()
             if stay:
-                w = w + c.retained_rate * stay.mean()
+                w = w + cfg.retained_rate * stay.mean()
             yield w
-        yield from self.learn(cohort, w, c.rounds, first_round=history.rounds + c.unlearning_rounds + 1)
+        yield from self.learn(cohort, w, cfg.rounds, first_round=history.rounds + cfg.unlearning_rounds + 1)

@@ -16,13 +16,13 @@ Limit: two rounds are too few to forget a client of digits (quality 0.06; 20 rou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from fedforget import routines
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class RandomLabel(UnlearningStrategy):
@@ -37,23 +37,25 @@ class RandomLabel(UnlearningStrategy):
         repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """Who forgets must be there with that data."""
         return Card(target_online=True, retained_online=self.config.retained or self.config.repair_rounds > 0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """U rounds of FedAvg with wrong labels, then R ordinary ones."""
-        w = history.final
-        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            asked, split = cohort.targets, "forget"
-            if self.config.retained:
-                asked, split = {*asked, *cohort.sample(t)}, "train"
-            w = w + cohort.reduce(w, asked, routine=train_on_wrong_labels, split=split)
+        cfg, w = self.config, history.final
+        for t in range(history.rounds + 1, history.rounds + 1 + cfg.rounds):
+            w = w + cohort.reduce(
+                w,
+                {*cohort.targets, *cohort.sample(t)} if cfg.retained else cohort.targets,
+                routine=train_on_wrong_labels,
+                split="train" if cfg.retained else "forget",
+            )
             yield w
-        yield from self.learn(cohort, w, self.config.repair_rounds, first_round=cohort.next_round)
+        yield from self.learn(cohort, w, cfg.repair_rounds, first_round=cohort.next_round)
 
 
-def train_on_wrong_labels(client: routines.Client) -> None:
+def train_on_wrong_labels(client: Client) -> None:
     """Ordinary local training, with wrong labels on what the client must forget."""
     client.labels = torch.where(client.forgotten, routines.wrong_labels(client), client.labels)
     routines.train(client)

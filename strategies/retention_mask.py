@@ -19,13 +19,13 @@ w_init zero or fresh weights; R rounds of fine-tuning.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from fedforget.exchange import Card
-from fedforget.params import Params
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class RetentionMask(UnlearningStrategy):
@@ -43,23 +43,23 @@ class RetentionMask(UnlearningStrategy):
         rounds: int = option(5, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """The forgotten data's owner is needed for a forget-based mask; retained clients are, but for that alone."""
         forget = self.config.saliency == "forget"
         return Card(target_online=forget, retained_online=not forget or self.config.rounds > 0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round for the saliency, then R rounds from the reset model."""
-        w_o = history.final
-        s = cohort.gradient(w_o, split=self.config.saliency).flat.abs()
-        m = mask(s if self.config.saliency == "retain" else -s, self.config.keep)
-        w_init = history.initial if self.config.start == "fresh" else w_o * 0
+        cfg, w_o = self.config, history.final
+        s = cohort.gradient(w_o, split=cfg.saliency).flat.abs()
+        m = mask(s if cfg.saliency == "retain" else -s, cfg.keep)
+        w_init = history.initial if cfg.start == "fresh" else w_o * 0
         w = Params(torch.where(m, w_o.flat, w_init.flat), w_o.layout)
         yield w
-        yield from self.learn(cohort, w, self.config.rounds, first_round=history.rounds + 1)
+        yield from self.learn(cohort, w, cfg.rounds, first_round=history.rounds + 1)
 
 
-def mask(s, rho):
+def mask(s: Tensor, rho: float) -> Tensor:
     """True at the ``round(rho d)`` largest entries of ``s [d]``, the first ones among equals."""
     kept = s.argsort(descending=True, stable=True)[: round(rho * len(s))]
     return torch.zeros(len(s), dtype=torch.bool).index_fill_(0, kept, True)

@@ -10,12 +10,14 @@ Deviations: where a request empties a cohort, the retained client of lowest samp
 
 from __future__ import annotations
 
-from fedforget.strategy import UnlearningStrategy
+from collections.abc import Iterator
+
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy
 
 
 class Retrain(UnlearningStrategy):
     """Learn again, from the same start, without the forgotten data."""
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """T rounds from the initial model on retained data."""
         yield from self.learn(cohort, history.initial, rounds=history.rounds)

@@ -21,14 +21,14 @@ utility is lost (tau = 0.1: quality 0.10 at a utility of 0.67; docs/results.md, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from fedforget.exchange import Card
-from fedforget.params import Params
+from fedforget.params import Layout
 from fedforget.routines import gradient
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class SharpnessAware(UnlearningStrategy):
@@ -49,39 +49,39 @@ class SharpnessAware(UnlearningStrategy):
 
     card = Card(target_online=True)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """Rounds for the diagonal (one, or P), then one for G."""
-        w_o = history.final
-        if self.config.curvature == "fisher":
+        cfg, w_o = self.config, history.final
+        if cfg.curvature == "fisher":
             H = cohort.fisher(w_o)
             yield w_o
         else:
             H = w_o * 0.0
             cohort.hold(H)
-            for j in range(self.config.probes):
+            for j in range(cfg.probes):
                 v = sign_vector(w_o.layout, cohort.seeds.torch("saps", j))
-                H = H + Params(v.flat * cohort.hvp(w_o, v).flat, v.layout) / self.config.probes
+                H = H + Params(v.flat * cohort.hvp(w_o, v).flat, v.layout) / cfg.probes
                 yield w_o
             cohort.hold()
-        sent = {"split": "forget", "vectors": {"S": sharpest(H, self.config.share)}}
-        mean = cohort.reduce(w_o, cohort.targets, routine=selected, **sent)
-        G = -sum(cohort.last_replies.weights().values()) * mean
-        yield w_o - self.config.rate * G
+        S = sharpest(H, cfg.share)
+        mean = cohort.reduce(w_o, cohort.targets, routine=selected, split="forget", vectors={"S": S})
+        G = -cohort.last_replies.examples * mean
+        yield w_o - cfg.rate * G
 
 
-def sign_vector(layout, generator):
+def sign_vector(layout: Layout, generator: torch.Generator) -> Params:
     """Entries -1 or 1, each with probability one half (Rademacher)."""
     return Params(2.0 * torch.randint(0, 2, (layout.size,), generator=generator) - 1.0, layout)
 
 
-def sharpest(H, q):
+def sharpest(H: Params, q: float) -> Params:
     """1 on the ``max(1, round(q d))`` coordinates with the largest ``H``, and 0 elsewhere."""
     count = max(1, round(q * H.layout.size))
     S = H.flat.argsort(descending=True, stable=True)[:count]
     return Params(torch.zeros_like(H.flat).index_fill(0, S, 1.0), H.layout)
 
 
-def selected(client):
+def selected(client: Client) -> Params:
     """The gradient over the split on S, and zero elsewhere."""
     g = gradient(client)
     client.sparse = True

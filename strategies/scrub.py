@@ -23,12 +23,23 @@ Symbols: w student; w_o teacher, the original; p_w^T softmax of the logits over 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from fedforget.exchange import Card
 from fedforget.params import weighted_mean
 from fedforget.routines import divergence
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import (
+    Card,
+    Client,
+    Cohort,
+    History,
+    Params,
+    Reply,
+    UnlearningRequest,
+    UnlearningStrategy,
+    option,
+)
 
 
 class Scrub(UnlearningStrategy):
@@ -56,23 +67,21 @@ class Scrub(UnlearningStrategy):
                     f"strategy.scrub.max_rounds is {self.max_rounds}, but must be at most rounds, {self.rounds}"
                 )
 
-    @property
-    def card(self):
-        """Forgetting clients take the max-step, retained ones the min-step."""
-        return Card(target_online=True)
+    card = Card(target_online=True)  # forgetting clients take the max-step, retained ones the min-step
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """R epochs of max- and min-step with the original as teacher."""
+        cfg = self.config
         w = w_o = history.final
-        gamma, alpha, T = self.config.gamma, self.config.alpha, self.config.temperature
-        for e in range(1, self.config.rounds + 1):
-            eta = self.config.lr * 0.1 ** sum(e > drop for drop in self.config.lr_drops)
-            ask = {"round": history.rounds + e, "vectors": {"teacher": w_o}, "T": T, "lr": eta, "lr_decay": 1.0}
-            steps = []
-            if e <= self.config.max_rounds:
+        for e in range(1, cfg.rounds + 1):
+            eta = cfg.lr * 0.1 ** sum(e > drop for drop in cfg.lr_drops)
+            ask: dict[str, Any] = {"round": history.rounds + e, "vectors": {"teacher": w_o}, "T": cfg.temperature}
+            ask |= {"lr": eta, "lr_decay": 1.0}
+            steps: list[Reply] = []
+            if e <= cfg.max_rounds:
                 steps += cohort.train(w, cohort.targets, routine=max_step, split="forget", **ask)
-            steps += cohort.train(w, routine=min_step, gamma=gamma, alpha=alpha, **ask)
-            D, n = {}, {}
+            steps += cohort.train(w, routine=min_step, gamma=cfg.gamma, alpha=cfg.alpha, **ask)
+            D, n = dict[int, Params](), dict[int, int]()
             for reply in steps:
                 k = reply.client
                 D[k] = D[k] + reply.update if k in D else reply.update
@@ -81,13 +90,13 @@ class Scrub(UnlearningStrategy):
             yield w
 
 
-def max_step(client):
+def max_step(client: Client) -> None:
     """Minimise ``-T^2 KL(p_wo^T || p_w^T)``."""
     for inputs, _ in client.batches():
         client.step(-divergence(client, inputs))
 
 
-def min_step(client):
+def min_step(client: Client) -> None:
     """Minimise ``gamma CE + alpha T^2 KL(p_wo^T || p_w^T)``."""
     gamma, alpha = client.options["gamma"], client.options["alpha"]
     for inputs, labels in client.batches():

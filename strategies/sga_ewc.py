@@ -17,12 +17,11 @@ paper's own caution: ascent destroys what classes share (a class at 61.5 % where
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.exchange import Card
-from fedforget.params import Params
 from fedforget.routines import drift
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class ElasticAscent(UnlearningStrategy):
@@ -40,25 +39,35 @@ class ElasticAscent(UnlearningStrategy):
 
     card = Card(target_online=True)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round for F, R_u rounds of ascent, R ordinary rounds."""
-        c = self.config
+        cfg = self.config
         w = w_o = history.final
         F = cohort.fisher(w_o)
         if not F.norm() > 0:
             cohort.notes.append("F is zero, so nothing holds what the retained data needs")
         yield w
-        hold = Params((c.penalty / 2 * F.flat).clamp(max=1 / (2 * c.lr)), F.layout)
-        recipe = {"optimizer": "sgd", "lr": c.lr, "lr_decay": 1.0, "momentum": 0.0, "weight_decay": 0.0}
-        effort = {"epochs": c.epochs, "steps": 0}
-        sent = {"split": "forget", "vectors": {"w_o": w_o, "hold": hold}, **recipe, **effort}
-        for _ in range(c.unlearning_rounds):
-            w = w + cohort.reduce(w, cohort.targets, routine=ascend, **sent)
+        hold = Params((cfg.penalty / 2 * F.flat).clamp(max=1 / (2 * cfg.lr)), F.layout)
+        for _ in range(cfg.unlearning_rounds):
+            w = w + cohort.reduce(
+                w,
+                cohort.targets,
+                routine=ascend,
+                split="forget",
+                vectors={"w_o": w_o, "hold": hold},
+                optimizer="sgd",
+                lr=cfg.lr,
+                lr_decay=1.0,
+                momentum=0.0,
+                weight_decay=0.0,
+                epochs=cfg.epochs,
+                steps=0,
+            )
             yield w
-        yield from self.learn(cohort, w, c.rounds, first_round=history.rounds + 1)
+        yield from self.learn(cohort, w, cfg.rounds, first_round=history.rounds + 1)
 
 
-def ascend(client):
+def ascend(client: Client) -> None:
     """Raise the loss by mini-batch steps, less the penalty."""
     for inputs, labels in client.batches():
         client.step(drift(client, client.vectors["w_o"], client.vectors["hold"]) - client.loss(inputs, labels))

@@ -22,14 +22,14 @@ delta = 0.01, Psi* is only certified at a delta of 0.041. Where that is so, a no
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
 
-from fedforget.exchange import Card
-from fedforget.params import Params, weighted_mean
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.params import weighted_mean
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class InformedRollback(UnlearningStrategy):
@@ -47,32 +47,29 @@ class InformedRollback(UnlearningStrategy):
 
     scopes = frozenset({"client"})
 
-    @property
-    def card(self):
-        """All updates and global models; retained clients train on."""
-        return Card(records="all")
+    card = Card(records="all")  # all updates and global models; retained clients train on
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """The noisy model, then an ordinary round for each that was rolled back."""
-        c = self.config
-        delta = c.delta or 1 / len(cohort.federation.clients)
-        limit = bound(c.epsilon, c.sigma, delta)
-        holds = true_delta(c.epsilon, limit / c.sigma)
+        cfg = self.config
+        delta = cfg.delta or 1 / len(cohort.federation.clients)
+        limit = bound(cfg.epsilon, cfg.sigma, delta)
+        holds = true_delta(cfg.epsilon, limit / cfg.sigma)
         if holds > delta:
-            cohort.notes.append(f"epsilon={c.epsilon:g} is certified at delta={holds:.2g}, not at delta={delta:.2g}")
+            cohort.notes.append(f"epsilon={cfg.epsilon:g} is certified at delta={holds:.2g}, not at delta={delta:.2g}")
         n = 0 if cohort.removed else rollback(influences(history, request), limit)
         noise = torch.randn(history.final.layout.size, generator=cohort.seeds.torch("sifu"))
-        w = history.model(n) + Params(c.sigma * noise, history.final.layout)
+        w = history.model(n) + Params(cfg.sigma * noise, history.final.layout)
         yield w
         yield from self.learn(cohort, w, history.rounds - n, first_round=n + 1)
 
 
-def bound(epsilon, sigma, delta):
+def bound(epsilon: float, sigma: float, delta: float) -> float:
     """``Psi*``."""
     return epsilon * sigma / math.sqrt(2 * math.log(1.25 / delta))
 
 
-def true_delta(epsilon, ratio):
+def true_delta(epsilon: float, ratio: float) -> float:
     """The least delta at which Gaussians ``ratio`` deviations apart are (epsilon, delta)-indistinguishable.
 
     Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, arXiv 1805.06530, theorem 8.
@@ -83,7 +80,7 @@ def true_delta(epsilon, ratio):
     return Phi(high) - (math.exp(epsilon + math.log(tail)) if tail > 0 else 0.0)
 
 
-def influences(history, request):
+def influences(history: History, request: UnlearningRequest) -> list[float]:
     """``|| Delta(I, w^s) - Delta(I \\ u, w^s) ||_2`` of every round."""
     found = []
     for t in range(1, history.rounds + 1):
@@ -99,7 +96,7 @@ def influences(history, request):
     return found
 
 
-def rollback(influence, limit):
+def rollback(influence: Sequence[float], limit: float) -> int:
     """The largest n whose first n influences sum to at most the limit."""
     n, psi = 0, 0.0
     for value in influence:

@@ -28,14 +28,14 @@ is no number (MNIST, the network of `krylov_newton`; at M = 100, N_out = 4 retai
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from fedforget import routines
-from fedforget.params import Params
-from fedforget.solvers import cauchy_step, cubic_descent
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.solvers import Product, cauchy_step, cubic_descent
+from fedforget.strategy import Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class StochasticCubicNewton(UnlearningStrategy):
@@ -55,46 +55,46 @@ class StochasticCubicNewton(UnlearningStrategy):
         gradient_batch: int = option(0, "examples a client; 0 = all", symbol="B_g", at_least=0)
         hessian_batch: int = option(0, "examples a client; 0 = all", symbol="B_h", at_least=0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """N_out outer steps of 2 + N_in rounds."""
-        c, M = self.config, self.config.lipschitz
+        cfg, M = self.config, self.config.lipschitz
         w = history.final.double()
-        for j in range(c.steps):
+        for j in range(cfg.steps):
             g, H = self.local_model(cohort, w)
             yield w.float()
             s = cauchy_step(g, H(g), M)
             yield (w + s).float()
             u = torch.randn(len(g.flat), generator=cohort.seeds.torch("perturbation", j), dtype=torch.float64)
             cohort.hold(g)
-            g = g + (c.perturbation / u.norm().item()) * Params(u, g.layout)
-            for s in cubic_descent(H, g, s, M, c.eta, c.inner_steps):  # noqa: B020 (descent starts at the Cauchy step)
+            g = g + (cfg.perturbation / u.norm().item()) * Params(u, g.layout)
+            for s in cubic_descent(H, g, s, M, cfg.eta, cfg.inner_steps):  # noqa: B020 (descent starts at the Cauchy step)
                 yield (w + s).float()
             w = w + s
 
-    def local_model(self, cohort, w):
+    def local_model(self, cohort: Cohort, w: Params) -> tuple[Params, Product]:
         """The gradient at ``w``, and the function ``v -> H v``: one batch of each for the whole outer step."""
         decay, t = cohort.task.local.weight_decay, cohort.next_round
 
-        def pooled(routine, size, **vectors):
+        def pooled(routine: routines.Routine, size: int, **vectors: Params) -> Params:
             return cohort.reduce(w, cohort.retained, routine=routine, round=t, vectors=vectors, size=size)
 
         g = pooled(gradient, self.config.gradient_batch) + decay * w
         return g, lambda v: pooled(product, self.config.hessian_batch, v=v) + decay * v
 
 
-def gradient(client):
+def gradient(client: Client) -> Params:
     """The gradient on the client's gradient batch of this round."""
     draw(client, "gradient batch")
     return routines.gradient(client)
 
 
-def product(client):
+def product(client: Client) -> Params:
     """The Hessian-vector product on the client's Hessian batch of this round."""
     draw(client, "hessian batch")
     return routines.hvp(client)
 
 
-def draw(client, stream):
+def draw(client: Client, stream: str) -> None:
     """Keep ``size`` of the client's examples, the same in every exchange of the round."""
     size = client.options["size"]
     if size:

@@ -10,9 +10,10 @@ Deviations: none.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class TruncatedRetrain(UnlearningStrategy):
@@ -24,7 +25,7 @@ class TruncatedRetrain(UnlearningStrategy):
 
         share: float = option(0.5, "share of the original's rounds", symbol="s", above=0, at_most=1)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """``max(1, round(s T))`` rounds from the initial model on retained data."""
         rounds = max(1, round(self.config.share * history.rounds))
         yield from self.learn(cohort, history.initial, rounds)

@@ -35,14 +35,13 @@ rounds.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from fedforget.exchange import Card
-from fedforget.params import Params
-from fedforget.routines import gradient
-from fedforget.strategy import UnlearningStrategy, option
+from fedforget.routines import LocalConfig, gradient
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class Unrolling(UnlearningStrategy):
@@ -56,23 +55,23 @@ class Unrolling(UnlearningStrategy):
         products: int = option(0, "Hessian products to note e; 0: it is not", at_least=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """One gradient from the owner of the data; the global models only to renormalise each round."""
         records = "globals" if self.config.renormalise else "nothing"
         return Card(records=records, target_online=True, retained_online=self.config.products > 0)
 
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """The recipe must be SGD."""
         if cohort.task.local.optimizer != "sgd":
             raise ValueError(f"unrolling expands SGD; local.optimizer={cohort.task.local.optimizer!r} must be 'sgd'")
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round, at the initial weights, after those that estimate e."""
         yield from self.note_error(history, cohort)
-        local, w_0 = cohort.task.local, history.initial
+        cfg, local, w_0 = self.config, cohort.task.local, history.initial
         cohort.hold(w_0)
         replies = cohort.train(w_0, cohort.targets, routine=gradient, split="forget")
-        w = w_0 if self.config.renormalise else history.final
+        w = w_0 if cfg.renormalise else history.final
         for t in range(1, history.rounds + 1):
             n, p_all, added = history.weights(t), 0.0, w_0 * 0.0
             for reply in replies:
@@ -80,15 +79,15 @@ class Unrolling(UnlearningStrategy):
                 if c in n:
                     p = reply.num_examples / history.examples(t)
                     E = steps(local, n[c])
-                    eta = local.lr * local.lr_decay ** (t - 1)
+                    eta = local.lr * local.decay(t)
                     p_all, added = p_all + p, added + p * E * eta * reply.update
-            if not self.config.renormalise:
+            if not cfg.renormalise:
                 w = w + added
             elif p_all < 1:  # a round of forgotten data alone taught nothing that stays
                 w = w + (history.model(t) - history.model(t - 1) + added) / (1 - p_all)
         yield w
 
-    def note_error(self, history, cohort):
+    def note_error(self, history: History, cohort: Cohort) -> Iterator[Params]:
         """Note the unlearning error of the model as it is."""
         if not self.config.products:
             return
@@ -106,6 +105,6 @@ class Unrolling(UnlearningStrategy):
         cohort.notes.append(f"unlearning error {e:.3g} (sigma={sigma:.3g}, t={t})")
 
 
-def steps(local, n):
+def steps(local: LocalConfig, n: int) -> int:
     """E, the local steps a round of a client with ``n`` examples."""
     return local.steps or local.epochs * math.ceil(n / local.batch_size)

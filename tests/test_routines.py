@@ -288,6 +288,28 @@ def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     vars(strategies).pop("borrowed_paper", None)
 
 
+def test_a_client_hears_its_layers_and_only_while_it_listens() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    worker = Client(
+        0, 3, module, torch.ones(4, 2), torch.zeros(4), torch.arange(4), 4, LocalConfig(lr=0.4, lr_decay=0.5), Seeds(0)
+    )
+    heard = []
+
+    layers = {"2.weight": module[2], "0.weight": module[0]}
+
+    def keep(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        assert layer is layers[name]
+        heard.append((name, tuple(inputs.shape), tuple(outputs.shape)))
+
+    with worker.listen(["0.weight", "2.weight", "attention.in_proj_weight"], keep):
+        module(worker.inputs)
+    with pytest.raises(ZeroDivisionError), worker.listen(["0.weight"], keep):
+        raise ZeroDivisionError
+    module(worker.inputs)
+    assert heard == [("0.weight", (4, 2), (4, 3)), ("2.weight", (4, 3), (4, 1))]
+    assert worker.lr == pytest.approx(0.1)  # 0.4 halved twice
+
+
 def test_routines_are_found(paper: str) -> None:
     assert find("fedforget.routines:train") is routines.train
     assert find("fedforget.routines:gradient") is routines.gradient
