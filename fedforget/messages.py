@@ -228,9 +228,9 @@ def unpack_reply(content: RecordDict) -> tuple[dict[str, NDArray], dict[str, dic
     return arrays, report
 
 
-# Held while Python code is parsed: by Flower's learners, whose arrays have a literal as their header (numpy.load), and for
-# a strategy's address. Before 3.11.8 and 3.12.2 that fails now and then with a SystemError if two threads do it at once
-# (python/cpython#106905).
+# Held while Python code is parsed: by Flower's learners, whose arrays have a literal as their header (numpy.load), and
+# for a strategy's address. Before 3.11.8 and 3.12.2 that fails now and then with a SystemError if two threads do it at
+# once (python/cpython#106905).
 READING = threading.RLock()
 
 

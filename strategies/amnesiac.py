@@ -1,20 +1,23 @@
 """Amnesiac unlearning, federated: subtract what the target's updates added.
 
-Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981. There, the updates of the
-batches that hold the data are subtracted; the federated form subtracts the target's weighted updates of every round
-(also stage 1 of Wu, Zhu and Mitra, "Federated Unlearning with Knowledge Distillation", arXiv 2201.09441).
+Paper: Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981.
+Source: paper.
 
-Symbols: w global weights; D_c^t update of client c in round t; p_c^t its share n_c / sum_k n_k of the round's cohort;
-T rounds; R repair rounds (10 epochs in the released code; none here, unless asked for).
+There, the updates of the batches that hold the data are subtracted; the federated form subtracts the target's weighted
+updates of every round (also stage 1 of Wu, Zhu and Mitra, "Federated Unlearning with Knowledge Distillation", arXiv
+2201.09441).
+
+Symbols: w global weights; D_c^t update of client c in round t; p_c^t its share n_c / sum_k n_k of the round's cohort; T
+rounds; R repair rounds (10 epochs in the released code; none here, unless asked for).
 
 Deviations: subtraction is per client and round, not per batch, because that is what a server sees. With a learner other
 than FedAvg the subtracted sum is what FedAvg would have added.
 
 Limit: it takes back too much. What a client added is mostly what the others would have added in its place, so the model
-goes about twice as far as the oracle is away, at a utility of 0.55; after 20 repair rounds the oracle is missed by as
-much as before, on the other side (docs/results.md, 2026-11-24). That one epoch repairs the model is published for one
-machine and Adam, and holds there (simulations/amnesiac_machine.py, 2026-11-25); in federated rounds one round repairs
-about half of the damage, under Adam and SGD (simulations/amnesiac_optimiser.py, 2026-11-21).
+goes about twice as far as the oracle is away; after many repair rounds the oracle is missed by as much, on the other
+side (docs/results.md). That one epoch repairs the model is published for one machine and Adam, and holds there
+(simulations/amnesiac_machine.py); in federated rounds one round repairs about half of the damage, under Adam and SGD
+(simulations/amnesiac_optimiser.py).
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Amnesiac unlearning at the client: take back the steps whose batches held what is forgotten.
 
-Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981. While it learns, the client
-keeps what the steps on its sensitive batches change; when it must forget, it sends their sum, and the server takes that
-back. Of a client that leaves, every batch is sensitive: the sum is all it ever sent, and this is `amnesiac` without a
-record of updates at the server.
+Paper: Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981.
+Source: paper.
+
+While it learns, the client keeps what the steps on its sensitive batches change; when it must forget, it sends their
+sum, and the server takes that back. Of a client that leaves, every batch is sensitive: the sum is all it ever sent, and
+this is `amnesiac` without a record of updates at the server.
 
 Symbols: w global weights; SB_c^t batches of client c in round t that hold examples to be forgotten; Delta_sb what the
 step on such a batch changed; N_t examples of round t's cohort, n_c of client c; p_c^t = n_c / N_t; R repair rounds.
@@ -14,8 +16,8 @@ Cost: one upload of d by each client that forgets, and no training. The client k
 took part in and each request, on its own disk; the server keeps nothing but the numbers n_c.
 
 Deviations: the paper keeps every sensitive batch's update, here those of a round are added up at once, because which
-data may be asked for is known while learning (the run's requests); where two requests are in one batch, its step is
-the earlier one's. The server sends the model and T numbers 1/N_t with the request, the model for nothing. It learns by
+data may be asked for is known while learning (the run's requests); where two requests are in one batch, its step is the
+earlier one's. The server sends the model and T numbers 1/N_t with the request, the model for nothing. It learns by
 FedAvg, in rounds of its own, with each client by itself: the same numbers as the shared trajectory's where that trains
 clients one by one, and else the same up to rounding.
 

@@ -1,8 +1,9 @@
 """Certified removal from a convex model: learn a randomly perturbed objective, take Newton steps, bound what is left.
 
-Warnecke, Pirch, Wressnegger and Rieck, "Machine Unlearning of Features and Labels", NDSS 2023, arXiv 2108.11577,
+Paper: Warnecke, Pirch, Wressnegger and Rieck, "Machine Unlearning of Features and Labels", NDSS 2023, arXiv 2108.11577,
 section on certified unlearning; after Guo, Goldstein, Hannun and van der Maaten, "Certified Data Removal from Machine
 Learning Models", ICML 2020, arXiv 1911.03030.
+Source: paper.
 
 Symbols: D' the retained data; n examples in all; l the cross-entropy of an example; lambda regularisation; b ~ N(0,
 sigma^2 I);
@@ -22,9 +23,8 @@ Learning is by FedAvg; lambda / n stands in for the recipe's weight decay. n cou
 retrains the common objective, without b and lambda, so part of this method's gap is the price of the certificate.
 Gradients and products are pooled sums over retained clients, one round each. Steps are slightly cubic-regularised (M,
 of the mean loss) and found in a Krylov subspace to a relative residual of 0.1, because plain ones may diverge from a
-model far from the minimum of L_b; near it both are the same. A larger M is safer and slower. Until 2026-11-21 b was
-drawn when the request was served, and the original was the common one. epsilon is at most 1, as far as the bound on
-Gaussians a distance r apart is proven; at 10 and delta = 0.01 the true delta is 0.033 (2026-11-28).
+model far from the minimum of L_b; near it both are the same. A larger M is safer and slower. epsilon is at most 1, as
+far as the bound on Gaussians a distance r apart is proven; at 10 and delta = 0.01 the true delta is 0.033.
 """
 
 from __future__ import annotations

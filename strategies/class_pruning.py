@@ -1,7 +1,7 @@
 """Class-discriminative pruning: cut the channels that speak of one class, and fine-tune what is left.
 
-Wang, Guo, Xie and Qi, "Federated Unlearning via Class-Discriminative Pruning", WWW 2022, arXiv 2110.11794; details from
-copies of its code.
+Paper: Wang, Guo, Xie and Qi, "Federated Unlearning via Class-Discriminative Pruning", WWW 2022, arXiv 2110.11794.
+Source: code; details from copies of it.
 
 Symbols: U the classes, u the one to forget; A_ij mean over the examples of class i of channel j of a convolution,
 rectified and averaged over the image; R share of all channels that is cut; TF, IDF as in the retrieval of text, with
@@ -15,8 +15,8 @@ ones. In the copies of the code the mean is over classes, as here (a summary has
 ...) may fall below 0. They keep the channels whose score is above a threshold, that is, they cut those that speak of u
 least; the paper cuts the others, and so does this. Their factor that balances layers of different widths is left out.
 Of several classes each takes its share. The server makes the cut channels 0 again after every round; rounds are those
-of learning, a fixed number with a fresh learner each, where the paper fine-tunes up to an accuracy. R and R_ft are
-[SPEC]. Norms after a convolution keep their shift, so that a cut channel can still be a constant.
+of learning, a fixed number with a fresh learner each, where the paper fine-tunes up to an accuracy. R and R_ft are this
+project's choice. Norms after a convolution keep their shift, so that a cut channel can still be a constant.
 """
 
 from __future__ import annotations

@@ -1,26 +1,26 @@
 """ConDa: shrink the weights that the target moved more than the others did, without data and without training.
 
-Chundawat, Niroula, Dhungana, Schoepf, Mandal and Brintrup, "ConDa: Fast Federated Unlearning with Contribution
+Paper: Chundawat, Niroula, Dhungana, Schoepf, Mandal and Brintrup, "ConDa: Fast Federated Unlearning with Contribution
 Dampening", 2024, arXiv 2410.04144; after Foster, Schoepf and Brintrup, "Fast Machine Unlearning without Retraining
 through Selective Synaptic Dampening", AAAI 2024, arXiv 2308.07707.
+Source: code; of the paper only the abstract and a review were read.
 
 Symbols: w global weights; D_k^t update of client k in round t; A_k its contribution, entry by entry; C_f the mean
-contribution of the targets, C_r that of the other clients; r their ratio; alpha cutoff; lambda dampening constant;
-beta upper bound of the factor. The server stores one running sum for each client.
+contribution of the targets, C_r that of the other clients; r their ratio; alpha cutoff; lambda dampening constant; beta
+upper bound of the factor. The server stores one running sum for each client.
 
     A_k = sum_t |D_k^t|
     r = C_r / C_f
     w <- min(lambda r, beta) w   where r < alpha
 
-Deviations: the paper could not be read, only its abstract, a review and the released code. That code measures
-contributions from the initial model in every round, |w_k^t - w^0|, which counts for each client what all moved
-together; the review speaks of updates, and so does this. It hands the two contributions to its formula the other way
-round, and so shrinks the weights that the target moved least; here r is as its comments say. Entries that no target
-moved are left alone (0/0 there). alpha = lambda = beta = 0.5 are its defaults; its tables have alpha between 0.3 and
-0.4.
+Deviations: the released code measures contributions from the initial model in every round, |w_k^t - w^0|, which counts
+for each client what all moved together; the review speaks of updates, and so does this. It hands the two contributions
+to its formula the other way round, and so shrinks the weights that the target moved least; here r is as its comments
+say. Entries that no target moved are left alone (0/0 there). alpha = lambda = beta = 0.5 are its defaults; its tables
+have alpha between 0.3 and 0.4.
 
-Limit: which weights the target moved most says little of which hold what it alone had: on digits with canaries quality
-0.00 and 0.21 for two targets, at a utility of 0.65 and 0.85 (docs/results.md, 2026-11-29).
+Limit: which weights the target moved most says little of which hold what it alone had: on digits with canaries it is
+little better than doing nothing, at a loss of utility (docs/results.md).
 """
 
 from __future__ import annotations

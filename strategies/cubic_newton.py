@@ -1,7 +1,7 @@
 """CureNewton: Newton steps on the retained data, damped by the cubic term of a Taylor bound.
 
-Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", arXiv 2406.14507 (2024). The paper could not
-be read; formulas from the authors' released code.
+Paper: Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", arXiv 2406.14507 (2024).
+Source: code; the paper could not be read.
 
 Symbols: w global weights; g, H gradient and Hessian of the mean loss on the retained data; M Lipschitz constant of the
 Hessian; N Newton steps.
@@ -11,12 +11,12 @@ Hessian; N Newton steps.
 
 Deviations: federated here: each retained client sends its d x d Hessian once a step, and their mean is the pooled one.
 The loss includes the recipe's weight decay. The equation for alpha is solved by bisection in the eigenbasis of H, not
-by Newton on Cholesky factors: the released function divides by zero for a positive definite H, and its step is wrong
-in the hard case (g orthogonal to the lowest eigenvectors of an indefinite H). M = 1 is the code's default. Answers are
-in float64 and held one by one: r (d + d^2) numbers at the server, where d^2 is usually counted (2026-11-28).
+by Newton on Cholesky factors: the released function divides by zero for a positive definite H, and its step is wrong in
+the hard case (g orthogonal to the lowest eigenvectors of an indefinite H). M = 1 is the code's default. Answers are in
+float64 and held one by one: r (d + d^2) numbers at the server, where d^2 is usually counted.
 
 Limit: for a mean loss near its minimum, where g is short, M = 1 allows short steps only: on digits it forgets nothing,
-while ten steps at M = 0.001 do (quality 0.00 and 0.60; docs/results.md, 2026-11-24).
+while ten steps at M = 0.001 do (docs/results.md).
 """
 
 from __future__ import annotations

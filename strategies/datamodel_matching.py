@@ -1,8 +1,11 @@
 """Datamodel matching (DMM) over clients: predict what a retrain would answer, and fine-tune the original to answer it.
 
-Georgiev, Rinberg, Park, Garg, Ilyas, Madry and Neel, "Attribute-to-Delete: Machine Unlearning via Datamodel Matching",
-ICLR 2025, arXiv 2410.23232. A datamodel is linear in who takes part, f_S(x) ~ f_{w_o}(x) - sum_{k not in S} beta_k(x),
-and its beta come from models that were trained without some of the data.
+Paper: Georgiev, Rinberg, Park, Garg, Ilyas, Madry and Neel, "Attribute-to-Delete: Machine Unlearning via Datamodel
+Matching", ICLR 2025, arXiv 2410.23232.
+Source: abstract only.
+
+A datamodel is linear in who takes part, f_S(x) ~ f_{w_o}(x) - sum_{k not in S} beta_k(x), and its beta come from models
+that were trained without some of the data.
 
 Symbols: w_o original; K clients, U those that leave; S_m the clients of training m, A_mk = 1 if k is not in S_m; L
 clients left out of each; P passes, in each of which every client is left out once; lambda ridge; R rounds of matching.
@@ -11,14 +14,14 @@ clients left out of each; P passes, in each of which every client is left out on
     h(x) = f_{w_o}(x) - sum_{c in U} beta_c(x) = f_{w_o}(x) + sum_m g_m (f_{S_m}(x) - f_{w_o}(x))
     minimise mean over x in D_f and D_r of || f_w(x) - h(x) ||^2, from w = w_o
 
-Deviations: client granularity [SPEC], because beta per example needs thousands of trainings; and the trainings, about
-P K / L times T rounds with the leaving client among them, are made inside and billed, while a server that foresees
-requests would make them once for all. They are FedAvg, whatever the learner. L = 1 would train the oracle itself. The
-server sends the models and g, and clients form h, so no output leaves a client. Matching as in oracle_matching [MEM];
-defaults [SPEC]. Where L does not divide K the last block of a pass is shorter: if it is the leaving client alone, that
-training is a retrain without it.
+Deviations: the granularity is a client, this project's choice, because beta per example needs thousands of trainings;
+and the trainings, about P K / L times T rounds with the leaving client among them, are made inside and billed, while a
+server that foresees requests would make them once for all. They are FedAvg, whatever the learner. L = 1 would train the
+oracle itself. The server sends the models and g, and clients form h, so no output leaves a client. Matching is that of
+`oracle_matching`, and the defaults are this project's choice. Where L does not divide K the last block of a pass is
+shorter: if it is the leaving client alone, that training is a retrain without it.
 
-Limit: ten rounds of matching have not converged (quality 0.27 on digits; 0.91 after 40; docs/results.md, 2026-11-24).
+Limit: ten rounds of matching have not converged on digits, 40 have (docs/results.md).
 """
 
 from __future__ import annotations

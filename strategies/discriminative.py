@@ -1,23 +1,25 @@
 """Fine-tuning with a discriminative regulariser: a term on the forgotten data that its labels no longer fit.
 
-Ding, Sharma, Chen, Xu and Ji, "Why Fine-Tuning Struggles with Forgetting in Machine Unlearning? Theoretical Insights
-and a Remedial Approach", 2024, arXiv 2410.03833 (v1; later versions have another title and another remedy,
+Paper: Ding, Sharma, Chen, Xu and Ji, "Why Fine-Tuning Struggles with Forgetting in Machine Unlearning? Theoretical
+Insights and a Remedial Approach", 2024, arXiv 2410.03833 (v1; later versions have another title and another remedy,
 `retention_mask`).
-
-Deviations: the paper's regulariser could not be read; the three forms are [SPEC]. Federated form [SPEC]: forgetting
-clients minimise Rg, others the cross-entropy, and the server adds the two means, which for one full-batch step of SGD
-is a step on the pooled loss (1 / CE being a mean over clients). The weight alpha scales the learning rate on Rg, not
-the loss, where it would mean nothing to Adam. Wrong labels are drawn anew for each batch. All defaults are [SPEC].
-
-Limit: in the linear case RL stays and UL rises to the golden one where features are distinct, only on average where
-they overlap, and `inverse` has no minimum (simulations/linear_lab.py). On digits five rounds at 0.1 forget a tenth, ten
-at 0.3 half, at a utility of 0.90 (docs/results.md, 2026-11-24).
+Source: abstract only.
 
 Symbols: w global weights; D_f, D_r forgotten and retained data; U the uniform distribution over the C classes; p_w(x)
 the model's probabilities; y the label, y' another one at random; alpha weight of the regulariser; R rounds.
 
     L = CE(w; D_r) + alpha Rg(w; D_f),   Rg = KL(U || p_w(x))  |  CE(p_w(x), y')  |  1 / CE(p_w(x), y)
                                               uniform             wrong              inverse
+
+Deviations: the paper's regulariser could not be read; the three forms are this project's choice. The federated form is
+this project's: forgetting clients minimise Rg, others the cross-entropy, and the server adds the two means, which for
+one full-batch step of SGD is a step on the pooled loss (1 / CE being a mean over clients). The weight alpha scales the
+learning rate on Rg, not the loss, where it would mean nothing to Adam. Wrong labels are drawn anew for each batch. All
+defaults are this project's choice.
+
+Limit: in the linear case RL stays and UL rises to the golden one where features are distinct, only on average where
+they overlap, and `inverse` has no minimum (simulations/linear_lab.py). On digits the default has too few rounds for its
+weight (docs/results.md).
 """
 
 from __future__ import annotations

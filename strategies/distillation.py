@@ -1,6 +1,7 @@
 """Unlearning by distillation: subtract the target's updates, and let the old model teach what that broke.
 
-Wu, Zhu and Mitra, "Federated Unlearning with Knowledge Distillation", 2022, arXiv 2201.09441.
+Paper: Wu, Zhu and Mitra, "Federated Unlearning with Knowledge Distillation", 2022, arXiv 2201.09441.
+Source: abstract only.
 
 Symbols: w global weights, w_o the model to unlearn from; D_u^t update of client u in round t; p_u^t its share n_u /
 sum_k n_k of the round's cohort; T rounds; p_w^tau softmax of the logits over the temperature tau; alpha share of the
@@ -13,10 +14,10 @@ A teacher that still knows the target passes on little of it, because what is ta
 backdoor is not in them.
 
 Deviations: the server of the paper distils on unlabelled data of its own; here there is none, so the retained clients
-distil on their data, and the server averages (one round each, w and w_o down, d up) [SPEC]. Its weights 1/N are shares
-here. The server keeps one running sum for each client, as in the paper. tau, R and alpha = 0 are [SPEC], because the
-paper's own were not read; all else of the recipe is the learning's. With a learner other than FedAvg the subtracted sum
-is what FedAvg would have added.
+distil on their data, and the server averages (one round each, w and w_o down, d up). Its weights 1/N are shares here.
+The server keeps one running sum for each client, as in the paper. tau, R and alpha = 0 are this project's choice,
+because the paper's own were not read; all else of the recipe is the learning's. With a learner other than FedAvg the
+subtracted sum is what FedAvg would have added.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """FATS: go back to the last recorded model that the forgotten data has not touched, and go on without it; exact.
 
-Tao, Wang, Pan, Yu, Cheng and Wang, "Communication Efficient and Provable Federated Unlearning", PVLDB 17(5), 2024,
-arXiv 2401.11018.
+Paper: Tao, Wang, Pan, Yu, Cheng and Wang, "Communication Efficient and Provable Federated Unlearning", PVLDB 17(5),
+2024, arXiv 2401.11018.
+Source: paper.
 
 Symbols: w^t recorded global model after round t of T (w^0 the initial one); P^t the clients of round t; u those that
 hold what is forgotten.

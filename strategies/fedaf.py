@@ -1,25 +1,27 @@
 """FedAF: forget actively, by learning what untrained teachers say of the data.
 
-Li, Chen, Zheng and Zhang, "Federated Unlearning via Active Forgetting", 2023, arXiv 2307.03363 (v1; v2 is by Li, Zhang,
-Liu and Chen, "Class-wise Federated Unlearning: Harnessing Active Forgetting with Teacher-Student Memory Generation").
+Paper: Li, Chen, Zheng and Zhang, "Federated Unlearning via Active Forgetting", 2023, arXiv 2307.03363 (v1; v2 is by Li,
+Zhang, Liu and Chen, "Class-wise Federated Unlearning: Harnessing Active Forgetting with Teacher-Student Memory
+Generation").
+Source: abstract only.
 
-Symbols: w_o the model to unlearn from; f_m, m = 1..M, teachers of the same architecture with fresh random weights,
-made at each client from one shared seed; tau their temperature; z new memory of an example; F Fisher diagonal of the
+Symbols: w_o the model to unlearn from; f_m, m = 1..M, teachers of the same architecture with fresh random weights, made
+at each client from one shared seed; tau their temperature; z new memory of an example; F Fisher diagonal of the
 retained data at w_o, q the quantile at which it is clipped; lambda strength of the penalty; R_u rounds of E epochs at
 the forgetting clients; R_ft recovery rounds.
 
     z(x) = mean_m softmax(f_m(x) / tau)
     minimise over the forgotten data   KL(z || p_w) + lambda/2 sum_i F_i (w_i - w_o,i)^2
 
-Deviations: only the abstract could be read; the formulas are [SPEC]. The "refined" elastic weight consolidation of the
-paper is unknown: here F is clipped at its q-quantile and divided by its mean, each of which can be switched off, and
-lambda F_i is capped at 1/eta (eta the learning rate), because gradient steps on a stiffer penalty diverge. Labels
-are soft, or soft without the forgotten example's own class (``excluded``), or the teachers' most likely class
-(``hard``). F comes from all retained clients in one round. Forgetting clients train on forgotten data alone, without a
-cross-entropy term on what they retain, for R_u rounds, without a stop at chance accuracy. All defaults are [SPEC].
+Deviations: the formulas are this project's choice. The "refined" elastic weight consolidation of the paper is unknown:
+here F is clipped at its q-quantile and divided by its mean, each of which can be switched off, and lambda F_i is capped
+at 1/eta (eta the learning rate), because gradient steps on a stiffer penalty diverge. Labels are soft, or soft without
+the forgotten example's own class (``excluded``), or the teachers' most likely class (``hard``). F comes from all
+retained clients in one round. Forgetting clients train on forgotten data alone, without a cross-entropy term on what
+they retain, for R_u rounds, without a stop at chance accuracy. All defaults are this project's choice.
 
 Limit: made for whole classes. Of one client's marks among ordinary examples it forgets nothing in two rounds without
-recovery, and a fifth with ten of each (quality 0.00 and 0.20 on digits; docs/results.md, 2026-11-24).
+recovery, and a fifth with ten of each (docs/results.md).
 """
 
 from __future__ import annotations

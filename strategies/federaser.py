@@ -1,11 +1,12 @@
 """FedEraser: replay the history, with each retained client's update calibrated by a short new training.
 
-Liu, Ma, Yang, Wang and Liu, "FedEraser: Enabling Efficient Client-Level Data Removal from Federated Learning Models",
-IWQoS 2021, arXiv 2012.13891.
+Paper: Liu, Ma, Yang, Wang and Liu, "FedEraser: Enabling Efficient Client-Level Data Removal from Federated Learning
+Models", IWQoS 2021, arXiv 2012.13891.
+Source: paper.
 
-Symbols: w the unlearned model; U_k^t recorded update of client k in round t; Uh_k its update from a short training
-from w; Ut_k the calibrated update; dt interval between replayed rounds; r ratio of calibration epochs to local epochs;
-n_k examples of client k; T rounds. The server stores T / dt updates of every client (nobody knows who will ask).
+Symbols: w the unlearned model; U_k^t recorded update of client k in round t; Uh_k its update from a short training from
+w; Ut_k the calibrated update; dt interval between replayed rounds; r ratio of calibration epochs to local epochs; n_k
+examples of client k; T rounds. The server stores T / dt updates of every client (nobody knows who will ask).
 
     Ut_k = ||U_k|| * Uh_k / ||Uh_k||   (norms layer by layer, as in the released code)
     w <- w + sum_k (n_k / sum_j n_j) Ut_k   over the retained clients of the round
@@ -17,8 +18,8 @@ The first replayed round uses the recorded updates as they are, since both start
 share of the local steps, rounded up, so that it means something for one epoch too. dt = 2 and r = 1/2 are published.
 Calibration off (``calibration: false``) is the paper's baseline FedAccum.
 
-Limit: FedAccum adds up updates that were made for other models than those it has: the marks of one client on digits
-are hardly forgotten, at a loss of utility (quality 0.09, utility 0.61; docs/results.md, 2026-11-24).
+Limit: FedAccum adds up updates that were made for other models than those it has: the marks of one client on digits are
+hardly forgotten, at a loss of utility (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """FedOSD: unlearn orthogonally to the retained gradients, then train on without turning back.
 
-Pan, Wang, Li, Zheng, Wang, Tang and Zhao, "Federated Unlearning with Gradient Descent and Conflict Mitigation", AAAI
-2025, arXiv 2412.20200; formulas and defaults from its code (github.com/zibinpan/FedOSD).
+Paper: Pan, Wang, Li, Zheng, Wang, Tang and Zhao, "Federated Unlearning with Gradient Descent and Conflict Mitigation",
+AAAI 2025, arXiv 2412.20200; code github.com/zibinpan/FedOSD.
+Source: code.
 
-Symbols: w_T the model to unlearn; g_k gradient of retained client k, the rows of G; g_u gradient of the unlearning
-loss at the target; p_y probability of the label; eta, eta_r learning rates of the R unlearning and the R_r later
-rounds.
+Symbols: w_T the model to unlearn; g_k gradient of retained client k, the rows of G; g_u gradient of the unlearning loss
+at the target; p_y probability of the label; eta, eta_r learning rates of the R unlearning and the R_r later rounds.
 
     unlearning loss     mean -log(1 - p_y / 2)                          bounded, unlike the negative cross-entropy
     unlearning          d = (I - G^T (G G^T)^+ G) g_u,  d <- d ||g_u|| / ||d||,  w <- w - eta d
@@ -15,10 +15,10 @@ Deviations: gradients are over a client's whole data, one a round, as in the rel
 retained data's are two parts of one round. The pseudo-inverse cuts singular values below 1e-6 of the largest, in
 float64; the released code cuts at 1e-6 absolutely and keeps what it cuts, uninverted. A direction that the retained
 gradients leave nothing of is not taken. Published are R = R_r = 100, eta = 4e-4 and eta_r = 1e-6 on CIFAR-10; the
-defaults are for ten rounds [SPEC]. Requests for samples and classes are this project's generalisation.
+defaults are for ten rounds (this project's choice). Requests for samples and classes are this project's generalisation.
 
 Limit: of one client's data with marks, the ordinary part falls below the oracle's margin long before the marks do
-(quality 0.12 at best on digits; docs/results.md, 2026-11-24).
+(docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """FedQUIT: the target distils the global model into itself, but for the true class, and the others go on.
 
-Mora, Valerio, Bellavista and Passarella, "FedQUIT: On-Device Federated Unlearning via a Quasi-Competent Virtual
-Teacher", 2024, arXiv 2408.07587 (v4); formulas from the authors' code (github.com/alessiomora/FedQUIT).
+Paper: Mora, Valerio, Bellavista and Passarella, "FedQUIT: On-Device Federated Unlearning via a Quasi-Competent Virtual
+Teacher", 2024, arXiv 2408.07587 (v4); code github.com/alessiomora/FedQUIT.
+Source: code.
 
 Symbols: w_o the model to unlearn from, z(x) its logits; y the label of x; q the virtual teacher's output; p_w(x) the
 student's; v the true class's new logit; E epochs at the forgetting clients; R rounds on the retained data afterwards.
@@ -12,10 +13,9 @@ student's; v the true class's new logit; E epochs at the forgetting clients; R r
 
 Deviations: the temperature is 1, the code's default. The code distils one epoch (E = 1) by Adam at 0.0001, a thousandth
 of its clients' SGD rate 0.1 (CIFAR-10, ResNet-18), and recovers until utility is back; here the optimiser and learning
-rate are the recipe's, and R is fixed [SPEC]. The updates of several forgetting clients are averaged; samples and
-classes are this project's generalisation. An early version's claim, up to 117.6 times less communication than
-retraining, is of rounds saved: here R + 1 against the original's. Until 2026-11-25 the second choice of v was the mean
-of the other logits.
+rate are the recipe's, and R is fixed (this project's choice). The updates of several forgetting clients are averaged;
+samples and classes are this project's generalisation. An early version's claim, up to 117.6 times less communication
+than retraining, is of rounds saved: here R + 1 against the original's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """FedRecover: repeat the training without the target, with most client updates estimated from the history.
 
-Cao, Jia, Zhang and Gong, "FedRecover: Recovering from Poisoning Attacks in Federated Learning using Historical
-Information", IEEE S&P 2023, arXiv 2210.10936. The paper could not be read; formulas from secondary sources.
+Paper: Cao, Jia, Zhang and Gong, "FedRecover: Recovering from Poisoning Attacks in Federated Learning using Historical
+Information", IEEE S&P 2023, arXiv 2210.10936.
+Source: secondary; the paper could not be read.
 
 Symbols: w^t, D_k^t recorded global model and update of round t; wh the recovered model; Dh_k its update; H_k^t the
 curvature of client k by L-BFGS from the last s pairs (dW, dD_k) = (wh - w^t, Dh_k - D_k^t); T_w, T_c, T_f warm-up
@@ -12,12 +13,11 @@ rounds, interval of exact rounds, final rounds; alpha tolerance, tau the largest
 
 Deviations: the curvature is of updates, not gradients (they differ by -eta and by the clients' several steps), and the
 estimate enters the weighted mean whatever the learner. tau is the largest over rounds of the (1 - alpha)-quantile of
-the recorded changes [M]. A client whose estimate exceeds it, or that has no pair yet, is asked. Pairs with dW = 0
-(round 1) say nothing and are skipped. Published are T_w = 20 and T_c = 10 to 20 of hundreds of rounds, T_f = 5 and s =
-2 [M]; the defaults are for twenty rounds [SPEC]; with T <= T_w + T_f everything is exact, and it is retraining.
+the recorded changes. A client whose estimate exceeds it, or that has no pair yet, is asked. Pairs with dW = 0 (round 1)
+say nothing and are skipped. Published are T_w = 20 and T_c = 10 to 20 of hundreds of rounds, T_f = 5 and s = 2; the
+defaults are for twenty rounds (this project's choice); with T <= T_w + T_f everything is exact, and it is retraining.
 
-Limit: it forgets as far as it asks: on digits exact rounds every 5 give quality 0.38, every 2 give 0.98
-(docs/results.md, 2026-11-24).
+Limit: it forgets as far as it asks: on digits exact rounds every 5 leave much, every 2 little (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """FedRecovery: subtract a weighted sum of the target's gradient residuals, from the history alone.
 
-Zhang, Zhu, Zhang, Xiong and Zhou, "FedRecovery: Differentially Private Machine Unlearning for Federated Learning
-Frameworks", IEEE Transactions on Information Forensics and Security 18, 2023. The paper could not be read; formulas
-from secondary sources.
+Paper: Zhang, Zhu, Zhang, Xiong and Zhou, "FedRecovery: Differentially Private Machine Unlearning for Federated Learning
+Frameworks", IEEE Transactions on Information Forensics and Security 18, 2023.
+Source: secondary; the paper could not be read.
 
 Symbols: n clients with equal shares; u the target; g_j gradient of client j at w_i; T rounds; (eps, beta) of the
 guarantee; d a bound on the distance to the retrained model; N(0, sigma^2) noise.
@@ -13,12 +13,12 @@ guarantee; d a bound on the distance to the retrained model; N(0, sigma^2) noise
 
 Deviations: gradients are recorded updates over -eta, since clients make several steps; F's is their weighted mean; 1/n
 is the targets' share of the round's examples, and several targets count as one. Rounds with nobody else have no
-residual. d is a setting, because its published form (smoothness and Lipschitz constants of the loss) could not be
-read; 0, the default, adds no noise and claims nothing. The guarantee compares with a retrained model that got the same
-noise, which the oracle here has not.
+residual. d is a setting, because its published form (smoothness and Lipschitz constants of the loss) could not be read;
+0, the default, adds no noise and claims nothing. The guarantee compares with a retrained model that got the same noise,
+which the oracle here has not.
 
-Limit: being a weighted mean over rounds, what is removed is one round's residual: 0.07 of the way between original and
-oracle after 40 rounds, quality 0.00 (docs/results.md, 2026-11-24).
+Limit: being a weighted mean over rounds, what is removed is one round's residual, a small part of the way between
+original and oracle (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """Fine-tuning on the retained data: FedAvg goes on without the forgotten data.
 
-The usual cheap baseline ("naive retraining" of Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021,
-arXiv 2010.10981).
+Paper: Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981, where it is called "naive
+retraining": the usual cheap baseline.
+Source: paper.
 
 Symbols: R rounds.
 
 Deviations: none; no number of rounds is published for a federation, and R = 5 is a quarter of the default training.
 
 Limit: in the interpolating regime it cannot forget. Ding et al. (arXiv 2410.03833) show for linear models that the
-fine-tuned model equals the original (simulations/linear_lab.py); and of one client's marks on digits 40 rounds, as many
-as a retrain, leave as much as there was (calibrated canary AUC 0.91 before and after; docs/results.md, 2026-11-24).
+fine-tuned model equals the original (simulations/linear_lab.py); and of one client's marks on digits as many rounds as
+a retrain has leave as much as there was (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """FUSED: leave the model as it is, and let low-rank adapters of its critical layers overwrite what is to be forgotten.
 
-Zhong, Bao, Wang, Zhang, Zhou, Lyu and Lim, "Unlearning through Knowledge Overwriting: Reversible Federated Unlearning
-via Selective Sparse Adapter", CVPR 2025, arXiv 2502.20709. The adapters are those of Hu et al., "LoRA: Low-Rank
-Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685.
+Paper: Zhong, Bao, Wang, Zhang, Zhou, Lyu and Lim, "Unlearning through Knowledge Overwriting: Reversible Federated
+Unlearning via Selective Sparse Adapter", CVPR 2025, arXiv 2502.20709. The adapters are those of Hu et al., "LoRA:
+Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685.
+Source: code; a released copy of it. The paper could not be read, only its abstract and reviews.
 
 Symbols: w_l weight of layer l, of a convolution as outputs x patch; D_k update of client k in an ordinary round; d_l
 how far clients move layer l; K critical layers; r rank; s scale; A_l [r, inputs] and B_l [outputs, r] the adapter.
@@ -13,15 +14,14 @@ how far clients move layer l; K critical layers; r rank; s scale; A_l [r, inputs
 
 Whoever keeps A and B can take them off again: unlearning is reversible, and only they travel up.
 
-Deviations: the paper could not be read, only its abstract, reviews and a released copy of its code. That names its
-layers by hand; here they are found as its abstract says, in one ordinary round of retained clients, whose updates are
-used for nothing else. r = 16 and s = 32 / 16 are released, its dropout of 0.1 is left out, and r is at most the
-smaller side of a layer. "Sparse" is read as that code has it: low rank, few layers. A starts uniform in
-+-1/sqrt(inputs), as there. Forgotten examples are left out, not relabelled. Rounds: 5, as `finetune` has by default,
-not 100 [SPEC].
+Deviations: the code names its layers by hand; here they are found as its abstract says, in one ordinary round of
+retained clients, whose updates are used for nothing else. r = 16 and s = 32 / 16 are released, its dropout of 0.1 is
+left out, and r is at most the smaller side of a layer. "Sparse" is read as that code has it: low rank, few layers. A
+starts uniform in +-1/sqrt(inputs), as there. Forgotten examples are left out, not relabelled. Rounds: 5, as `finetune`
+has by default, not 100 (this project's choice).
 
-Limit: in few rounds what is retained overwrites little: the canaries on digits stay (quality 0.00); after 40 rounds,
-the price of a retrain, a quarter of their signal is left (0.71; docs/results.md, 2026-11-29).
+Limit: in few rounds what is retained overwrites little: the canaries on digits stay; at the price of a retrain a
+quarter of their signal is left (docs/results.md).
 """
 
 from __future__ import annotations

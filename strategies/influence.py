@@ -1,6 +1,7 @@
 """Influence updates: take back the forgotten examples' gradient, as it is or through the inverse Hessian.
 
-Warnecke, Pirch, Wressnegger and Rieck, "Machine Unlearning of Features and Labels", NDSS 2023, arXiv 2108.11577.
+Paper: Warnecke, Pirch, Wressnegger and Rieck, "Machine Unlearning of Features and Labels", NDSS 2023, arXiv 2108.11577.
+Source: paper.
 
 Symbols: w global weights; Z the forgotten examples; G = -sum_{z in Z} grad l(z, w) (the paper's G, with no corrected
 examples put in their place); H Hessian of the summed loss on the data without Z; tau step size; gamma damping.
@@ -12,17 +13,15 @@ H^-1 G is found by conjugate gradient, by LiSSA (u <- G + u - H u / scale, resul
 Deviations: removal only (the paper also corrects features and labels), of all weights, where its code corrects the last
 six trainable tensors of its CIFAR-10 network. tau = 2e-5 is published for that network; LiSSA's scale 2e5, damp 1e-4,
 batches of 1024 and up to a hundred passes there do not fit a mean Hessian over all data, so gamma, scale and the number
-of products are this project's [SPEC]. Federated here: owners of Z send their gradient,
-all retained clients their share of H (d^2 numbers, once) or a product with it every iteration (one round each), on all
-their data where the paper's LiSSA draws batches. Every example's loss l includes its weight decay, because FedAvg's
-recipe knows no summed regulariser. Scale and damping refer to the mean Hessian H / n; damp is gamma / scale. Answers
-are in float64 and held one by one: with CG (3 + r) d numbers at the server, with H r (d + d^2), where 3 d and d^2 are
-usually counted (2026-11-28).
+of products are this project's choice. Federated here: owners of Z send their gradient, all retained clients their share
+of H (d^2 numbers, once) or a product with it every iteration (one round each), on all their data where the paper's
+LiSSA draws batches. Every example's loss l includes its weight decay, because FedAvg's recipe knows no summed
+regulariser. Scale and damping refer to the mean Hessian H / n; damp is gamma / scale. Answers are in float64 and held
+one by one: with CG (3 + r) d numbers at the server, with H r (d + d^2), where 3 d and d^2 are usually counted.
 
-Limit: the first order forgets nothing at the published tau, and longer steps destroy what they touch (on digits tau =
-0.05: utility 0.16) and are undone by five ordinary rounds. The second order's default damping hides the flat directions
-in which single marks are stored; 0.0001 forgets some (quality 0.44, utility 0.82). Twenty products of LiSSA at scale 10
-see no eigenvalue below 0.5 (docs/results.md, 2026-11-24).
+Limit: the first order forgets nothing at the published tau; longer steps destroy what they touch, and ordinary rounds
+undo them. The second order's default damping hides the flat directions in which single marks are stored; a hundredth of
+it forgets some. Twenty products of LiSSA at scale 10 see no eigenvalue below 0.5 (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Cubic-regularised Newton steps minimised over a Krylov subspace: the decrease of the exact step in few rounds.
 
-The cubic model is that of Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", arXiv 2406.14507
-(2024); the solver is the Lanczos method of Cartis, Gould and Toint, "Adaptive cubic regularisation methods for
-unconstrained optimization. Part I", Mathematical Programming 127 (2011), section 6. The combination is this project's.
+Paper: The cubic model is that of Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", arXiv
+2406.14507 (2024); the solver is the Lanczos method of Cartis, Gould and Toint, "Adaptive cubic regularisation methods
+for unconstrained optimization. Part I", Mathematical Programming 127 (2011), section 6. The combination is this
+project's.
+Source: paper.
 
 Symbols: w global weights; g, H gradient and Hessian of the mean loss on the retained data; M Lipschitz constant of the
 Hessian; N_out outer steps; k products a step.
@@ -15,10 +17,9 @@ from its perturbation), so its model value is never higher for the same rounds.
 Deviations: no published unlearning method does this. The loss includes the recipe's weight decay. In the hard case (g
 orthogonal to the lowest eigenvectors of an indefinite H) the step has no part along them, so a saddle point stays one.
 
-Limit: as `cubic_newton`, M = 1 is too cautious for a convex mean loss (quality 0.00 on digits; 0.58 with ten steps at
-0.001; docs/results.md, 2026-11-24). For a convolutional network after two rounds it is far too bold: the Hessian is
-indefinite, steps are at least -2 lambda_1 / M long, and nothing is left of the model (MNIST, 4 clients of 200 images,
-d = 105,194: 8 % right on retained data at M = 1, 11 % at 10, 72 % at 100 and 69 % at 1000, of 57 %; 2026-11-29).
+Limit: as `cubic_newton`, M = 1 is too cautious for a convex mean loss. For a convolutional network after two rounds it
+is far too bold: the Hessian is indefinite, steps are at least -2 lambda_1 / M long, and nothing is left of the model
+(docs/results.md).
 """
 
 from __future__ import annotations

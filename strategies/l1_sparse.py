@@ -1,20 +1,22 @@
 """L1-sparse fine-tuning: go on with the retained data under a penalty that empties unneeded weights.
 
-Jia, Liu, Ram, Yao, Liu, Liu, Sharma and Liu, "Model Sparsity Can Simplify Machine Unlearning", NeurIPS 2023, arXiv
-2304.04934. It never touches the forgotten data.
+Paper: Jia, Liu, Ram, Yao, Liu, Liu, Sharma and Liu, "Model Sparsity Can Simplify Machine Unlearning", NeurIPS 2023,
+arXiv 2304.04934.
+Source: code; the paper was not read.
 
-Deviations: the paper was not read; the linear decay of gamma is that of the released code
-(github.com/OPTML-Group/Unlearn-Sparse), its default is recalled [MEM], and R = 5 is half of the code's epochs [SPEC].
-The code can keep its last epochs free of the penalty; here none is. Federated form [SPEC]: clients apply the
-sub-gradient gamma sign(w) in each local step, gamma is fixed within a round, and FedAvg aggregates.
-The sub-gradient at 0 is 0, and a mean of clients' models has few exact zeros, so sparsity is one of magnitude.
+It never touches the forgotten data.
 
 Symbols: w weights; D_r retained data; gamma_t weight of the penalty in round t = 0, ..., R - 1 of unlearning; R rounds.
 
     minimise  CE(w; D_r) + gamma_t ||w||_1,   gamma_t = gamma (1 - t / R) with decay, else gamma
 
-Limit: the default forgets nothing in a model of 650 numbers; gamma = 0.01 and 20 rounds do (quality 0.00 and 0.61 on
-digits; docs/results.md, 2026-11-24).
+Deviations: the linear decay of gamma is that of the released code (github.com/OPTML-Group/Unlearn-Sparse); its default
+is recalled from memory, and R = 5 is half of the code's epochs. The code can keep its last epochs free of the penalty;
+here none is. The federated form is this project's: clients apply the sub-gradient gamma sign(w) in each local step,
+gamma is fixed within a round, and FedAvg aggregates. The sub-gradient at 0 is 0, and a mean of clients' models has few
+exact zeros, so sparsity is one of magnitude.
+
+Limit: the default forgets nothing in a model of 650 numbers; gamma = 0.01 and 20 rounds do (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,20 +1,23 @@
 """LURE: re-initialise the weights that the retained data needs least, then relearn.
 
-Ramkumar, Arani and Zonooz, "Learn, Unlearn and Relearn: An Online Learning Paradigm for Deep Neural Networks", TMLR
-2023, arXiv 2303.10455; details from the authors' code (github.com/NeurAI-Lab/LURE). There it is no deletion method: the
-step precedes each new chunk of data. Here it is the start of fine-tuning on what is retained.
+Paper: Ramkumar, Arani and Zonooz, "Learn, Unlearn and Relearn: An Online Learning Paradigm for Deep Neural Networks",
+TMLR 2023, arXiv 2303.10455; code github.com/NeurAI-Lab/LURE.
+Source: code.
+
+There it is no deletion method: the step precedes each new chunk of data. Here it is the start of fine-tuning on what is
+retained.
 
 Symbols: s_i saliency (SNIP) of weight w_i, g_b the gradient on mini-batch b; rho share of the weights that starts anew;
 beta share of a client's batches that is looked at; R rounds of relearning.
 
     s_i = |w_i| * sum_b |g_b,i|;   of all weights, the share rho with the lowest s_i is drawn anew (Kaiming uniform)
 
-Deviations: federated form [SPEC]: each retained client sends the mean of |g_b| over its batches, and the server weighs
-by n_k and marks. Biases are neither marked nor counted in the share. The weights of norms count, and start again at 1.
-rho and beta are the code's; R is [SPEC].
+Deviations: the federated form is this project's: each retained client sends the mean of |g_b| over its batches, and the
+server weighs by n_k and marks. Biases are neither marked nor counted in the share. The weights of norms count, and
+start again at 1. rho and beta are the code's; R is this project's choice.
 
-Limit: a fifth of the weights is too few to forget one client's marks on digits; 0.95 and ten rounds do (quality 0.00
-and 0.57; docs/results.md, 2026-11-24).
+Limit: a fifth of the weights is too few to forget one client's marks on digits; 0.95 and ten rounds do
+(docs/results.md).
 """
 
 from __future__ import annotations

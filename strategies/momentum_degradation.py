@@ -1,7 +1,8 @@
 """MoDe: drift towards a model that never saw the data, and learn its answers on that data.
 
-Zhao, Wang, Qi, Huang, Wei and Zhang, "Federated Unlearning With Momentum Degradation", IEEE Internet of Things Journal,
-2023, doi 10.1109/jiot.2023.3321594.
+Paper: Zhao, Wang, Qi, Huang, Wei and Zhang, "Federated Unlearning With Momentum Degradation", IEEE Internet of Things
+Journal, 2023, doi 10.1109/jiot.2023.3321594.
+Source: secondary; of the paper only the abstract was read.
 
 Symbols: w global weights; w_de degradation model, untrained at first; lambda momentum; D_f forgotten, D_r retained
 data; R_de rounds of degradation; R_g rounds of guidance, the first R_de of them after a step of degradation; R rounds
@@ -10,14 +11,14 @@ on the retained data afterwards.
     degradation: w_de takes an ordinary round on D_r, then w <- lambda w + (1 - lambda) w_de
     guidance:    an ordinary round from w on D_r with its labels and on D_f with argmax f_{w_de}(x) as labels
 
-Deviations: only the abstract was read; the steps, lambda, R_de and R_g are those of a public reimplementation, in the
-code of Mora et al. (arXiv:2504.05822) [2ND]. There w_de starts from fresh weights; here from those that the original
-started from, and it takes the first rounds of the oracle, with its cohorts and its randomness. There the owners of D_f
-train at the recipe's rate and the others at a 200th of it; here all do at the recipe's [SPEC]. R is [SPEC]. w_de is
-sent to everyone in a round of guidance, and only who forgets uses it.
+Deviations: the steps, lambda, R_de and R_g are those of a public reimplementation, in the code of Mora et al.
+(arXiv:2504.05822). There w_de starts from fresh weights; here from those that the original started from, and it takes
+the first rounds of the oracle, with its cohorts and its randomness. There the owners of D_f train at the recipe's rate
+and the others at a 200th of it; here all do at the recipe's. R is this project's choice. w_de is sent to everyone in a
+round of guidance, and only who forgets uses it.
 
-Limit: six steps of 0.05 blend in a quarter of w_de, too little to forget a client of digits (quality 0.03; 0.65 with
-lambda = 0.5; docs/results.md, 2026-11-25).
+Limit: six steps of 0.05 blend in a quarter of w_de, too little to forget a client of digits; lambda = 0.5 does more
+(docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
 """NoT: negate the weights of the first layer, then fine-tune on the retained data.
 
-Khalil, Brunswic, Lamghari, Li, Beitollahi and Chen, "NoT: Federated Unlearning via Weight Negation", CVPR 2025, arXiv
-2503.05657. It needs neither the forgotten data nor a history: no perturbation of equal norm changes a layer's outputs
-more than negation does, and fine-tuning recovers only what the retained data teaches.
+Paper: Khalil, Brunswic, Lamghari, Li, Beitollahi and Chen, "NoT: Federated Unlearning via Weight Negation", CVPR 2025,
+arXiv 2503.05657.
+Source: secondary; of the paper only the abstract was read.
+
+It needs neither the forgotten data nor a history: no perturbation of equal norm changes a layer's outputs more than
+negation does, and fine-tuning recovers only what the retained data teaches.
 
 Symbols: theta_1 weights of the first layer; R rounds.
 
     theta_1 <- -theta_1,   then R FedAvg rounds on the retained data
 
-Deviations: beyond the abstract, read in secondary sources only [2ND]; so are the choice of the first layer and that its
-bias keeps its sign. It is the first parameter whose name ends in ``weight``. Of a model with one layer that is the
-whole classifier. The number of rounds is [SPEC]; the paper goes on until the model is as accurate as before.
+Deviations: that the first layer is chosen and that its bias keeps its sign is from secondary sources. It is the first
+parameter whose name ends in ``weight``. Of a model with one layer that is the whole classifier. The number of rounds is
+this project's choice; the paper goes on until the model is as accurate as before.
 """
 
 from __future__ import annotations

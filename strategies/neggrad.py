@@ -1,20 +1,21 @@
 """NegGrad: descend the loss on the retained data and ascend it on the forgotten data.
 
-Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020, arXiv 1911.04933, with the weighting of
-Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv 2302.09880 (there NegGrad+).
-
-Deviations: the papers were not read; the weighting and its default are recalled [MEM]. Federated form [SPEC]:
-forgetting clients send the update of the negated loss, others their usual one, and the server adds the two means, which
-for one full-batch step of SGD is a step on the pooled objective. The weight 1 - beta scales the learning rate of the
-ascent, not its update: ascent with full steps diverges within a round, and a weight on the loss would mean nothing to
-Adam. All else of the recipe is the learning's.
-
-Limit: of what five rounds take from a client of digits (0.57 of its canaries' signal is left), five ordinary rounds
-bring almost all back (0.92); 20 rounds reach a quality of 0.65, at a utility of 0.76 (docs/results.md, 2026-11-24).
+Paper: Golatkar, Achille and Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020, arXiv 1911.04933, with the
+weighting of Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv 2302.09880 (there NegGrad+).
+Source: secondary; the papers were not read.
 
 Symbols: w global weights; D_f, D_r forgotten and retained data; beta weight of the retained data; R rounds.
 
     minimise  beta CE(w; D_r) - (1 - beta) CE(w; D_f)
+
+Deviations: the weighting and its default are recalled from memory. The federated form is this project's: forgetting
+clients send the update of the negated loss, others their usual one, and the server adds the two means, which for one
+full-batch step of SGD is a step on the pooled objective. The weight 1 - beta scales the learning rate of the ascent,
+not its update: ascent with full steps diverges within a round, and a weight on the loss would mean nothing to Adam. All
+else of the recipe is the learning's.
+
+Limit: of what five rounds take from a client of digits, five ordinary rounds bring almost all back; more of it costs
+accuracy (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
 """Damped and pseudo-inverse Newton steps on the retained data: the baselines of cubic-regularised Newton.
 
-Both are baselines of Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", 2024, arXiv 2406.14507,
-whose point is that a (nearly) singular Hessian gives them steps of huge norm that break the model.
+Paper: Both are baselines of Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", 2024, arXiv
+2406.14507, whose point is that a (nearly) singular Hessian gives them steps of huge norm that break the model.
+Source: abstract only.
 
 Symbols: w global weights; g, H gradient and Hessian of the mean loss on the retained data; gamma damping; N steps.
 
     damped: w <- w - (H + gamma I)^-1 g        pseudo: w <- w - H^+ g
 
-Deviations: of the paper only the abstract was read; the baselines and their settings are recalled [MEM]. The loss
-includes the recipe's weight decay. With ``solver: cg`` the damped system is solved by conjugate gradient, one round a
-product, which stops at a direction of negative curvature, where the exact solution would not; ``explicit`` and
-``pseudo`` have each client send its d x d Hessian once a step.
+Deviations: the baselines and their settings are recalled from memory. The loss includes the recipe's weight decay. With
+``solver: cg`` the damped system is solved by conjugate gradient, one round a product, which stops at a direction of
+negative curvature, where the exact solution would not; ``explicit`` and ``pseudo`` have each client send its d x d
+Hessian once a step.
 
-Limit: on a client of digits one damped step of the default 0.01 forgets nothing (ten of 0.001: quality 0.61), and the
-pseudo-inverse's goes 16 times as far as the oracle is, elsewhere (docs/results.md, 2026-11-24).
+Limit: on a client of digits one damped step of the default 0.01 forgets nothing, ten of 0.001 do, and the
+pseudo-inverse's goes many times as far as the oracle is, elsewhere (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Do nothing: the no-op row that every table shows.
 
+Paper: none.
+
 It returns the model it was given, so it bounds every metric from the side of "nothing was forgotten".
-There is no paper.
 
 Deviations: none.
 """

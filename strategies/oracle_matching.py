@@ -1,18 +1,22 @@
 """Oracle matching: fine-tune the original until its outputs are those of a true retrain. An upper bound, not a method.
 
-Georgiev, Rinberg, Park, Garg, Ilyas, Madry and Neel, "Attribute-to-Delete: Machine Unlearning via Datamodel Matching",
-ICLR 2025, arXiv 2410.23232. Datamodel matching (datamodel_matching.py) predicts the retrained model's outputs h; here
-they are the retrained model's own, so what is left of the error is the matching's.
+Paper: Georgiev, Rinberg, Park, Garg, Ilyas, Madry and Neel, "Attribute-to-Delete: Machine Unlearning via Datamodel
+Matching", ICLR 2025, arXiv 2410.23232.
+Source: abstract only.
+
+Datamodel matching (datamodel_matching.py) predicts the retrained model's outputs h; here they are the retrained model's
+own, so what is left of the error is the matching's.
 
 Symbols: w_o original; w_g retrained model; f_w(x) logits; h(x) = f_{w_g}(x); R rounds of matching.
 
     minimise mean over x in D_f and D_r of || f_w(x) - h(x) ||^2, from w = w_o
 
 Deviations: the retrain is made inside and billed, so this costs more than the oracle. Forgotten and retained examples
-are mixed in their natural proportion; that, rounds, learning rate and the mean over classes are this project's choice
-[SPEC], because the paper's details could not be read. Retained examples are those of the round's cohort. All else of
-the recipe (optimiser, weight decay) is the learning's. Ten rounds do not converge: on a client of digits they reach a
-quality of 0.10, and 80 rounds 0.90 (docs/results.md, 2026-11-24).
+are mixed in their natural proportion; that, rounds, learning rate and the mean over classes are this project's choice,
+because the paper's details could not be read. Retained examples are those of the round's cohort. All else of the recipe
+(optimiser, weight decay) is the learning's.
+
+Limit: ten rounds do not converge on a client of digits, 80 do (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Partial amnesiac unlearning: subtract the target's updates, of which only a part of each layer was kept.
 
-Gogineni and Nadimi, "Efficient Knowledge Deletion from Trained Models Through Layer-wise Partial Machine Unlearning",
-JMLR 2025, arXiv 2403.07611 ("Partial Amnesiac Unlearning"), after Graves, Nagisetty and Ganesh, "Amnesiac Machine
-Learning", AAAI 2021, arXiv 2010.10981.
+Paper: Gogineni and Nadimi, "Efficient Knowledge Deletion from Trained Models Through Layer-wise Partial Machine
+Unlearning", JMLR 2025, arXiv 2403.07611 ("Partial Amnesiac Unlearning"), after Graves, Nagisetty and Ganesh, "Amnesiac
+Machine Learning", AAAI 2021, arXiv 2010.10981.
+Source: abstract only; the paper itself could not be read, only its abstract and summaries.
 
 Symbols: w global weights; D_c^t update of client c in round t; p_c^t its share of the round's examples; P_p keeps the
 share p of each layer's entries and zeroes the rest; T rounds; R repair rounds.
@@ -12,11 +13,11 @@ share p of each layer's entries and zeroes the rest; T rounds; R repair rounds.
 Storage, with d parameters, K clients a round and 4-byte values: the rounds' pruned updates, K T (4 p d + the smaller of
 d/8 and 4 p d for the positions; none where the choice is random); or one running sum for each client, 4 K d whatever p.
 
-Deviations: the paper itself could not be read, only its abstract and summaries. It prunes the updates of single batches
-that hold the data; a server sees rounds. Which entries survive is not stated there: the largest in magnitude is this
-project's choice ([SPEC]; it forgets with the least storage under Adam, simulations/amnesiac_optimiser.py, 2026-11-21).
-Entries are chosen by D_c^t: the factor p_c^t does not change their order. Full updates may be recorded, so that several
-p share one trajectory: the history reads, and the bill counts, only what this method would have kept.
+Deviations: the paper prunes the updates of single batches that hold the data; a server sees rounds. Which entries
+survive is not stated there: the largest in magnitude is this project's choice (it forgets with the least storage under
+Adam, simulations/amnesiac_optimiser.py). Entries are chosen by D_c^t: the factor p_c^t does not change their order.
+Full updates may be recorded, so that several p share one trajectory: the history reads, and the bill counts, only what
+this method would have kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Partial gradient ascent: raise the loss on the forgotten data, changing only a part of each layer at every step.
 
-Gogineni and Nadimi, "Efficient Knowledge Deletion from Trained Models Through Layer-wise Partial Machine Unlearning",
-JMLR 2025, arXiv 2403.07611 ("Layer-wise Partial-Updates Optimisation-based Unlearning").
+Paper: Gogineni and Nadimi, "Efficient Knowledge Deletion from Trained Models Through Layer-wise Partial Machine
+Unlearning", JMLR 2025, arXiv 2403.07611 ("Layer-wise Partial-Updates Optimisation-based Unlearning").
+Source: abstract only; the paper itself could not be read, only its abstract and summaries.
 
 Symbols: w_l layer l of the weights, w_o the model to unlearn from; eta learning rate; S_l 0/1 mask of density p; D_f
 forgotten, D_r retained data; mu weight of what restrains the ascent; U rounds; R repair rounds.
@@ -9,16 +10,15 @@ forgotten, D_r retained data; mu weight of what restrains the ascent; U rounds; 
     w_l <- w_l - eta S_l (.) grad_l J,   J = -CE(D_f) + mu CE(D_r)   (restraint: data)
                                     or   J = -CE(D_f) + mu ||w - w_o||^2   (restraint: origin, where D_r is away)
 
-Deviations: the paper itself could not be read, only its abstract and summaries; masks and objective are choices of this
-project around its title ([SPEC]): either the entries of largest |grad CE(D_f)| at the model sent, fixed for the round,
-or a block that cycles through the layer. The two means of J are taken over the parts of one mixed batch; a batch
-without one of them has that term 0. A client without forgotten data descends on mu CE(D_r) and masks by its own
-gradient. With another optimiser than SGD the mask lies on the step, not the gradient. Updates are billed by their
-non-zero entries and a bitmap of their places: p d + d/32 numbers up under a fixed mask, where p d is what is usually
-counted, and up to d under a rotating one, whose blocks add up in a round (2026-11-28).
+Deviations: masks and objective are choices of this project around the paper's title: either the entries of largest
+|grad CE(D_f)| at the model sent, fixed for the round, or a block that cycles through the layer. The two means of J are
+taken over the parts of one mixed batch; a batch without one of them has that term 0. A client without forgotten data
+descends on mu CE(D_r) and masks by its own gradient. With another optimiser than SGD the mask lies on the step, not the
+gradient. Updates are billed by their non-zero entries and a bitmap of their places: p d + d/32 numbers up under a fixed
+mask, where p d is what is usually counted, and up to d under a rotating one, whose blocks add up in a round.
 
-Limit: ascent forgets little before it destroys. On a client of digits the default leaves all there is; with eta = 0.1
-utility falls to 0.37, and five ordinary rounds bring 0.93 of the canaries' signal back (docs/results.md, 2026-11-24).
+Limit: ascent forgets little before it destroys. On a client of digits the default leaves all there is; longer steps
+cost most of the utility, and ordinary rounds bring the canaries' signal back (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,23 +1,24 @@
 """Partial label-flipping: train on random wrong labels, but change only a part of each layer at every step.
 
-Gogineni and Nadimi, "Efficient Knowledge Deletion from Trained Models Through Layer-wise Partial Machine Unlearning",
-JMLR 2025, arXiv 2403.07611 ("Layer-wise Partial-Updates Label-Flipping"). With p = 1 it is unlearning by random labels
-(Graves et al., arXiv 2010.10981), to the bit.
+Paper: Gogineni and Nadimi, "Efficient Knowledge Deletion from Trained Models Through Layer-wise Partial Machine
+Unlearning", JMLR 2025, arXiv 2403.07611 ("Layer-wise Partial-Updates Label-Flipping"). With p = 1 it is unlearning by
+random labels (Graves et al., arXiv 2010.10981), to the bit.
+Source: abstract only; the paper itself could not be read, only its abstract and summaries.
 
-Symbols: w_l layer l of the weights; eta learning rate; S_l 0/1 mask of density p; D_f forgotten, D_r retained data;
-U rounds; R repair rounds.
+Symbols: w_l layer l of the weights; eta learning rate; S_l 0/1 mask of density p; D_f forgotten, D_r retained data; U
+rounds; R repair rounds.
 
     w_l <- w_l - eta S_l (.) grad_l [ CE(D_f, wrong labels) + CE(D_r) ]
 
-Deviations: the paper itself could not be read, only its abstract and summaries; masks and objective are choices of this
-project around its title ([SPEC]): either the entries of largest |grad CE(D_f)| at the model sent, fixed for the round,
-or a block that cycles through the layer. D_f and D_r are mixed in one batch, so each counts by its examples. A client
-without forgotten data masks by its own. With another optimiser than SGD the mask lies on the step, not the gradient.
-Updates are billed by their non-zero entries and a bitmap of their places: p d + d/32 numbers up under a fixed mask,
-where p d is what is usually counted, and up to d under a rotating one, whose blocks add up in a round (2026-11-28).
+Deviations: masks and objective are choices of this project around the paper's title: either the entries of largest
+|grad CE(D_f)| at the model sent, fixed for the round, or a block that cycles through the layer. D_f and D_r are mixed
+in one batch, so each counts by its examples. A client without forgotten data masks by its own. With another optimiser
+than SGD the mask lies on the step, not the gradient. Updates are billed by their non-zero entries and a bitmap of their
+places: p d + d/32 numbers up under a fixed mask, where p d is what is usually counted, and up to d under a rotating
+one, whose blocks add up in a round.
 
-Limit: two rounds in a tenth of each layer change too little to forget a client of digits (quality 0.00; ten rounds in
-all of it: 0.31; docs/results.md, 2026-11-24).
+Limit: two rounds in a tenth of each layer change too little to forget a client of digits; ten rounds in all of it do
+more (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,21 +1,22 @@
 """Partially-blinded unlearning: raise the loss on the forgotten data, and hold the parameters that it did not shape.
 
-Panda, Sourav and Prathosh, "Partially Blinded Unlearning: Class Unlearning for Deep Networks from Bayesian
-Perspective", AAAI 2025, arXiv 2403.16246; settings from the authors' code (github.com/Shash12-ship/pbu).
+Paper: Panda, Sourav and Prathosh, "Partially Blinded Unlearning: Class Unlearning for Deep Networks from Bayesian
+Perspective", AAAI 2025, arXiv 2403.16246; settings from the authors' code, github.com/Shash12-ship/pbu.
+Source: paper.
 
 Symbols: w_o the model to unlearn from; F Fisher diagonal of the forgotten data D_f at w_o; a, b, c weights of the three
 terms; R rounds of E epochs at the forgetting clients.
 
     minimise  -a CE(D_f) + b sum_i F_i (w_i - w_o,i)^2 + c ||w - w_o||^2
 
-Deviations: federated form [SPEC]: F is pooled over the forgetting clients in one round; each then works on its own
-forgotten data, and the updates are averaged. F is the empirical Fisher diagonal, of the examples' own labels; the
-authors' code takes the labels from the model. a, b and c are those of one published class (MNIST's 6). The published
-values belong to one or two epochs over some 6,000 images (94 steps each) at eta = 1e-4; a client forgets fewer, so eta
-is ten times that here and epochs are 5.
+Deviations: the federated form is this project's: F is pooled over the forgetting clients in one round; each then works
+on its own forgotten data, and the updates are averaged. F is the empirical Fisher diagonal, of the examples' own
+labels; the authors' code takes the labels from the model. a, b and c are those of one published class (MNIST's 6). The
+published values belong to one or two epochs over some 6,000 images (94 steps each) at eta = 1e-4; a client forgets
+fewer, so eta is ten times that here and epochs are 5.
 
 Limit: made for whole classes; more of it destroys the other classes, and so does forgetting data that is not of one
-class: on a client of digits quality is 0.00, and utility 0.40 once the well is soft (docs/results.md, 2026-11-24).
+class: on a client of digits nothing is forgotten, and utility is lost once the well is soft (docs/results.md).
 """
 
 from __future__ import annotations

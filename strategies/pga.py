@@ -1,11 +1,12 @@
 """Projected gradient ascent: the target unlearns within a ball around the average of the others.
 
-Halimi, Kadhe, Rawat and Baracaldo, "Federated Unlearning: How to Efficiently Erase a Client in FL?", workshop paper at
-ICML 2022, arXiv 2207.05521; settings from the released notebook.
+Paper: Halimi, Kadhe, Rawat and Baracaldo, "Federated Unlearning: How to Efficiently Erase a Client in FL?", workshop
+paper at ICML 2022, arXiv 2207.05521; settings from the released notebook.
+Source: paper.
 
 Symbols: w global weights; w_c the target's last local model, p_c its share n_c / sum_k n_k of that round's cohort;
-w_ref the average of the other clients' models; delta radius squared; N random initialisations r_j; eta learning rate;
-g gradient norm at which steps are clipped; s squared distance from w_c at which the ascent stops; E epochs; R rounds on
+w_ref the average of the other clients' models; delta radius squared; N random initialisations r_j; eta learning rate; g
+gradient norm at which steps are clipped; s squared distance from w_c at which the ascent stops; E epochs; R rounds on
 the retained data afterwards.
 
     w_ref = (w - p_c w_c) / (1 - p_c);   delta = mean_j ||r_j - w_ref||^2 / 3
@@ -17,10 +18,9 @@ is taken out as in the last round t it shared with others: w_ref = w - p/(1 - p)
 one after another. delta and s are squared distances, as in the released code. The stop at a validation accuracy is left
 out. A target that was never in a round with others leaves the model as it is. In the paper the target has kept its own
 last model, and nobody stores a history; here the server reads that model from its records, and is billed for those of
-all rounds. R is [SPEC].
+all rounds. R is this project's choice.
 
-Limit: s is of the paper's MNIST network. On a client of digits the first step exceeds it, and quality is 0.00 (0.10
-with s = 400 and eta = 0.5; docs/results.md, 2026-11-24).
+Limit: s is of the paper's MNIST network. On a client of digits the first step exceeds it (docs/results.md).
 """
 
 from __future__ import annotations

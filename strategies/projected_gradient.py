@@ -1,10 +1,11 @@
 """Projected-gradient unlearning (PGU): forget along directions that the retained data does not use.
 
-Hoang, Rana, Gupta and Venkatesh, "Learn to Unlearn for Deep Neural Networks: Minimizing Unlearning Interference With
-Gradient Projection", WACV 2024, arXiv 2312.04095; formulas from its code (hnanhtuan/projected_gradient_unlearning).
+Paper: Hoang, Rana, Gupta and Venkatesh, "Learn to Unlearn for Deep Neural Networks: Minimizing Unlearning Interference
+With Gradient Projection", WACV 2024, arXiv 2312.04095; code github.com/hnanhtuan/projected_gradient_unlearning.
+Source: code.
 
-Symbols: f input features of layer l (of a convolution: unfolded patches); C_l = sum f f^T over the retained data; S
-the singular values of the features, roots of those of C_l; U_l the first k singular vectors, where k counts the partial
+Symbols: f input features of layer l (of a convolution: unfolded patches); C_l = sum f f^T over the retained data; S the
+singular values of the features, roots of those of C_l; U_l the first k singular vectors, where k counts the partial
 sums of S up to the share v of its sum; W_l weights as outputs x inputs; G gradient; p_y probability of the label; H
 entropy.
 
@@ -13,14 +14,14 @@ entropy.
 Deviations: federated form: each retained client sends its C_l once, the server sums them and sends U_l, and only the
 owners of forgotten data compute from then on, E epochs a round. C_l is summed at the request from retained data: it is
 the paper's C_l of all data, kept since training, minus that of the forgotten, without the rounding. The server holds
-the C_l of all r clients at once, r sum in_l^2 numbers, where one sum would do (2026-11-28). ``rank`` caps k.
-Biases, norms and weights whose inputs no linear or convolutional module sees (attention's input projection) stay as
-they are. A fixed number of rounds replaces early stopping on validation data, which a server does not have; the default
-is 10, not up to 100 epochs [SPEC].
+the C_l of all r clients at once, r sum in_l^2 numbers, where one sum would do. ``rank`` caps k. Biases, norms and
+weights whose inputs no linear or convolutional module sees (attention's input projection) stay as they are. A fixed
+number of rounds replaces early stopping on validation data, which a server does not have; the default is 10, not up to
+100 epochs.
 
-Limit: where retained features fill the input space nothing is left to move: quality 0.00 on digits at v = 0.95, and
-with less protection (0.6) too, for the margins of all the target's data fall alike (docs/results.md, 2026-11-24). The
-features are many: sum in_l^2 numbers of each client, 8.2 d for a ResNet-18.
+Limit: where retained features fill the input space nothing is left to move: on digits nothing is forgotten at v = 0.95,
+and with less protection neither, for the margins of all the target's data fall alike (docs/results.md). The features
+are many: sum in_l^2 numbers of each client, 8.2 d for a ResNet-18.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """PUF: the target's ordinary update, negated and scaled, is part of an ordinary round.
 
-Mora, Mazzocca, Montanari and Bellavista, "Federated Unlearning Made Practical: Seamless Integration via Negated
+Paper: Mora, Mazzocca, Montanari and Bellavista, "Federated Unlearning Made Practical: Seamless Integration via Negated
 Pseudo-Gradients", 2025, arXiv 2504.05822.
+Source: secondary; a summary of the paper, and the authors' code for the weights.
 
 Symbols: D+ the mean update of the clients that stay, D- that of the clients that leave (weighted by examples); eta_r,
 eta_u their rates; U unlearning rounds; R rounds on the retained data afterwards.
@@ -10,14 +11,12 @@ eta_u their rates; U unlearning rounds; R rounds on the retained data afterwards
 
 PUF-Regular asks the leaving clients together with the round's cohort; PUF-Special (eta_r = 0) the leaving ones alone.
 
-Deviations: the formula was read in a summary of the paper, the weights in the authors' code. That weighs all updates
-of a regular round together, so that eta_r is the staying clients' share of its examples and eta_u is 20 times the
-leaving clients' (2 where one of ten leaves), and uses eta_u = 2 alone, once each. Here each group has its own mean;
-the default rates of 1 are [SPEC], from before that code was read. Samples, which the code can forget too, are not
-served.
+Deviations: the authors' code weighs all updates of a regular round together, so that eta_r is the staying clients'
+share of its examples and eta_u is 20 times the leaving clients' (2 where one of ten leaves), and uses eta_u = 2 alone,
+once each. Here each group has its own mean; the default rates of 1 are this project's choice. Samples, which the code
+can forget too, are not served.
 
-Limit: these rates are too small to forget a client of digits (quality 0.00; with eta_u = 3, 0.66; docs/results.md,
-2026-11-24).
+Limit: these rates are too small to forget a client of digits; eta_u = 3 is not (docs/results.md).
 """
 
 from __future__ import annotations

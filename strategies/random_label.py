@@ -1,17 +1,20 @@
 """Unlearning by random wrong labels: those who forget train on labels that are not their own.
 
-Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981, where it is called "unlearning":
-the data to forget is relabelled at random and training goes on with the whole modified data set for a few epochs. The
-federated form is a few ordinary FedAvg rounds in which the forgotten examples carry wrong labels.
+Paper: Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981.
+Source: paper.
+
+There it is called "unlearning": the data to forget is relabelled at random and training goes on with the whole modified
+data set for a few epochs. The federated form is a few ordinary FedAvg rounds in which the forgotten examples carry
+wrong labels.
 
 Symbols: w global weights; D_f forgotten, D_r retained data; U rounds with wrong labels; R repair rounds.
 
 Deviations: the wrong labels are drawn anew in each round, which stands for the paper's copies of an example with
 several wrong labels; in its class-wise form an example keeps its one wrong label. Without retained data (``retained:
-false``, [SPEC]) clients train on D_f alone. Who forgets takes part in every round, the others as sampled. The recipe is
-the learning's; the paper's is Adam at 0.001, and "a few epochs" are two rounds [SPEC].
+false``, this project's form) clients train on D_f alone. Who forgets takes part in every round, the others as sampled.
+The recipe is the learning's; the paper's is Adam at 0.001, and "a few epochs" are two rounds here.
 
-Limit: two rounds are too few to forget a client of digits (quality 0.06; 20 rounds: 0.44; docs/results.md, 2026-11-24).
+Limit: two rounds are too few to forget a client of digits, twenty do more (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,20 +1,23 @@
 """Retention-based masking (RBM): reset the weights that the retained data does not hold on to, then fine-tune.
 
-Ding, Sharma, Chen, Xu and Ji, "Understanding Fine-tuning in Approximate Unlearning: A Theoretical Perspective", TMLR
-2025, arXiv 2410.03833. Its counterpart ``saliency: forget`` resets the weights to which the forgotten data is most
-sensitive, as SalUn chooses them (Fan et al., ICLR 2024, arXiv 2310.12508).
+Paper: Ding, Sharma, Chen, Xu and Ji, "Understanding Fine-tuning in Approximate Unlearning: A Theoretical Perspective",
+TMLR 2025, arXiv 2410.03833.
+Source: abstract only; the paper could not be read beyond its idea.
 
-Deviations: the paper could not be read beyond its idea, so all but "saliency from the remaining data" is [SPEC]: the
-mask keeps round(rho d) weights exactly, the first in the vector's order among equals; the gradient is the pooled signed
-mean, of which the server takes the absolute value (secure aggregation would do); "fresh" weights are those the original
-started from. The round of the gradient does not count in the numbering of rounds that fixes client randomness, so
-fine-tuning draws what `finetune` draws.
+Its counterpart ``saliency: forget`` resets the weights to which the forgotten data is most sensitive, as SalUn chooses
+them (Fan et al., ICLR 2024, arXiv 2310.12508).
 
 Symbols: w_o original; L loss; D_r, D_f retained and forgotten data; s saliency; m mask; rho share of weights kept;
 w_init zero or fresh weights; R rounds of fine-tuning.
 
     s = |grad L(w_o; D_r)|,  m = 1[s >= gamma]   or, forget-based,  s = |grad L(w_o; D_f)|,  m = 1[s < gamma]
     w_start = m w_o + (1 - m) w_init,  then R ordinary rounds on D_r with all weights free
+
+Deviations: all but "saliency from the remaining data" is this project's choice: the mask keeps round(rho d) weights
+exactly, the first in the vector's order among equals; the gradient is the pooled signed mean, of which the server takes
+the absolute value (secure aggregation would do); "fresh" weights are those the original started from. The round of the
+gradient does not count in the numbering of rounds that fixes client randomness, so fine-tuning draws what `finetune`
+draws.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Federated retraining without the forgotten data: the oracle.
 
+Paper: none.
+
 Same initial weights, same cohorts minus the forgotten clients, same client randomness and learning rates, same number
 of rounds as the original; only the forgotten data is missing. It starts at round 1 (also where the target first took
 part later: the rounds before are then repeated with equal results). There is no single paper; the pairing of random

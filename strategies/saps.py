@@ -1,8 +1,9 @@
 """Sharpness-aware parameter selection: a first-order step on the parameters of largest curvature only.
 
-Malekmohammadi, Lee and Xiong, "Sharpness-aware Parameter Selection for Machine Unlearning", 2025, arXiv 2504.06398. The
-step is that of Warnecke, Pirch, Wressnegger and Rieck, "Machine Unlearning of Features and Labels", NDSS 2023, arXiv
-2108.11577, with nothing put in the place of what is removed.
+Paper: Malekmohammadi, Lee and Xiong, "Sharpness-aware Parameter Selection for Machine Unlearning", 2025, arXiv
+2504.06398. The step is that of Warnecke, Pirch, Wressnegger and Rieck, "Machine Unlearning of Features and Labels",
+NDSS 2023, arXiv 2108.11577, with nothing put in the place of what is removed.
+Source: abstract only.
 
 Symbols: w_o the model to unlearn from; H Hessian of the mean loss on the retained data at w_o; v_j random sign vectors,
 j = 1..P; S the share q of coordinates with the largest diag(H); G = - sum over the forgotten data of the loss gradients
@@ -11,12 +12,12 @@ at w_o; tau rate.
     diag(H) = mean_j v_j * (H v_j)   (Hutchinson), or the Fisher diagonal
     w[S] = w_o[S] - tau G[S],   the others as they are
 
-Deviations: of the paper only the abstract was read: estimators, q, tau and that H is of the retained data are [SPEC].
-It corrects features and labels; here data is removed. S travels as d numbers 0 or 1, and what comes back is billed as
-q d numbers and a bitmap of their places. A second-order step on S is left out. Until 2026-11-28 clients sent G whole.
+Deviations: estimators, q, tau and that H is of the retained data are this project's choice. It corrects features and
+labels; here data is removed. S travels as d numbers 0 or 1, and what comes back is billed as q d numbers and a bitmap
+of their places. A second-order step on S is left out.
 
-Limit: one first-order step is too short to forget a client of digits (quality 0.00), and where it is long enough
-utility is lost (tau = 0.1: quality 0.10 at a utility of 0.67; docs/results.md, 2026-11-24).
+Limit: one first-order step is too short to forget a client of digits, and where it is long enough utility is lost
+(docs/results.md).
 """
 
 from __future__ import annotations

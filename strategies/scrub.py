@@ -1,24 +1,25 @@
 """SCRUB: a student moves away from the original model on the forgotten data and stays with it on the rest.
 
-Kurmanji, Triantafillou, Hayes and Triantafillou, "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv
-2302.09880; formulas and defaults from github.com/RoyRin/data-unlearning-bench; studied against width by Alon and Dar,
-"How Does Overparameterization Affect Machine Unlearning of Deep Neural Networks?", arXiv 2503.08633.
-
-Deviations: federated form [SPEC]: the two steps of an epoch start from the same global model and end in one FedAvg
-aggregation, in which a client that forgets one part of its data and keeps another contributes the sum of its updates.
-The rate drops after (not at) the named epochs, as in the helper that released code takes it from. An epoch is one round
-of the learning's recipe in all but its rate: optimiser, batch size (published: 32 and 64) and local epochs are its own.
-The paper itself was not read. The public code's optimiser holds the teacher, so that its student never moves; here the
-student is what moves. In epoch 1 student and teacher are equal, so its max-step is zero. The server holds the answers
-one by one, not one sum of d numbers, because who forgets a part answers twice (2026-11-28).
-
-Limit: the published rates, ever smaller, end before a client of digits is forgotten (quality 0.00); with a rate that
-stays at 0.3 what is forgotten swings back within five ordinary rounds (0.12; docs/results.md, 2026-11-24).
+Paper: Kurmanji, Triantafillou, Hayes and Triantafillou, "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv
+2302.09880; code github.com/RoyRin/data-unlearning-bench; studied against width by Alon and Dar, "How Does
+Overparameterization Affect Machine Unlearning of Deep Neural Networks?", arXiv 2503.08633.
+Source: code; the paper itself was not read.
 
 Symbols: w student; w_o teacher, the original; p_w^T softmax of the logits over T; D_f, D_r forgotten and retained data.
 
     max-step, epochs 1 to msteps:  minimise  -T^2 KL(p_wo^T || p_w^T)                       on D_f
     min-step, every epoch:         minimise  gamma CE + alpha T^2 KL(p_wo^T || p_w^T)       on D_r
+
+Deviations: the federated form is this project's: the two steps of an epoch start from the same global model and end in
+one FedAvg aggregation, in which a client that forgets one part of its data and keeps another contributes the sum of its
+updates. The rate drops after (not at) the named epochs, as in the helper that released code takes it from. An epoch is
+one round of the learning's recipe in all but its rate: optimiser, batch size (published: 32 and 64) and local epochs
+are its own. The public code's optimiser holds the teacher, so that its student never moves; here the student is what
+moves. In epoch 1 student and teacher are equal, so its max-step is zero. The server holds the answers one by one, not
+one sum of d numbers, because who forgets a part answers twice.
+
+Limit: the published rates, ever smaller, end before a client of digits is forgotten; with a rate that stays at 0.3 what
+is forgotten swings back within five ordinary rounds (docs/results.md).
 """
 
 from __future__ import annotations

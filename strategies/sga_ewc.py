@@ -1,18 +1,19 @@
 """SGA with EWC: the target ascends the loss on its data, and is held back where the retained data needs the weights.
 
-Wu, Guo, Wang, Hong, Zhang and Ding, "Federated Unlearning: Guarantee the Right of Clients to Forget", IEEE Network
-36(5), 129-135, 2022. The elastic penalty is that of Kirkpatrick et al., PNAS 114(13), 2017.
+Paper: Wu, Guo, Wang, Hong, Zhang and Ding, "Federated Unlearning: Guarantee the Right of Clients to Forget", IEEE
+Network 36(5), 129-135, 2022. The elastic penalty is that of Kirkpatrick et al., PNAS 114(13), 2017.
+Source: secondary; the paper was not read, only a description of it.
 
 Symbols: w_o the model to unlearn from; F Fisher diagonal of the retained data at w_o; lambda strength of the penalty;
 eta learning rate; R_u rounds of E epochs at the forgetting clients; R rounds on the retained data afterwards.
 
     ascend   CE(w; D_f) - lambda/2 sum_i F_i (w_i - w_o,i)^2
 
-Deviations: the paper was not read, only a secondary description [2ND]. As printed there the penalty has a plus, and
-ascent would run away from w_o; the sign here is that of a penalty. That F is of the retained data, pooled in one round,
-is [SPEC], and so are the defaults. A class is forgotten in the same way; in the paper the server ascends on test data
-of its own, without a penalty. lambda F_i is capped at 1/eta, because gradient steps on a stiffer penalty diverge. The
-paper's own caution: ascent destroys what classes share (a class at 61.5 % where retraining keeps 94.4 %).
+Deviations: as printed in that description the penalty has a plus, and ascent would run away from w_o; the sign here is
+that of a penalty. That F is of the retained data, pooled in one round, is this project's choice, and so are the
+defaults. A class is forgotten in the same way; in the paper the server ascends on test data of its own, without a
+penalty. lambda F_i is capped at 1/eta, because gradient steps on a stiffer penalty diverge. The paper's own caution:
+ascent destroys what classes share (a class at 61.5 % where retraining keeps 94.4 %).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """IFU: go back to the last recorded model that hardly knew the target, add noise, and train on without it.
 
-Fraboni, Van Waerebeke, Scaman, Vidal, Kameni and Lorenzi, "SIFU: Sequential Informed Federated Unlearning for Efficient
-and Provable Client Unlearning in Federated Optimization", AISTATS 2024, arXiv 2211.11656.
+Paper: Fraboni, Van Waerebeke, Scaman, Vidal, Kameni and Lorenzi, "SIFU: Sequential Informed Federated Unlearning for
+Efficient and Provable Client Unlearning in Federated Optimization", AISTATS 2024, arXiv 2211.11656.
+Source: paper.
 
 Symbols: w^s recorded global model after round s of T; Delta(I, w^s) the weighted mean update of the clients I of the
 next round; u the target; sigma standard deviation of the noise; (eps, delta) of the certificate.
@@ -13,10 +14,11 @@ next round; u the target; sigma standard deviation of the noise; (eps, delta) of
 
 Deviations: several targets count as one. In rounds of targets alone Delta(I \\ u) is 0. The rounds that were rolled
 back are made again, no more; the paper trains until it converges. delta defaults to 1 over the number of clients, as
-released. The plain sum in Psi and the certificate are those of quadratic local losses [2ND]. After an earlier request
-the recorded models know who left before, so the start is w^0 (the paper's tree of branches, which would save those
-rounds, is left out). Psi* is the Gaussian mechanism's bound, proven for eps up to 1: at the published eps = 10, and
-delta = 0.01, Psi* is only certified at a delta of 0.041. Where that is so, a note says which delta holds (2026-11-28).
+released. The plain sum in Psi and the certificate are those of quadratic local losses, as secondary sources have them.
+After an earlier request the recorded models know who left before, so the start is w^0 (the paper's tree of branches,
+which would save those rounds, is left out). Psi* is the Gaussian mechanism's bound, proven for eps up to 1: at the
+published eps = 10, and delta = 0.01, Psi* is only certified at a delta of 0.041. Where that is so, a note says which
+delta holds.
 """
 
 from __future__ import annotations

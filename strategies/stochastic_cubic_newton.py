@@ -1,7 +1,8 @@
 """SCureNewton: cubic-regularised Newton steps whose model is minimised by gradient descent on Hessian products.
 
-Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", 2024, arXiv 2406.14507. Only the abstract was
-read; formulas from the authors' released code, defaults from a published protocol that quotes their settings [2ND].
+Paper: Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", 2024, arXiv 2406.14507. Defaults from
+a published protocol that quotes the authors' settings.
+Source: code; of the paper only the abstract was read.
 
 Symbols: w global weights; g, H gradient and Hessian of the mean loss on batches B_g, B_h of the retained data; M
 Lipschitz constant of the Hessian; N_out outer steps; N_in inner steps of size eta; sigma size of the perturbation.
@@ -16,14 +17,12 @@ the default: all of them, because clients are small here; the protocol: 16 and 8
 numbers, but unequal weights, per client. The loss includes the recipe's weight decay. The protocol's "learning-rate
 decay 0.1" is left out: what it decays was not said. Five inner steps of 0.01 get 79 to 100 % of the model's greatest
 decrease only where the gradient is long against the curvature (tests/test_solvers.py); on this project's models a
-quarter (simulations/newton_rounds.py; 2026-11-21). All is in float64, twice the usual bytes, and such answers are held
-one by one: g, v and one of each of r clients, (2 + r) d numbers where 3 d are usually counted (2026-11-28).
+quarter (simulations/newton_rounds.py). All is in float64, twice the usual bytes, and such answers are held one by one:
+g, v and one of each of r clients, (2 + r) d numbers where 3 d are usually counted.
 
-Limit: with these defaults a client of digits is not forgotten (quality 0.00): M = 5 is far too cautious for a mean
-loss, and eta = 0.01 far below one over the curvature (M = 0.001, eta = 1, N_in = 20: 0.39; docs/results.md,
-2026-11-24). For a convolutional network after two rounds M = 5 is too bold: the loss grows from step to step until it
-is no number (MNIST, the network of `krylov_newton`; at M = 100, N_out = 4 retained accuracy rises from 57 to 75 %,
-2026-11-29).
+Limit: with these defaults a client of digits is not forgotten: M = 5 is far too cautious for a mean loss, and eta =
+0.01 far below one over the curvature. For a convolutional network after two rounds M = 5 is too bold: the loss grows
+from step to step until it is no number (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Federated retraining stopped early: exact forgetting at a fraction of the cost, with the utility of a shorter run.
 
+Paper: none.
+
 It is the yardstick of every approximate method: one that costs more than the truncated retrain of equal quality is not
-worth having. There is no paper.
+worth having.
 
 Symbols: s share of the original's rounds; T rounds of the original.
 
