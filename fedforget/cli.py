@@ -115,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Late imports keep `fedforget --help` instant; composing here finds bad input before Flower starts.
+    from fedforget.client.workbench import device_of
     from fedforget.config import absolute_paths, compose
-    from fedforget.engine import device_of
     from fedforget.store import Store, default_output
 
     if options.nodes < 1:

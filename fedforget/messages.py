@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from fedforget.data import DataConfig
 from fedforget.models import ModelConfig
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
-from fedforget.routines import LocalConfig, Option
+from fedforget.routines import LocalConfig
 from fedforget.seeds import Seeds
 
 DESCRIBE, TRAIN, EVALUATE = "query.describe", "train", "evaluate"
@@ -47,7 +48,7 @@ class Task:
         local: how a client trains.
         device: ``auto``, ``cpu`` or ``cuda``.
         mode: ``auto`` (see `engine`), ``sequential`` (one client at a time), ``stacked`` (groups of clients as batched
-            matrix products, stacked.py and convolved.py) or ``vmap`` (groups of clients, any network, vmapped.py).
+            matrix products) or ``vmap`` (groups of clients, any network), see `fedforget.client.stacks`.
         precision: of `fedforget.routines.train`: ``float32``, ``tf32`` (CUDA only) or ``bfloat16``. Everything else
             that clients compute, and every evaluation, is in float32.
 
@@ -116,7 +117,7 @@ class Work:
             and the number of the model that is asked; its vector has that number as its name.
         groups: the clients cut into groups that are trained together; empty: one by one.
         pooled: the clients whose answers are wanted as one weighted sum.
-        scale: the scale of that sum, see `fedforget.params.exact_scale`.
+        scale: the scale of that sum, see `fedforget.core.exact.exact_scale`.
         planned: requests that clients know of while they learn.
         shelves: the folder in which clients keep vectors, each in one of its own; empty where they keep none. It stands
             for what a deployed node keeps in a folder of its own (client_app.py).
@@ -130,7 +131,7 @@ class Work:
     clients: tuple[int, ...] = ()
     removed: tuple[UnlearningRequest, ...] = ()
     request: UnlearningRequest | None = None
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[tuple[int, str, int, int, int], ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     pooled: tuple[int, ...] = ()
