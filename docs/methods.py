@@ -10,8 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy, all_strategies
+from fedforget.strategy import Card, UnlearningStrategy, all_strategies
 from fedforget.testing import REQUESTS, Toy, serve
 
 HEADER = """# Methods
@@ -21,18 +20,22 @@ rounds of learning; softmax regression, d = 650; a request for one client if the
 first scope it serves). *Sent up* is what a client sends in a round on average, in units of d float32 numbers, the
 size of the model (float64 counts twice). *Server keeps* is what must be stored from learning on, in numbers: T
 rounds, K clients in a round, F forgotten clients. *Server holds* is the most that it has at once while it unlearns,
-beside the model: vectors sent along, answers (of each client, or their sum) and what it keeps meanwhile. `python
-docs/methods.py > docs/methods.md` writes this page.
+beside the model: vectors sent along, answers (of each client, or their sum) and what it keeps meanwhile. *Source* is
+what the formulas were taken from: the paper, released code (where the paper could not be read, or the code says more),
+the abstract only (what it leaves open is this project's choice), or secondary sources. Each file says more, and how it
+deviates. `python docs/methods.py > docs/methods.md` writes this page.
 
-| strategy | what it is | paper | serves | needs | rounds | sent up | server keeps | server holds |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+| strategy | what it is | paper | source | serves | needs | rounds | sent up | server keeps | server holds |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def row(name: str, strategy_class: type[UnlearningStrategy]) -> str:
     """The table's row of one strategy."""
     text = sys.modules[strategy_class.__module__].__doc__ or ""
     title = text.strip().split("\n")[0].rstrip(".")
-    paper = re.search(r"arXiv\s+(\d{4}\.\d{4,5})", text)
+    cited = re.search(r"^Paper: .*?(?=\n\n)", text, re.MULTILINE | re.DOTALL)
+    paper = re.search(r"arXiv\s+(\d{4}\.\d{4,5})", cited[0] if cited else "")
+    source = re.search(r"^Source: ([a-z ]+)", text, re.MULTILINE)
     link = f"[{paper[1]}](https://arxiv.org/abs/{paper[1]})" if paper else "-"
     scope = "client" if "client" in strategy_class.scopes else sorted(strategy_class.scopes)[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +47,10 @@ def row(name: str, strategy_class: type[UnlearningStrategy]) -> str:
     scopes = ", ".join(sorted(strategy_class.scopes))
     needs, keeps = _needs(strategy.card), _keeps(strategy.card)
     holds = f"{cohort.held / (4 * toy.start.layout.size):.3g} d" if asked else "0"
-    return f"| `{name}` | {title} | {link} | {scopes} | {needs} | {cohort.cost.rounds} | {sent} | {keeps} | {holds} |"
+    return (
+        f"| `{name}` | {title} | {link} | {source[1] if source else '-'} | {scopes} | {needs} | "
+        f"{cohort.cost.rounds} | {sent} | {keeps} | {holds} |"
+    )
 
 
 def _needs(card: Card) -> str:

@@ -25,7 +25,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedforget import messages
+from fedforget import messages, routines
 from fedforget.attendance import Attendance
 from fedforget.checks import Asked, miscount, misfit, said
 from fedforget.core.exact import exact_scale
@@ -36,10 +36,10 @@ from fedforget.ledger import Cost
 from fedforget.messages import GRID, SPHERE, TEST, Task, Work
 from fedforget.params import Layout, Params
 from fedforget.request import SCOPES, UnlearningRequest
-from fedforget.routines import hessian_layout
+from fedforget.routines import Option, Routine, hessian_layout, name_of
 from fedforget.seeds import Seeds
 
-TRAIN_ROUTINE = "fedforget.routines:train"
+TRAIN_ROUTINE = name_of(routines.train)
 GROUP = {"cpu": 12, "cuda": 32}  # most clients in a group: more no longer fit a core's cache; on a GPU not measured
 LATE = "did not answer in time"
 TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
@@ -357,31 +357,32 @@ class Cohort(Grid):
         model: Params,
         clients: Iterable[int] | None = None,
         *,
-        routine: str = TRAIN_ROUTINE,
+        routine: Routine = routines.train,
         split: str = "retain",
         round: int | None = None,
         vectors: Mapping[str, Params] | None = None,
         layout: Layout | None = None,
-        **options: int | float | str,
+        **options: Option,
     ) -> Replies:
         """One round: clients run a routine from ``model`` on a split of their data.
 
         Args:
             model: the parameters sent.
             clients: who is asked; by default `sample` of the round.
-            routine: ``"module:function"``, see `fedforget.routines`.
+            routine: what they compute, see `fedforget.routines`.
             split: ``retain`` (what stays once the request is served), ``forget`` (what it names), ``train`` (both).
             round: the number of the round, which fixes cohort, randomness and learning rate; by default the next one.
             vectors: further parameter vectors for the routine, by name.
             layout: the layout of what the routine returns, if that is not the model's.
-            options: settings for the routine; those that name fields of the recipe (``lr``, ``epochs``) replace them.
+            options: settings for the routine: numbers, texts or tuples of them; those that name fields of the recipe
+                (``lr``, ``epochs``) replace them.
 
         Returns:
             The replies in client-id order; a client without data in the split, or that failed twice, has none.
 
         Raises:
             TooFewClients: if fewer than ``min_share`` of the clients answered.
-            ValueError: if the strategy's card does not allow to ask them this.
+            ValueError: if the strategy's card does not allow to ask them this, or clients could not find the routine.
         """
         return self._round(model, clients, None, routine, split, round, vectors, layout, options)
 
@@ -390,12 +391,12 @@ class Cohort(Grid):
         model: Params,
         clients: Iterable[int] | None = None,
         *,
-        routine: str = TRAIN_ROUTINE,
+        routine: Routine = routines.train,
         split: str = "retain",
         round: int | None = None,
         vectors: Mapping[str, Params] | None = None,
         layout: Layout | None = None,
-        **options: int | float | str,
+        **options: Option,
     ) -> Params:
         """As `train`, where only the mean of the replies is wanted: the same numbers as ``train(...).mean()``.
 
@@ -411,12 +412,12 @@ class Cohort(Grid):
         model: Params,
         clients: Iterable[int] | None,
         separate: Collection[int] | None,
-        routine: str,
+        routine: Routine,
         split: str,
         round: int | None,
         vectors: Mapping[str, Params] | None,
         layout: Layout | None,
-        options: Mapping[str, int | float | str],
+        options: Mapping[str, Option],
     ) -> Replies:
         """One exchange; the updates of clients not in ``separate`` come pooled (with ``None`` nobody's)."""
         round = self.next_round if round is None else round
@@ -430,7 +431,7 @@ class Cohort(Grid):
         work = Work(
             self.task.to_json(),
             self.seeds,
-            routine,
+            name_of(routine),
             round,
             split,
             asked,
@@ -480,15 +481,15 @@ class Cohort(Grid):
 
         Clients are all that hold such data, unless named.
         """
-        return self._pooled("gradient", model, clients, split)
+        return self._pooled(routines.gradient, model, clients, split)
 
     def hvp(self, model: Params, v: Params, clients: Iterable[int] | None = None, split: str = "retain") -> Params:
         """The pooled Hessian-vector product ``H v`` over the clients' splits: a round of its own, as `gradient`."""
-        return self._pooled("hvp", model, clients, split, {"v": v})
+        return self._pooled(routines.hvp, model, clients, split, {"v": v})
 
     def fisher(self, model: Params, clients: Iterable[int] | None = None, split: str = "retain") -> Params:
         """The diagonal of the pooled empirical Fisher matrix: a round of its own, as `gradient`."""
-        return self._pooled("fisher", model, clients, split)
+        return self._pooled(routines.fisher, model, clients, split)
 
     def hessian(self, model: Params, round: int | None = None) -> tuple[Params, torch.Tensor]:
         """The pooled gradient ``[d]`` and Hessian ``[d, d]`` of what all clients retain.
@@ -497,13 +498,13 @@ class Cohort(Grid):
         which the same model was sent.
         """
         layout = hessian_layout(self.layout.size)
-        both = self.reduce(model, self.retained, routine="fedforget.routines:hessian", layout=layout, round=round)
-        gradient, hessian = both.layers().values()
-        return Params(gradient, self.layout), hessian
+        both = self.reduce(model, self.retained, routine=routines.hessian, layout=layout, round=round)
+        g, H = both.layers().values()
+        return Params(g, self.layout), H
 
     def _pooled(
         self,
-        routine: str,
+        routine: Routine,
         model: Params,
         clients: Iterable[int] | None,
         split: str,
@@ -512,7 +513,7 @@ class Cohort(Grid):
         """The mean over examples of what a routine returns: a client's mean, weighted by its number of examples."""
         holders = self.targets if split == "forget" else self.retained
         asked = holders if clients is None else clients
-        return self.reduce(model, asked, routine=f"fedforget.routines:{routine}", split=split, vectors=vectors)
+        return self.reduce(model, asked, routine=routine, split=split, vectors=vectors)
 
     def evaluate(self, model: Params, sets: Mapping[str, int]) -> dict[str, Answers]:
         """What a model answers on the audit sets; an audit is not billed and not a round.
@@ -904,7 +905,9 @@ class Cohort(Grid):
         model = messages.learner_model(messages_, self.layout)
         options: dict[str, Any] = messages.learner_options(next(iter(messages_)).content)
         clients = [message.metadata.dst_node_id for message in messages_]
-        return self._round(model, clients, self.separate, TRAIN_ROUTINE, "retain", self.next_round, None, None, options)
+        return self._round(
+            model, clients, self.separate, routines.train, "retain", self.next_round, None, None, options
+        )
 
 
 def _notes(round: int, left_out: Mapping[int, str]) -> list[str]:

@@ -37,9 +37,10 @@ from fedforget.grid import EngineConfig
 from fedforget.history import DTYPES, HistoryConfig
 from fedforget.models import ModelConfig
 from fedforget.names import closest, nearest
+from fedforget.options import check as check_options
 from fedforget.request import SCOPES, UnlearningRequest
 from fedforget.routines import LocalConfig
-from fedforget.strategy import LearningConfig, find, make_learner
+from fedforget.strategy import LearningConfig, find, make_learner, strategy_names, strategy_titles
 from fedforget.tuning import GOALS, TuningConfig
 
 GROUPS = ("task", "model", "partition", "corruption", "request", "evaluation")
@@ -190,7 +191,7 @@ class StrategySpec:
     """One row of the comparison.
 
     Args:
-        label: the row's name, that of its file in ``configs/strategy``.
+        label: the row's name, that of the strategy or of a variant in ``configs/strategy``.
         name: the strategy, as `fedforget.strategy.find` knows it.
         options: an instance of the strategy's ``Config``.
     """
@@ -340,14 +341,16 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def describe() -> dict[str, Any]:
-    """What can be named, each with its file's first comment line: ``experiments``, and ``groups`` by group."""
+    """What can be named, each with its file's first line: ``experiments``, and ``groups`` by group."""
 
     def titles(folder: str) -> dict[str, str]:
         # What is no text is refused by its name where it is used; here it only must not hide the others.
         texts = {name: path.read_text(encoding="utf-8", errors="replace") for name, path in _files(folder).items()}
         return {name: text.partition("\n")[0].lstrip("# ") for name, text in texts.items()}
 
-    return {"experiments": titles("experiment"), "groups": {group: titles(group) for group in (*GROUPS, "strategy")}}
+    strategies = dict(sorted((strategy_titles() | titles("strategy")).items()))
+    groups = {group: titles(group) for group in GROUPS} | {"strategy": strategies}
+    return {"experiments": titles("experiment"), "groups": groups}
 
 
 def as_setting(words: Sequence[str]) -> str:
@@ -544,10 +547,19 @@ def _strategy(label: str, fields: object) -> StrategySpec:
 
 
 def _strategy_file(label: str, variants: tuple[str, ...] = ()) -> tuple[str, dict]:
-    """Name of the strategy and its options; a variant names another file, and is merged onto its options."""
+    """Name of the strategy and the options that its files in ``configs/strategy`` set.
+
+    A variant is a file that names another row (``strategy: federaser``) and is merged onto its options. A strategy
+    needs no file; one of its name changes its defaults.
+    """
     if label in variants:
         raise ValueError(f"configs/strategy/{label}.yaml is a variant of itself ({' -> '.join((*variants, label))})")
-    fields = _read(_file("strategy", label))
+    files, names = _files("strategy"), strategy_names()
+    if label not in files:
+        if label not in names:
+            raise _unknown("strategy", label, {*names, *files})
+        return label, {}
+    fields = _read(files[label])
     if "strategy" not in fields:
         return label, fields
     base_label = _convert(str, fields.pop("strategy"), f"configs/strategy/{label}.yaml: strategy")
@@ -592,7 +604,9 @@ def _build(kind: Any, fields: dict, key: str) -> Any:
     for name in fields:
         if name not in names:
             raise _unknown_key(f"{key}.{name}", [f"{key}.{valid}" for valid in names])
-    return kind(**{name: _convert(hints[name], value, f"{key}.{name}") for name, value in fields.items()})
+    values = {name: _convert(hints[name], value, f"{key}.{name}") for name, value in fields.items()}
+    check_options(kind, values, key)
+    return kind(**values)
 
 
 def _mapping(value: object, key: str) -> dict:

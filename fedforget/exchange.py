@@ -115,6 +115,11 @@ class Replies(tuple[Reply, ...]):
         weights = {reply.client: reply.num_examples for reply in self} | dict(self.pool.weights if self.pool else {})
         return dict(sorted(weights.items()))
 
+    @property
+    def examples(self) -> int:
+        """How many examples the replies stand for."""
+        return sum(self.weights().values())
+
     def losses(self) -> dict[int, float]:
         """Mean training loss of every client that answered, in client-id order."""
         losses = {reply.client: reply.loss for reply in self} | dict(self.pool.losses if self.pool else {})
@@ -150,7 +155,7 @@ class Replies(tuple[Reply, ...]):
 
     def _whole(self) -> tuple[Layout, int]:
         """The layout of the answers, and ``sum_k n_k``."""
-        weight = sum(self.weights().values())
+        weight = self.examples
         if not weight > 0:
             raise ValueError("there is no mean of no replies; ask clients that hold data in this split")
         return self.pool.layout if self.pool else self[0].update.layout, weight

@@ -35,7 +35,7 @@ from torch import Tensor
 
 import fedforget
 from fedforget import config as configuration
-from fedforget import disk, escape, models, report, routines, solvers, tuning
+from fedforget import disk, escape, messages, models, report, routines, solvers, tuning
 from fedforget.assessment import PARTS, assess
 from fedforget.cohort import (
     ANCHORS,
@@ -67,6 +67,7 @@ from fedforget.store import (
     DamagedFile,
     Store,
     digest,
+    digest_of_code,
     discard,
     load_tensors,
     make_folder,
@@ -992,9 +993,10 @@ def _on_few(cohort: Cohort, model: Params, first: int) -> Iterator[Params]:
 
 
 def _code_of(strategy: UnlearningStrategy) -> str:
-    """Digest of the text of a strategy's file and of the modules that hold its mathematics."""
+    """Address of the code of a strategy's file and of the modules that hold its mathematics."""
     files = [inspect.getfile(type(strategy)), routines.__file__, solvers.__file__]
-    return digest([Path(file).read_text(encoding="utf-8") for file in files])
+    with messages.READING:  # which says why code is parsed by one thread at a time
+        return digest_of_code(map(Path, files))
 
 
 @contextmanager

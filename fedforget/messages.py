@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ class Work:
         clients: the clients asked; a node finds its own share of them here.
         removed: requests already served.
         request: the request being served.
-        options: numbers and words for the routine.
+        options: numbers, texts and tuples of them for the routine.
         parts: for an evaluation, ``(client, split, start, stop, model)``: the examples from ``start`` to ``stop`` of
             the split in its audit order, or so many points around or between examples (``near``, ``far``, ``plane``),
             and the number of the model that is asked; its vector has that number as its name.
@@ -130,7 +131,7 @@ class Work:
     clients: tuple[int, ...] = ()
     removed: tuple[UnlearningRequest, ...] = ()
     request: UnlearningRequest | None = None
-    options: Mapping[str, int | float | str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[tuple[int, str, int, int, int], ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     pooled: tuple[int, ...] = ()
@@ -158,6 +159,8 @@ class Work:
         clients, parts = tuple(fields["clients"]), tuple(tuple(part) for part in fields["parts"])
         parsed = {"seeds": seeds, "removed": removed, "request": request, "clients": clients, "parts": parts}
         parsed["planned"] = planned
+        options = fields["options"].items()
+        parsed["options"] = {name: tuple(value) if isinstance(value, list) else value for name, value in options}
         parsed["groups"] = tuple(tuple(group) for group in fields["groups"])
         parsed["pooled"] = tuple(fields["pooled"])
         return cls(**{**fields, **parsed})
@@ -226,8 +229,9 @@ def unpack_reply(content: RecordDict) -> tuple[dict[str, NDArray], dict[str, dic
     return arrays, report
 
 
-# Held while Flower's learners read their arrays, whose headers numpy.load reads as Python literals: before 3.11.8 and
-# 3.12.2 that fails now and then with a SystemError if two threads do it at once (python/cpython#106905).
+# Held while Python code is parsed: by Flower's learners, whose arrays have a literal as their header (numpy.load), and
+# for a strategy's address. Before 3.11.8 and 3.12.2 that fails now and then with a SystemError if two threads do it at
+# once (python/cpython#106905).
 READING = threading.RLock()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-MOST = 20  # names that a sentence lists; more are no help
+MOST = 20  # names that a sentence lists; of more it names the nearest
 
 
 def closest(name: str, names: Iterable[str]) -> str:
@@ -16,12 +16,14 @@ def closest(name: str, names: Iterable[str]) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest valid one, or else the valid ones in their order."""
+    """The end of a sentence about an unknown name: the nearest valid one, or else the valid ones if they are few."""
     valid = list(names)
     if not valid:
         return "; there is none"
     found = closest(name, valid)
     if found:
         return f"; did you mean {found!r}?"
-    more = f", ... ({len(valid)} in all)" if len(valid) > MOST else ""
-    return f"; choose one of {', '.join(valid[:MOST])}{more}"
+    if len(valid) <= MOST:
+        return f"; choose one of {', '.join(valid)}"
+    (least,) = difflib.get_close_matches(name.lower(), [each.lower() for each in valid], n=1, cutoff=0)
+    return f"; the nearest of {len(valid)} is {next(each for each in valid if each.lower() == least)!r}"

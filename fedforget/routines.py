@@ -1,8 +1,8 @@
 """Client-side work shared by several papers, and the `Client` that every routine receives.
 
 A routine is a function of one `Client`. It either changes ``client.model`` and returns nothing, and the reply is the
-update (model after minus model before), or it returns `Params`, and they are the reply. A strategy names a routine as
-``"module:function"``; the function may live in this file or beside the strategy that needs it.
+update (model after minus model before), or it returns `Params`, and they are the reply. A strategy passes the function
+itself, which lives in this file or beside the strategy that needs it; messages carry its name, ``"module:function"``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import importlib
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from fedforget.seeds import Seeds
 OPTIMIZERS = ("sgd", "adam")
 MASKS = ("top", "rotating")
 PACKAGES = ("fedforget.routines", "strategies.")
+
+Option = int | float | str | Sequence[int | float | str]  # what a strategy may send along by name
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,14 @@ class LocalConfig:
         """Whether a step is no more than ``parameters -= lr * gradients``."""
         return self.optimizer == "sgd" and not self.momentum and not self.weight_decay
 
-    def with_options(self, options: Mapping[str, int | float | str]) -> LocalConfig:
+    def decay(self, round: int) -> float:
+        """The learning rate of a round over that of round 1."""
+        return self.lr_decay ** (round - 1)
+
+    def with_options(self, options: Mapping[str, Any]) -> LocalConfig:
         """This recipe, with those options that name its fields applied to it (``lr=0.01``, ``epochs=2``)."""
         fields = {name: value for name, value in options.items() if name in LocalConfig.__dataclass_fields__}
-        return replace(self, **fields) if fields else self  # type: ignore[arg-type]
+        return replace(self, **fields) if fields else self
 
     def planned_steps(self, examples: int, effort: float = 1.0) -> int:
         """How many steps it asks of a client with so many examples, or the share ``effort`` (0 to 1) of them."""
@@ -86,7 +92,7 @@ class Optimizer:
     def __init__(self, parameters: list[Tensor], local: LocalConfig, round: int) -> None:
         self.parameters = parameters
         self.local = local
-        self.lr = local.lr * local.lr_decay ** (round - 1)
+        self.lr = local.lr * local.decay(round)
         self.steps = 0
         self.first: list[Tensor] = []
         self.second: list[Tensor] = []
@@ -153,7 +159,7 @@ class Client:
             split and then drop what is absent, so an oracle sees its data in the original's order.
         capacity: size of that whole split.
         local: the recipe.
-        options: what the strategy sent along, by name.
+        options: what the strategy sent along, by name: numbers, texts and tuples of them.
         vectors: parameter vectors that the strategy sent along, by name.
         seeds: the client's random streams in this round.
         rows: where each example stands among all that the process holds, ``[n]``. These, ``places``, ``forgotten`` and
@@ -174,7 +180,7 @@ class Client:
     capacity: int
     local: LocalConfig
     seeds: Seeds
-    options: Mapping[str, int | float | str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     vectors: Mapping[str, Params] = field(default_factory=dict)
     forgotten: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     steps: int = 0
@@ -192,6 +198,34 @@ class Client:
     def parameters(self) -> list[Tensor]:
         """The module's trainable parameters, in the layout's order (found once: every step asks for them)."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of this round."""
+        return self.local.lr * self.local.decay(self.round)
+
+    @contextmanager
+    def listen(self, names: Iterable[str], heard: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
+        """Hear, while it lasts, what goes in and out of the modules that hold the weights called ``names``.
+
+        Each time such a module is applied, ``heard(name, module, inputs, outputs)`` is called. Weights that no module
+        applies by itself (attention's input projection) are not heard.
+        """
+        modules = dict(self.model.named_modules())
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            return lambda module, inputs, outputs: heard(name, module, inputs[0], outputs)
+
+        handles = [
+            modules[holder].register_forward_hook(hook(name))
+            for name in names
+            if (holder := name.removesuffix(".weight")) in modules
+        ]
+        try:
+            yield
+        finally:  # the next client gets the same module
+            for handle in handles:
+                handle.remove()
 
     def vector(self, tensors: Iterable[Tensor]) -> Params:
         """One tensor for each of the `parameters`, as a vector in the model's layout."""
@@ -467,6 +501,24 @@ def find(name: str) -> Routine:
     if not inspect.isfunction(routine) or routine.__module__ != module:
         raise ValueError(f"routine {name!r} is refused; {function} is not a function defined in {module}")
     return routine
+
+
+def name_of(routine: Routine) -> str:
+    """The name ``"module:function"`` by which clients `find` a routine.
+
+    Raises:
+        ValueError: if it is no function, or one that clients would not find.
+    """
+    if not inspect.isfunction(routine):
+        raise ValueError(f"routine is {routine!r}, but must be a function, e.g. routine=ascend")
+    name = f"{routine.__module__}:{routine.__qualname__}"
+    with suppress(ValueError):
+        if find(name) is routine:
+            return name
+    raise ValueError(
+        f"clients cannot find routine {routine.__qualname__} of {routine.__module__}; write it as a function at the "
+        "top level of the strategy's file, without a leading underscore"
+    )
 
 
 def drift(client: Client, anchor: Params, weights: Params) -> Tensor:

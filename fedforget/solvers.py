@@ -1,7 +1,8 @@
 """Solvers of the Newton-type strategies: linear systems and cubic models, from a Hessian or from products with it.
 
 Vectors are `Params`, in float64 for accuracy; a Hessian is a tensor ``[d, d]``; a product is a function ``v -> H v``,
-which in a federation costs a round. Solvers that spend products are generators: they yield the iterate after each one.
+which in a federation costs a round. Solvers that spend products are generators: they yield the iterate after each one,
+and say at their start to ``hold`` what they keep meanwhile.
 
 The cubic model of a function with gradient g and Hessian H, whose Hessian has the Lipschitz constant M, is
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from fedforget.params import Params
 
 Product = Callable[[Params], Params]
+Hold = Callable[..., None]  # is told which vectors a solver keeps while it spends products (`Cohort.hold`)
 
 MOST_PARAMETERS = (
     3000  # largest d with an explicit Hessian: 72 MB a client in float64, an eigendecomposition of seconds
@@ -70,13 +72,20 @@ def pseudo_solve(H: Tensor, b: Params, cutoff: float) -> Params:
     return Params(vectors @ coefficients, b.layout)
 
 
-def conjugate_gradient(product: Product, b: Params, iterations: int, tolerance: float = 0.0) -> Iterator[Params]:
+def hold_nothing(*vectors: Params) -> None:
+    """Where nobody counts what is kept."""
+
+
+def conjugate_gradient(
+    product: Product, b: Params, iterations: int, tolerance: float = 0.0, hold: Hold = hold_nothing
+) -> Iterator[Params]:
     """Iterates for ``H x = b`` from ``x = 0`` (Hestenes and Stiefel 1952).
 
     It ends after ``iterations`` products, once ``||b - H x|| <= tolerance ||b||``, or, with the iterate unchanged, at a
     direction along which H does not curve upwards. For ``b = 0`` it spends and yields nothing.
     """
     x, r, p = 0.0 * b, b, b
+    hold(x, r)
     rr = r.dot(r)
     for _ in range(iterations):
         if math.sqrt(rr) <= tolerance * b.norm():
@@ -92,12 +101,13 @@ def conjugate_gradient(product: Product, b: Params, iterations: int, tolerance: 
         yield x
 
 
-def lissa(product: Product, b: Params, iterations: int, scale: float) -> Iterator[Params]:
+def lissa(product: Product, b: Params, iterations: int, scale: float, hold: Hold = hold_nothing) -> Iterator[Params]:
     """Iterates ``u / scale`` of ``u <- b + u - H u / scale`` from ``u = b``.
 
     They tend to ``H^-1 b`` if H is positive definite and ``scale`` exceeds half its largest eigenvalue (Agarwal,
     Bullins and Hazan, JMLR 2017). Damping by ``(1 - damp) u``, as others write it, is the Hessian ``H + damp scale I``.
     """
+    hold(b)
     u = b
     for _ in range(iterations):
         u = b + u - product(u) / scale
@@ -137,7 +147,9 @@ def cubic_descent(product: Product, g: Params, s: Params, M: float, eta: float, 
         yield s
 
 
-def krylov_cubic(product: Product, g: Params, M: float, iterations: int, tolerance: float = 0.0) -> Iterator[Params]:
+def krylov_cubic(
+    product: Product, g: Params, M: float, iterations: int, tolerance: float = 0.0, hold: Hold = hold_nothing
+) -> Iterator[Params]:
     """The global minimisers of the cubic model over ``span{g, H g, H^2 g, ...}``, one more dimension with each product.
 
     Lanczos with full reorthogonalisation; on its basis H is tridiagonal, and the small cubic model is solved exactly
@@ -145,6 +157,7 @@ def krylov_cubic(product: Product, g: Params, M: float, iterations: int, toleran
     model's gradient is at most ``tolerance ||g||``, or when the subspace is exhausted. Directions orthogonal to the
     whole subspace are never found (the hard case). For ``g = 0`` it spends and yields nothing.
     """
+    hold(*[g] * iterations)  # as large as the basis may become
     norm = g.norm()
     if norm == 0:
         return

@@ -7,6 +7,7 @@ used.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,27 @@ def default_output() -> Path:
 def digest(value: object) -> str:
     """Address of a JSON value: the first 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest_of_code(files: Iterable[Path]) -> str:
+    """Address of Python files by what they do: comments, docstrings and layout do not change it.
+
+    Raises:
+        SyntaxError: if a file is no Python.
+    """
+    return digest([_without_prose(path.read_text(encoding="utf-8")) for path in files])
+
+
+@lru_cache(maxsize=256)
+def _without_prose(text: str) -> str:
+    """The code of a file, in one fixed layout."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.unparse(tree)  # unlike ast.dump, hardly different from one version of Python to the next
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict) -> None:

@@ -7,14 +7,16 @@ and is found by that file's name.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import math
-import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -24,12 +26,33 @@ from flwr.serverapp.strategy import Strategy
 
 from fedforget import messages
 from fedforget.cohort import Cohort, TooFewClients
-from fedforget.exchange import Card, Replies
+from fedforget.exchange import Card, Replies, Reply
 from fedforget.folders import places
 from fedforget.history import History, Recording
 from fedforget.names import nearest
+from fedforget.options import check_when_made, option
 from fedforget.params import Params
 from fedforget.request import SCOPES, UnlearningRequest
+from fedforget.routines import Client
+from fedforget.seeds import Seeds
+
+__all__ = [  # for the authors of strategies
+    "Card",
+    "Client",
+    "Cohort",
+    "History",
+    "LearningConfig",
+    "Params",
+    "Recording",
+    "Replies",
+    "Reply",
+    "Seeds",
+    "UnlearningRequest",
+    "UnlearningStrategy",
+    "all_strategies",
+    "find",
+    "option",
+]
 
 LEARNERS: dict[str, type[Strategy]] = {
     "fedavg": learners.FedAvg,
@@ -127,13 +150,17 @@ class UnlearningStrategy(Strategy):
 
     @dataclass(frozen=True)
     class Config:
-        """Settings; each field has a default, and may have metadata: its meaning (``help``), the paper's ``symbol``
-        and, where it is tuned, its range (`fedforget.tuning`)."""
+        """Settings, each an `option`; every instance is checked against its ranges and choices when it is made."""
 
     scopes: ClassVar[frozenset[str]] = frozenset(SCOPES)
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "Config" in vars(cls) and dataclasses.is_dataclass(cls.Config):
+            check_when_made(cls.Config, f"strategy.{cls.__module__.rpartition('.')[2]}")
+
     def __init__(self, config: Any = None, learning: LearningConfig | None = None) -> None:
-        self.config = self.Config() if config is None else config
+        self.config: Any = self.Config() if config is None else config  # an instance of the strategy's own Config
         self.learning = learning or LearningConfig()
         self.learner = make_learner(self.learning)
 
@@ -204,24 +231,51 @@ class UnlearningStrategy(Strategy):
             The global model after each round.
         """
         self.learner = make_learner(self.learning)
-        model = initial
-        last = first_round + rounds - 1
+        step = functools.partial(self._learner_round, cohort, recording)
+        yield from self.rounds(cohort, initial, rounds, first_round, recording, step)
+
+    def rounds(
+        self,
+        cohort: Cohort,
+        initial: Params,
+        rounds: int,
+        first_round: int,
+        recording: Recording | None,
+        step: Callable[[Params, int], Params],
+    ) -> Iterator[Params]:
+        """Rounds of any kind, for a strategy that learns in its own way: ``w <- step(w, t)``.
+
+        Args:
+            cohort: the clients.
+            initial: the model to start from.
+            rounds: how many rounds.
+            first_round: number t of the first.
+            recording: records each round with the replies of its last exchange, if given.
+            step: spends round t from the model w, and returns the model after it.
+
+        Yields:
+            The model after each round.
+        """
+        model, last = initial, first_round + rounds - 1
         for round in range(first_round, last + 1):
-            cohort.next_round, cohort.separate = round, self._separate(cohort, recording)
             noted = len(cohort.notes)
-            asked = list(self.configure_train(round, messages.to_learner(model), ConfigRecord(), cohort))
-            if cohort.separate is not None and type(self.learner).aggregate_train is learners.FedAvg.aggregate_train:
-                # The learner would be given the mean as one reply and return it: these bits, in a tenth of the time.
-                replies = cohort.learner_round(asked) if asked else Replies()
-                model = replies.added_to(model) if replies.weights() else model
-            else:
-                answers = cohort.send_and_receive(asked)
-                with messages.READING:  # whoever overrides it may read Flower's arrays, too
-                    aggregated, _ = self.aggregate_train(round, answers)
-                model = model if aggregated is None else messages.from_learner(aggregated, initial.layout)
+            model = step(model, round)
             if recording:
                 recording.add(round, model, cohort.last_replies, cohort.notes[noted:], round == last)
             yield model
+
+    def _learner_round(self, cohort: Cohort, recording: Recording | None, model: Params, round: int) -> Params:
+        """The model after a round of the composed learner."""
+        cohort.next_round, cohort.separate = round, self._separate(cohort, recording)
+        asked = list(self.configure_train(round, messages.to_learner(model), ConfigRecord(), cohort))
+        if cohort.separate is not None and type(self.learner).aggregate_train is learners.FedAvg.aggregate_train:
+            # The learner would be given the mean as one reply and return it: these bits, in a tenth of the time.
+            replies = cohort.learner_round(asked) if asked else Replies()
+            return replies.added_to(model) if replies.weights() else model
+        answers = cohort.send_and_receive(asked)
+        with messages.READING:  # whoever overrides it may read Flower's arrays, too
+            aggregated, _ = self.aggregate_train(round, answers)
+        return model if aggregated is None else messages.from_learner(aggregated, model.layout)
 
     def _separate(self, cohort: Cohort, recording: Recording | None) -> Collection[int] | None:
         """Whose updates a learner's round must bring one by one, see `Cohort`; what it learns does not depend on it."""
@@ -291,15 +345,33 @@ def _check_class(who: str, strategy: type[UnlearningStrategy]) -> None:
         raise ValueError(f"{who} has scopes {sorted(strategy.scopes)}, but must have some of {', '.join(SCOPES)}")
     if not dataclasses.is_dataclass(strategy.Config):
         raise ValueError(f"{who}.Config must be a dataclass: write @dataclass(frozen=True) above it")
-    for option in dataclasses.fields(strategy.Config):
-        if option.default is option.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{who}.Config.{option.name} has no default; give it one")
+    for setting in dataclasses.fields(strategy.Config):
+        if setting.default is setting.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{who}.Config.{setting.name} has no default; give it one")
 
 
 def strategy_names() -> list[str]:
     """Names of all strategies: the files of the package ``strategies``."""
-    folders = [str(place) for place in places("strategies")]
-    return sorted(module.name for module in pkgutil.iter_modules(folders) if module.name[0] != "_")
+    return sorted(_strategy_files())
+
+
+def strategy_titles() -> dict[str, str]:
+    """The first line of every strategy's file, by name; nothing is imported."""
+    return {name: _title(path) for name, path in sorted(_strategy_files().items())}
+
+
+def _strategy_files() -> dict[str, Path]:
+    # The first place that holds a name wins, as in imports.
+    return {path.stem: path for place in reversed(places("strategies")) for path in place.glob("[!_]*.py")}
+
+
+def _title(path: Path) -> str:
+    # A file that is no Python is refused by its name where it is used; here it only must not hide the others.
+    try:
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8", errors="replace"))) or ""
+    except SyntaxError:
+        text = ""
+    return text.partition("\n")[0].rstrip(".")
 
 
 def all_strategies() -> dict[str, type[UnlearningStrategy]]:

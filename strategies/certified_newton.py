@@ -1,8 +1,9 @@
 """Certified removal from a convex model: learn a randomly perturbed objective, take Newton steps, bound what is left.
 
-Warnecke, Pirch, Wressnegger and Rieck, "Machine Unlearning of Features and Labels", NDSS 2023, arXiv 2108.11577,
+Paper: Warnecke, Pirch, Wressnegger and Rieck, "Machine Unlearning of Features and Labels", NDSS 2023, arXiv 2108.11577,
 section on certified unlearning; after Guo, Goldstein, Hannun and van der Maaten, "Certified Data Removal from Machine
 Learning Models", ICML 2020, arXiv 1911.03030.
+Source: paper.
 
 Symbols: D' the retained data; n examples in all; l the cross-entropy of an example; lambda regularisation; b ~ N(0,
 sigma^2 I);
@@ -22,21 +23,22 @@ Learning is by FedAvg; lambda / n stands in for the recipe's weight decay. n cou
 retrains the common objective, without b and lambda, so part of this method's gap is the price of the certificate.
 Gradients and products are pooled sums over retained clients, one round each. Steps are slightly cubic-regularised (M,
 of the mean loss) and found in a Krylov subspace to a relative residual of 0.1, because plain ones may diverge from a
-model far from the minimum of L_b; near it both are the same. A larger M is safer and slower. Until 2026-11-21 b was
-drawn when the request was served, and the original was the common one. epsilon is at most 1, as far as the bound on
-Gaussians a distance r apart is proven; at 10 and delta = 0.01 the true delta is 0.033 (2026-11-28).
+model far from the minimum of L_b; near it both are the same. A larger M is safer and slower. epsilon is at most 1, as
+far as the bound on Gaussians a distance r apart is proven; at 10 and delta = 0.01 the true delta is 0.033.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from fedforget.params import Params
+from fedforget.params import Layout
 from fedforget.solvers import krylov_cubic, shifted
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import Client, Cohort, History, Params, Recording, UnlearningRequest, UnlearningStrategy, option
 
 
 class CertifiedNewton(UnlearningStrategy):
@@ -46,29 +48,15 @@ class CertifiedNewton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        epsilon: float = field(default=0.1, metadata={"help": "the certificate asked for", "symbol": "epsilon"})
-        delta: float = field(default=0.01, metadata={"help": "its failure probability", "symbol": "delta"})
-        sigma: float = field(default=1.0, metadata={"help": "standard deviation of b", "symbol": "sigma"})
-        regularisation: float = field(default=1.0, metadata={"help": "of the summed loss", "symbol": "lambda"})
-        lipschitz: float = field(default=1e-3, metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M"})
-        steps: int = field(default=20, metadata={"help": "most Newton steps", "symbol": ""})
-        iterations: int = field(default=50, metadata={"help": "most products a step, each one round", "symbol": ""})
+        epsilon: float = option(0.1, "the certificate asked for", symbol="epsilon", above=0, at_most=1)
+        delta: float = option(0.01, "its failure probability", symbol="delta", above=0, below=1)
+        sigma: float = option(1.0, "standard deviation of b", symbol="sigma", above=0)
+        regularisation: float = option(1.0, "of the summed loss", symbol="lambda", above=0)
+        lipschitz: float = option(1e-3, "Lipschitz constant of the Hessian", symbol="M", above=0)
+        steps: int = option(20, "most Newton steps", at_least=1)
+        iterations: int = option(50, "most products a step, each one round", at_least=1)
 
-        def __post_init__(self):
-            for name in ("epsilon", "sigma", "regularisation", "lipschitz"):
-                if not 0 < getattr(self, name) < float("inf"):
-                    raise ValueError(f"certified_newton.{name}={getattr(self, name)} must be finite and positive")
-            if self.epsilon > 1:
-                raise ValueError(
-                    f"certified_newton.epsilon={self.epsilon} must be at most 1, or the bound may not hold"
-                )
-            if not 0 < self.delta < 1:
-                raise ValueError(f"certified_newton.delta={self.delta} must lie strictly between 0 and 1")
-            for name in ("steps", "iterations"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"certified_newton.{name}={getattr(self, name)} must be at least 1")
-
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """Only a convex loss has one minimiser to compare with, and only FedAvg is known to learn it."""
         if cohort.task.model.name != "linear":
             name = cohort.task.model.name
@@ -76,55 +64,60 @@ class CertifiedNewton(UnlearningStrategy):
         if self.learning.learner != "fedavg":
             raise ValueError(f"certified_newton learns by fedavg; learning.learner is {self.learning.learner!r}")
 
-    def perturbation(self, cohort, layout):
+    def perturbation(self, cohort: Cohort, layout: Layout) -> Params:
         """b of the trajectory, float64: the same in learning and in every removal."""
         b = torch.randn(layout.size, generator=cohort.seeds.torch("objective perturbation"), dtype=torch.float64)
         return self.config.sigma * Params(b, layout)
 
-    def learn(self, cohort, initial, rounds, first_round=1, recording=None):
+    def learn(
+        self,
+        cohort: Cohort,
+        initial: Params,
+        rounds: int,
+        first_round: int = 1,
+        recording: Recording | None = None,
+    ) -> Iterator[Params]:
         """FedAvg on ``L_b / n``."""
-        w, last = initial, first_round + rounds - 1
         n = sum(cohort.federation.num_train.values())
-        b, decay = self.perturbation(cohort, w.layout) / n, self.config.regularisation / n
-        routine = "strategies.certified_newton:perturbed"
-        for t in range(first_round, last + 1):
-            noted = len(cohort.notes)
-            replies = cohort.train(w, routine=routine, round=t, vectors={"b": b.float()}, weight_decay=decay)
-            w = w + replies.mean()
-            if recording:
-                recording.add(t, w, replies, cohort.notes[noted:], t == last)
-            yield w
+        b, decay = self.perturbation(cohort, initial.layout) / n, self.config.regularisation / n
 
-    def unlearn(self, request, history, cohort):
+        def step(w: Params, t: int) -> Params:
+            sent = {"b": b.float()}
+            return w + cohort.train(w, routine=perturbed, round=t, vectors=sent, weight_decay=decay).mean()
+
+        return self.rounds(cohort, initial, rounds, first_round, recording, step)
+
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """Newton steps on L_b from the model to unlearn, in the float32 in which the model is published."""
-        c, w = self.config, history.final.double()
+        cfg, w = self.config, history.final.double()
         b = self.perturbation(cohort, w.layout)
-        for step in range(c.steps + 1):
+        for step in range(cfg.steps + 1):
             mean = cohort.gradient(w)
-            n = sum(cohort.last_replies.weights().values())
-            residual = n * mean + c.regularisation * w + b
-            epsilon = certificate(residual.norm(), c.sigma, c.delta)
+            n = cohort.last_replies.examples
+            residual = n * mean + cfg.regularisation * w + b
+            epsilon = certificate(residual.norm(), cfg.sigma, cfg.delta)
             yield w.float()
-            if epsilon <= c.epsilon or step == c.steps:
+            if epsilon <= cfg.epsilon or step == cfg.steps:
                 break
-            product = shifted(cohort.hvp, w, c.regularisation / n)
+            product = shifted(cohort.hvp, w, cfg.regularisation / n)
             s = 0.0 * w
-            cohort.hold(b, *[b] * c.iterations)  # the basis
-            for s in krylov_cubic(product, residual / n, c.lipschitz, c.iterations, tolerance=0.1):
+            hold = partial(cohort.hold, b)
+            for s in krylov_cubic(product, residual / n, cfg.lipschitz, cfg.iterations, tolerance=0.1, hold=hold):
                 yield (w + s).float()
             w = (w + s).float().double()
-        found = "certified" if epsilon <= c.epsilon else f"NOT certified (asked for {c.epsilon:g})"
+        found = "certified" if epsilon <= cfg.epsilon else f"NOT certified (asked for {cfg.epsilon:g})"
+        size = residual.norm()
         cohort.notes.append(
-            f"{found}: epsilon={epsilon:.3g} at delta={c.delta:g}, residual {residual.norm():.3g}, sigma={c.sigma:g}"
+            f"{found}: epsilon={epsilon:.3g} at delta={cfg.delta:g}, residual {size:.3g}, sigma={cfg.sigma:g}"
         )
 
 
-def certificate(residual, sigma, delta):
+def certificate(residual: float, sigma: float, delta: float) -> float:
     """``epsilon = residual sqrt(2 ln(1.5 / delta)) / sigma``."""
     return residual * math.sqrt(2 * math.log(1.5 / delta)) / sigma
 
 
-def perturbed(client):
+def perturbed(client: Client) -> None:
     """`fedforget.routines.train` on the mean loss plus ``b.w``; the recipe's weight decay is that of L_b."""
     b = [layer.to(client.labels.device) for layer in client.vectors["b"].layers().values()]
     for inputs, labels in client.batches():

@@ -1,37 +1,38 @@
 """ConDa: shrink the weights that the target moved more than the others did, without data and without training.
 
-Chundawat, Niroula, Dhungana, Schoepf, Mandal and Brintrup, "ConDa: Fast Federated Unlearning with Contribution
+Paper: Chundawat, Niroula, Dhungana, Schoepf, Mandal and Brintrup, "ConDa: Fast Federated Unlearning with Contribution
 Dampening", 2024, arXiv 2410.04144; after Foster, Schoepf and Brintrup, "Fast Machine Unlearning without Retraining
 through Selective Synaptic Dampening", AAAI 2024, arXiv 2308.07707.
+Source: code; of the paper only the abstract and a review were read.
 
 Symbols: w global weights; D_k^t update of client k in round t; A_k its contribution, entry by entry; C_f the mean
-contribution of the targets, C_r that of the other clients; r their ratio; alpha cutoff; lambda dampening constant;
-beta upper bound of the factor. The server stores one running sum for each client.
+contribution of the targets, C_r that of the other clients; r their ratio; alpha cutoff; lambda dampening constant; beta
+upper bound of the factor. The server stores one running sum for each client.
 
     A_k = sum_t |D_k^t|
     r = C_r / C_f
     w <- min(lambda r, beta) w   where r < alpha
 
-Deviations: the paper could not be read, only its abstract, a review and the released code. That code measures
-contributions from the initial model in every round, |w_k^t - w^0|, which counts for each client what all moved
-together; the review speaks of updates, and so does this. It hands the two contributions to its formula the other way
-round, and so shrinks the weights that the target moved least; here r is as its comments say. Entries that no target
-moved are left alone (0/0 there). alpha = lambda = beta = 0.5 are its defaults; its tables have alpha between 0.3 and
-0.4.
+Deviations: the released code measures contributions from the initial model in every round, |w_k^t - w^0|, which counts
+for each client what all moved together; the review speaks of updates, and so does this. It hands the two contributions
+to its formula the other way round, and so shrinks the weights that the target moved least; here r is as its comments
+say. Entries that no target moved are left alone (0/0 there). alpha = lambda = beta = 0.5 are its defaults; its tables
+have alpha between 0.3 and 0.4.
 
-Limit: which weights the target moved most says little of which hold what it alone had: on digits with canaries quality
-0.00 and 0.21 for two targets, at a utility of 0.65 and 0.85 (docs/results.md, 2026-11-29).
+Limit: which weights the target moved most says little of which hold what it alone had: on digits with canaries it is
+little better than doing nothing, at a loss of utility (docs/results.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from fedforget.exchange import Card
 from fedforget.params import weighted_mean
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class ContributionDampening(UnlearningStrategy):
@@ -41,31 +42,15 @@ class ContributionDampening(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        cutoff: float = field(
-            default=0.5,
-            metadata={"help": "weights with r below it shrink", "symbol": "alpha", "search": (0.1, 2.0, "log")},
-        )
-        constant: float = field(
-            default=0.5, metadata={"help": "their factor over r", "symbol": "lambda", "search": (0.1, 2.0, "log")}
-        )
-        bound: float = field(default=0.5, metadata={"help": "largest factor", "symbol": "beta"})
-
-        def __post_init__(self):
-            if not 0 < self.cutoff < float("inf"):
-                raise ValueError(f"conda.cutoff={self.cutoff} must be finite and positive")
-            if not 0 <= self.constant < float("inf"):
-                raise ValueError(f"conda.constant={self.constant} must be finite and not negative")
-            if not 0 <= self.bound <= 1:
-                raise ValueError(f"conda.bound={self.bound} must lie in [0, 1]")
+        cutoff: float = option(0.5, "weights with r below it shrink", symbol="alpha", above=0, search=(0.1, 2.0, "log"))
+        constant: float = option(0.5, "their factor over r", symbol="lambda", at_least=0, search=(0.1, 2.0, "log"))
+        bound: float = option(0.5, "largest factor", symbol="beta", at_least=0, at_most=1)
 
     scopes = frozenset({"client"})
 
-    @property
-    def card(self):
-        """A sum of every client's updates; nobody is asked."""
-        return Card(records="all", storage="sums", retained_online=False)
+    card = Card(records="all", storage="sums", retained_online=False)  # a sum of every client's updates
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One pass over the weights."""
         A = contributions(history)
         mine = [A[k] for k in A if k in request.clients]
@@ -76,15 +61,15 @@ class ContributionDampening(UnlearningStrategy):
         C_f, C_r = (weighted_mean(side, [1] * len(side)) for side in (mine, others))
         yield history.final.by_layer(self._dampened, C_f, C_r)
 
-    def _dampened(self, w, c_f, c_r):
+    def _dampened(self, w: Tensor, c_f: Tensor, c_r: Tensor) -> Tensor:
         r = c_r / c_f
         factor = (self.config.constant * r).clamp(max=self.config.bound)
         return torch.where(r < self.config.cutoff, factor * w, w)
 
 
-def contributions(history):
+def contributions(history: History) -> dict[int, Params]:
     """``A_k``, by client."""
-    A = {}
+    A: dict[int, Params] = {}
     for t in range(1, history.rounds + 1):
         for k in history.cohort(t):
             moved = history.update(t, k).by_layer(torch.abs)

@@ -1,7 +1,8 @@
 """FATS: go back to the last recorded model that the forgotten data has not touched, and go on without it; exact.
 
-Tao, Wang, Pan, Yu, Cheng and Wang, "Communication Efficient and Provable Federated Unlearning", PVLDB 17(5), 2024,
-arXiv 2401.11018.
+Paper: Tao, Wang, Pan, Yu, Cheng and Wang, "Communication Efficient and Provable Federated Unlearning", PVLDB 17(5),
+2024, arXiv 2401.11018.
+Source: paper.
 
 Symbols: w^t recorded global model after round t of T (w^0 the initial one); P^t the clients of round t; u those that
 hold what is forgotten.
@@ -22,19 +23,17 @@ released code goes back by one round even if u never took part, and forgets how 
 
 from __future__ import annotations
 
-from fedforget.exchange import Card
-from fedforget.strategy import REMEMBERING, UnlearningStrategy
+from collections.abc import Iterable, Iterator
+
+from fedforget.strategy import REMEMBERING, Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy
 
 
 class StableRollback(UnlearningStrategy):
     """Repeat what the forgotten data had a part in, and nothing else."""
 
-    @property
-    def card(self):
-        """All global models; retained clients repeat rounds."""
-        return Card(records="globals")
+    card = Card(records="globals")  # all global models; retained clients repeat rounds
 
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """Refuse learners with a memory: the one of round s - 1 is not recorded."""
         if self.learning.learner in REMEMBERING:
             raise ValueError(
@@ -42,7 +41,7 @@ class StableRollback(UnlearningStrategy):
                 "which remembers earlier rounds; use fedavg"
             )
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """The model as it is, or rounds s to T."""
         s = 1 if cohort.removed else first_round(history, cohort.targets)
         if s is None:
@@ -51,7 +50,7 @@ class StableRollback(UnlearningStrategy):
             yield from self.learn(cohort, history.model(s - 1), history.rounds - s + 1, first_round=s)
 
 
-def first_round(history, targets):
+def first_round(history: History, targets: Iterable[int]) -> int | None:
     """The first round that one of ``targets`` took part in; ``None`` if there is none."""
     rounds = range(1, history.rounds + 1)
     return next((t for t in rounds if not set(targets).isdisjoint(history.cohort(t))), None)

@@ -1,11 +1,12 @@
 """FedEraser: replay the history, with each retained client's update calibrated by a short new training.
 
-Liu, Ma, Yang, Wang and Liu, "FedEraser: Enabling Efficient Client-Level Data Removal from Federated Learning Models",
-IWQoS 2021, arXiv 2012.13891.
+Paper: Liu, Ma, Yang, Wang and Liu, "FedEraser: Enabling Efficient Client-Level Data Removal from Federated Learning
+Models", IWQoS 2021, arXiv 2012.13891.
+Source: paper.
 
-Symbols: w the unlearned model; U_k^t recorded update of client k in round t; Uh_k its update from a short training
-from w; Ut_k the calibrated update; dt interval between replayed rounds; r ratio of calibration epochs to local epochs;
-n_k examples of client k; T rounds. The server stores T / dt updates of every client (nobody knows who will ask).
+Symbols: w the unlearned model; U_k^t recorded update of client k in round t; Uh_k its update from a short training from
+w; Ut_k the calibrated update; dt interval between replayed rounds; r ratio of calibration epochs to local epochs; n_k
+examples of client k; T rounds. The server stores T / dt updates of every client (nobody knows who will ask).
 
     Ut_k = ||U_k|| * Uh_k / ||Uh_k||   (norms layer by layer, as in the released code)
     w <- w + sum_k (n_k / sum_j n_j) Ut_k   over the retained clients of the round
@@ -17,17 +18,17 @@ The first replayed round uses the recorded updates as they are, since both start
 share of the local steps, rounded up, so that it means something for one epoch too. dt = 2 and r = 1/2 are published.
 Calibration off (``calibration: false``) is the paper's baseline FedAccum.
 
-Limit: FedAccum adds up updates that were made for other models than those it has: the marks of one client on digits
-are hardly forgotten, at a loss of utility (quality 0.09, utility 0.61; docs/results.md, 2026-11-24).
+Limit: FedAccum adds up updates that were made for other models than those it has: the marks of one client on digits are
+hardly forgotten, at a loss of utility (docs/results.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from fedforget.exchange import Card
 from fedforget.params import weighted_mean
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class FedEraser(UnlearningStrategy):
@@ -37,43 +38,34 @@ class FedEraser(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        interval: int = field(
-            default=2, metadata={"help": "rounds between replayed rounds", "symbol": "dt", "search": (1, 4, "int")}
+        interval: int = option(2, "rounds between replayed rounds", symbol="dt", at_least=1, search=(1, 4, "int"))
+        ratio: float = option(
+            0.5, "calibration epochs over local epochs", symbol="r", above=0, at_most=1, search=(0.1, 1.0, "linear")
         )
-        ratio: float = field(
-            default=0.5,
-            metadata={"help": "calibration epochs over local epochs", "symbol": "r", "search": (0.1, 1.0, "linear")},
-        )
-        calibration: bool = field(default=True, metadata={"help": "off: FedAccum", "symbol": ""})
-
-        def __post_init__(self):
-            if self.interval < 1:
-                raise ValueError(f"federaser.interval={self.interval} must be at least 1")
-            if not 0 < self.ratio <= 1:
-                raise ValueError(f"federaser.ratio={self.ratio} must lie in (0, 1]")
+        calibration: bool = option(True, "off: FedAccum")
 
     scopes = frozenset({"client"})
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """All updates of every dt-th round; retained clients calibrate."""
         online = self.config.calibration
         return Card(records="all", every=self.config.interval, storage="updates", retained_online=online)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """Replay rounds 1, 1 + dt, 1 + 2 dt, ... from the initial model."""
-        w = history.initial
-        for t in range(1, history.rounds + 1, self.config.interval):
+        cfg, w = self.config, history.initial
+        for t in range(1, history.rounds + 1, cfg.interval):
             n = {k: n_k for k, n_k in history.weights(t).items() if k not in request.clients}
             U = {k: history.update(t, k) for k in n}
-            if U and self.config.calibration and t > 1:
-                Uh = cohort.train(w, U, round=t, effort=self.config.ratio).by_client()
+            if U and cfg.calibration and t > 1:
+                Uh = cohort.train(w, U, round=t, effort=cfg.ratio).by_client()
                 U = {k: calibrate(U[k], Uh[k]) for k in Uh}
             if U:
                 w = w + weighted_mean(U.values(), [n[k] for k in U])
             yield w
 
 
-def calibrate(U, Uh):
+def calibrate(U: Params, Uh: Params) -> Params:
     """``||U|| * Uh / ||Uh||``, layer by layer; the recorded layer where the new one is zero."""
     return U.by_layer(lambda u, uh: u.norm() * uh / uh.norm() if uh.norm() > 0 else u, Uh)

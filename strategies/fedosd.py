@@ -1,11 +1,11 @@
 """FedOSD: unlearn orthogonally to the retained gradients, then train on without turning back.
 
-Pan, Wang, Li, Zheng, Wang, Tang and Zhao, "Federated Unlearning with Gradient Descent and Conflict Mitigation", AAAI
-2025, arXiv 2412.20200; formulas and defaults from its code (github.com/zibinpan/FedOSD).
+Paper: Pan, Wang, Li, Zheng, Wang, Tang and Zhao, "Federated Unlearning with Gradient Descent and Conflict Mitigation",
+AAAI 2025, arXiv 2412.20200; code github.com/zibinpan/FedOSD.
+Source: code.
 
-Symbols: w_T the model to unlearn; g_k gradient of retained client k, the rows of G; g_u gradient of the unlearning
-loss at the target; p_y probability of the label; eta, eta_r learning rates of the R unlearning and the R_r later
-rounds.
+Symbols: w_T the model to unlearn; g_k gradient of retained client k, the rows of G; g_u gradient of the unlearning loss
+at the target; p_y probability of the label; eta, eta_r learning rates of the R unlearning and the R_r later rounds.
 
     unlearning loss     mean -log(1 - p_y / 2)                          bounded, unlike the negative cross-entropy
     unlearning          d = (I - G^T (G G^T)^+ G) g_u,  d <- d ||g_u|| / ||d||,  w <- w - eta d
@@ -15,23 +15,32 @@ Deviations: gradients are over a client's whole data, one a round, as in the rel
 retained data's are two parts of one round. The pseudo-inverse cuts singular values below 1e-6 of the largest, in
 float64; the released code cuts at 1e-6 absolutely and keeps what it cuts, uninverted. A direction that the retained
 gradients leave nothing of is not taken. Published are R = R_r = 100, eta = 4e-4 and eta_r = 1e-6 on CIFAR-10; the
-defaults are for ten rounds [SPEC]. Requests for samples and classes are this project's generalisation.
+defaults are for ten rounds (this project's choice). Requests for samples and classes are this project's generalisation.
 
 Limit: of one client's data with marks, the ordinary part falls below the oracle's margin long before the marks do
-(quality 0.12 at best on digits; docs/results.md, 2026-11-24).
+(docs/results.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from fedforget.exchange import Card
-from fedforget.params import Params, weighted_mean
-from fedforget.strategy import UnlearningStrategy
-
-GRADIENT = "fedforget.routines:gradient"
+from fedforget.params import weighted_mean
+from fedforget.routines import gradient
+from fedforget.strategy import (
+    Card,
+    Client,
+    Cohort,
+    History,
+    Params,
+    Replies,
+    UnlearningRequest,
+    UnlearningStrategy,
+    option,
+)
 
 
 class FedOSD(UnlearningStrategy):
@@ -41,70 +50,53 @@ class FedOSD(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(default=10, metadata={"help": "unlearning rounds", "symbol": "R"})
-        lr: float = field(
-            default=0.2, metadata={"help": "their learning rate", "symbol": "eta", "search": (0.02, 2.0, "log")}
-        )
-        post_rounds: int = field(default=10, metadata={"help": "post-training rounds", "symbol": "R_r"})
-        post_lr: float = field(
-            default=0.1, metadata={"help": "their learning rate", "symbol": "eta_r", "search": (0.01, 1.0, "log")}
-        )
+        rounds: int = option(10, "unlearning rounds", symbol="R", at_least=1)
+        lr: float = option(0.2, "their learning rate", symbol="eta", above=0, search=(0.02, 2.0, "log"))
+        post_rounds: int = option(10, "post-training rounds", symbol="R_r", at_least=0)
+        post_lr: float = option(0.1, "their learning rate", symbol="eta_r", above=0, search=(0.01, 1.0, "log"))
 
-        def __post_init__(self):
-            if self.rounds < 1:
-                raise ValueError(f"fedosd.rounds={self.rounds} must be at least 1")
-            if self.post_rounds < 0:
-                raise ValueError(f"fedosd.post_rounds={self.post_rounds} must not be negative")
-            for name in ("lr", "post_lr"):
-                if not getattr(self, name) > 0:
-                    raise ValueError(f"fedosd.{name}={getattr(self, name)} must be positive")
+    card = Card(target_online=True)  # the target unlearns; all retained clients answer in every round
 
-    @property
-    def card(self):
-        """The target unlearns; all retained clients answer in every round."""
-        return Card(target_online=True)
-
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """R rounds of two parts, then R_r rounds of one."""
-        w = history.final
-        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            unlearn = {"routine": "strategies.fedosd:unlearning", "split": "forget", "round": t}
-            g_u = equal_mean(cohort.train(w, cohort.targets, **unlearn))
-            G = [reply.update for reply in cohort.train(w, cohort.retained, routine=GRADIENT, round=t)]
-            w = w - self.config.lr * orthogonal(g_u, G)
+        cfg, w = self.config, history.final
+        for t in range(history.rounds + 1, history.rounds + 1 + cfg.rounds):
+            g_u = equal_mean(cohort.train(w, cohort.targets, routine=unlearning, split="forget", round=t))
+            G = [reply.update for reply in cohort.train(w, cohort.retained, routine=gradient, round=t)]
+            w = w - cfg.lr * orthogonal(g_u, G)
             yield w
         cohort.hold(history.final)
-        for _ in range(self.config.post_rounds):
-            replies = cohort.train(w, cohort.retained, routine=GRADIENT)
+        for _ in range(cfg.post_rounds):
+            replies = cohort.train(w, cohort.retained, routine=gradient)
             g = [without(reply.update, w - history.final) for reply in replies]
-            w = w - self.config.post_lr * weighted_mean(g, [1] * len(g))
+            w = w - cfg.post_lr * weighted_mean(g, [1] * len(g))
             yield w
 
 
-def equal_mean(replies):
+def equal_mean(replies: Replies) -> Params:
     """The mean over clients, each with the same weight."""
     return weighted_mean([reply.update for reply in replies], [1] * len(replies))
 
 
-def orthogonal(g_u, G):
+def orthogonal(g_u: Params, G: Sequence[Params]) -> Params:
     """``g_u`` without what lies in the span of ``G``, at its old norm."""
     A, g = torch.stack([g_k.flat.double() for g_k in G]), g_u.flat.double()
     d = g - A.T @ (torch.linalg.pinv(A @ A.T, rtol=1e-6, hermitian=True) @ (A @ g))
     return at_norm_of(Params(d.to(g_u.flat.dtype), g_u.layout), g_u)
 
 
-def without(g_k, a):
+def without(g_k: Params, a: Params) -> Params:
     """``g_k`` without what lies along ``a``, at its old norm."""
     return at_norm_of(g_k - g_k.dot(a) / a.norm() ** 2 * a, g_k) if a.norm() > 0 else g_k
 
 
-def at_norm_of(projected, before):
+def at_norm_of(projected: Params, before: Params) -> Params:
     """``projected``, as long as ``before`` was; zero if nothing but rounding is left of it."""
     left = projected.norm()
     return projected * (before.norm() / left if left > 1e-6 * before.norm() else 0.0)
 
 
-def unlearning(client):
+def unlearning(client: Client) -> Params:
     """The gradient of ``mean -log(1 - p_y / 2)`` over the whole split."""
     p_y = client.model(client.inputs).softmax(1).gather(1, client.labels[:, None])
     loss = -(1 - p_y / 2).log().mean()

@@ -1,7 +1,8 @@
 """FedQUIT: the target distils the global model into itself, but for the true class, and the others go on.
 
-Mora, Valerio, Bellavista and Passarella, "FedQUIT: On-Device Federated Unlearning via a Quasi-Competent Virtual
-Teacher", 2024, arXiv 2408.07587 (v4); formulas from the authors' code (github.com/alessiomora/FedQUIT).
+Paper: Mora, Valerio, Bellavista and Passarella, "FedQUIT: On-Device Federated Unlearning via a Quasi-Competent Virtual
+Teacher", 2024, arXiv 2408.07587 (v4); code github.com/alessiomora/FedQUIT.
+Source: code.
 
 Symbols: w_o the model to unlearn from, z(x) its logits; y the label of x; q the virtual teacher's output; p_w(x) the
 student's; v the true class's new logit; E epochs at the forgetting clients; R rounds on the retained data afterwards.
@@ -12,20 +13,20 @@ student's; v the true class's new logit; E epochs at the forgetting clients; R r
 
 Deviations: the temperature is 1, the code's default. The code distils one epoch (E = 1) by Adam at 0.0001, a thousandth
 of its clients' SGD rate 0.1 (CIFAR-10, ResNet-18), and recovers until utility is back; here the optimiser and learning
-rate are the recipe's, and R is fixed [SPEC]. The updates of several forgetting clients are averaged; samples and
-classes are this project's generalisation. An early version's claim, up to 117.6 times less communication than
-retraining, is of rounds saved: here R + 1 against the original's. Until 2026-11-25 the second choice of v was the mean
-of the other logits.
+rate are the recipe's, and R is fixed (this project's choice). The updates of several forgetting clients are averaged;
+samples and classes are this project's generalisation. An early version's claim, up to 117.6 times less communication
+than retraining, is of rounds saved: here R + 1 against the original's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 TRUE_CLASS = ("minimum", "entropy")
 
@@ -37,45 +38,39 @@ class FedQuit(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        true_class: str = field(
-            default="minimum",
-            metadata={"help": "the teacher's logit of it: minimum or entropy", "symbol": "v", "search": TRUE_CLASS},
+        true_class: str = option(
+            "minimum",
+            "the teacher's logit of it: minimum or entropy",
+            symbol="v",
+            choices=TRUE_CLASS,
+            search=TRUE_CLASS,
         )
-        epochs: int = field(
-            default=1, metadata={"help": "epochs of distillation", "symbol": "E", "search": (1, 10, "int")}
-        )
-        rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if self.true_class not in TRUE_CLASS:
-                raise ValueError(f"fedquit.true_class={self.true_class!r} must be one of {', '.join(TRUE_CLASS)}")
-            if self.epochs < 1:
-                raise ValueError(f"fedquit.epochs={self.epochs} must be at least 1")
-            if self.rounds < 0:
-                raise ValueError(f"fedquit.rounds={self.rounds} must not be negative")
+        epochs: int = option(1, "epochs of distillation", symbol="E", at_least=1, search=(1, 10, "int"))
+        rounds: int = option(5, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """The target distils; the others are needed for recovery alone."""
         return Card(target_online=True, retained_online=self.config.rounds > 0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round at the forgetting clients, then R ordinary rounds."""
-        c, w = self.config, history.final
-        recipe = {"epochs": c.epochs, "steps": 0, "true_class": c.true_class}
-        w = w + cohort.reduce(w, cohort.targets, routine="strategies.fedquit:distil", split="forget", **recipe)
+        cfg, w = self.config, history.final
+        w = w + cohort.reduce(
+            w, cohort.targets, routine=distil, split="forget", epochs=cfg.epochs, steps=0, true_class=cfg.true_class
+        )
         yield w
-        yield from self.learn(cohort, w, c.rounds, first_round=history.rounds + 1)
+        yield from self.learn(cohort, w, cfg.rounds, first_round=history.rounds + 1)
 
 
-def quasi_competent(z, labels, true_class):
+def quasi_competent(z: Tensor, labels: Tensor, true_class: str) -> Tensor:
     """q, the softmax of logits ``z [n, classes]`` whose entry at the label is v."""
     s = z.scatter(1, labels[:, None], -torch.inf).softmax(1)
     v = (s * z).sum(1) if true_class == "entropy" else z.amin(1)
     return z.scatter(1, labels[:, None], v[:, None]).softmax(1)
 
 
-def distil(client):
+def distil(client: Client) -> None:
     """Learn q instead of the labels; the cross-entropy to q is KL(q || p_w) and a constant."""
     with torch.no_grad():
         z = torch.cat([client.model(inputs) for inputs in client.inputs.split(500)])

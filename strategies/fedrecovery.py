@@ -1,8 +1,8 @@
 """FedRecovery: subtract a weighted sum of the target's gradient residuals, from the history alone.
 
-Zhang, Zhu, Zhang, Xiong and Zhou, "FedRecovery: Differentially Private Machine Unlearning for Federated Learning
-Frameworks", IEEE Transactions on Information Forensics and Security 18, 2023. The paper could not be read; formulas
-from secondary sources.
+Paper: Zhang, Zhu, Zhang, Xiong and Zhou, "FedRecovery: Differentially Private Machine Unlearning for Federated Learning
+Frameworks", IEEE Transactions on Information Forensics and Security 18, 2023.
+Source: secondary; the paper could not be read.
 
 Symbols: n clients with equal shares; u the target; g_j gradient of client j at w_i; T rounds; (eps, beta) of the
 guarantee; d a bound on the distance to the retrained model; N(0, sigma^2) noise.
@@ -13,24 +13,24 @@ guarantee; d a bound on the distance to the retrained model; N(0, sigma^2) noise
 
 Deviations: gradients are recorded updates over -eta, since clients make several steps; F's is their weighted mean; 1/n
 is the targets' share of the round's examples, and several targets count as one. Rounds with nobody else have no
-residual. d is a setting, because its published form (smoothness and Lipschitz constants of the loss) could not be
-read; 0, the default, adds no noise and claims nothing. The guarantee compares with a retrained model that got the same
-noise, which the oracle here has not.
+residual. d is a setting, because its published form (smoothness and Lipschitz constants of the loss) could not be read;
+0, the default, adds no noise and claims nothing. The guarantee compares with a retrained model that got the same noise,
+which the oracle here has not.
 
-Limit: being a weighted mean over rounds, what is removed is one round's residual: 0.07 of the way between original and
-oracle after 40 rounds, quality 0.00 (docs/results.md, 2026-11-24).
+Limit: being a weighted mean over rounds, what is removed is one round's residual, a small part of the way between
+original and oracle (docs/results.md).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
-from fedforget.exchange import Card
-from fedforget.params import Params, weighted_mean
-from fedforget.strategy import UnlearningStrategy
+from fedforget.params import weighted_mean
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class FedRecovery(UnlearningStrategy):
@@ -40,32 +40,21 @@ class FedRecovery(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        distance: float = field(default=0.0, metadata={"help": "bound on the distance; 0: no noise", "symbol": "d"})
-        epsilon: float = field(default=1.0, metadata={"help": "indistinguishability", "symbol": "eps"})
-        beta: float = field(default=1e-5, metadata={"help": "its failure probability", "symbol": "beta"})
-
-        def __post_init__(self):
-            if not self.distance >= 0:
-                raise ValueError(f"fedrecovery.distance={self.distance} must not be negative")
-            if not self.epsilon > 0:
-                raise ValueError(f"fedrecovery.epsilon={self.epsilon} must be positive")
-            if not 0 < self.beta < 1:
-                raise ValueError(f"fedrecovery.beta={self.beta} must lie in (0, 1)")
+        distance: float = option(0.0, "bound on the distance; 0: no noise", symbol="d", at_least=0)
+        epsilon: float = option(1.0, "indistinguishability", symbol="eps", above=0)
+        beta: float = option(1e-5, "its failure probability", symbol="beta", above=0, below=1)
 
     scopes = frozenset({"client"})
 
-    @property
-    def card(self):
-        """All updates; nobody is contacted."""
-        return Card(records="all", storage="updates", retained_online=False)
+    card = Card(records="all", storage="updates", retained_online=False)  # all updates; nobody is contacted
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """``w_T - sum_i p_i delta_i``, and noise."""
-        delta, squares = history.final * 0.0, 0.0
+        cfg, delta, squares = self.config, history.final * 0.0, 0.0
         for i in range(1, history.rounds + 1):
             n = history.weights(i)
             g = {k: history.update(i, k) * -1.0 for k in n}  # eta times the gradient
-            decay = cohort.task.local.lr_decay ** (i - 1)
+            decay = cohort.task.local.decay(i)
             square = (weighted_mean(g.values(), list(n.values())).norm() / decay) ** 2
             U, R = [k for k in n if k in request.clients], [k for k in n if k not in request.clients]
             if U and R:
@@ -74,8 +63,8 @@ class FedRecovery(UnlearningStrategy):
                 delta = delta + square * share * (mean_R - mean_U)
             squares += square
         w = history.final - delta / squares if squares > 0 else history.final
-        if self.config.distance > 0:
-            sigma = noise_scale(self.config.distance, self.config.epsilon, self.config.beta)
+        if cfg.distance > 0:
+            sigma = noise_scale(cfg.distance, cfg.epsilon, cfg.beta)
             noise = torch.randn(w.layout.size, generator=cohort.seeds.torch("fedrecovery"))
             w = w + Params(sigma * noise, w.layout)
             cohort.notes.append(
@@ -84,6 +73,6 @@ class FedRecovery(UnlearningStrategy):
         yield w
 
 
-def noise_scale(d, epsilon, beta):
+def noise_scale(d: float, epsilon: float, beta: float) -> float:
     """sigma, such that Gaussians at distance d are (epsilon, beta)-indistinguishable."""
     return d / math.sqrt(2) / (math.sqrt(math.log(1 / beta) + epsilon) - math.sqrt(math.log(1 / beta)))

@@ -1,22 +1,24 @@
 """Fine-tuning on the retained data: FedAvg goes on without the forgotten data.
 
-The usual cheap baseline ("naive retraining" of Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021,
-arXiv 2010.10981).
+Paper: Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981, where it is called "naive
+retraining": the usual cheap baseline.
+Source: paper.
 
 Symbols: R rounds.
 
 Deviations: none; no number of rounds is published for a federation, and R = 5 is a quarter of the default training.
 
 Limit: in the interpolating regime it cannot forget. Ding et al. (arXiv 2410.03833) show for linear models that the
-fine-tuned model equals the original (simulations/linear_lab.py); and of one client's marks on digits 40 rounds, as many
-as a retrain, leave as much as there was (calibrated canary AUC 0.91 before and after; docs/results.md, 2026-11-24).
+fine-tuned model equals the original (simulations/linear_lab.py); and of one client's marks on digits as many rounds as
+a retrain has leave as much as there was (docs/results.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class FineTune(UnlearningStrategy):
@@ -26,14 +28,8 @@ class FineTune(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(
-            default=5, metadata={"help": "rounds on the retained data", "symbol": "R", "search": (1, 10, "int")}
-        )
+        rounds: int = option(5, "rounds on the retained data", symbol="R", at_least=1, search=(1, 10, "int"))
 
-        def __post_init__(self):
-            if self.rounds < 1:
-                raise ValueError(f"finetune.rounds={self.rounds} must be at least 1")
-
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """R ordinary rounds from the model to unlearn."""
         yield from self.learn(cohort, history.final, self.config.rounds, first_round=history.rounds + 1)

@@ -1,6 +1,7 @@
 """Influence updates: take back the forgotten examples' gradient, as it is or through the inverse Hessian.
 
-Warnecke, Pirch, Wressnegger and Rieck, "Machine Unlearning of Features and Labels", NDSS 2023, arXiv 2108.11577.
+Paper: Warnecke, Pirch, Wressnegger and Rieck, "Machine Unlearning of Features and Labels", NDSS 2023, arXiv 2108.11577.
+Source: paper.
 
 Symbols: w global weights; Z the forgotten examples; G = -sum_{z in Z} grad l(z, w) (the paper's G, with no corrected
 examples put in their place); H Hessian of the summed loss on the data without Z; tau step size; gamma damping.
@@ -12,30 +13,26 @@ H^-1 G is found by conjugate gradient, by LiSSA (u <- G + u - H u / scale, resul
 Deviations: removal only (the paper also corrects features and labels), of all weights, where its code corrects the last
 six trainable tensors of its CIFAR-10 network. tau = 2e-5 is published for that network; LiSSA's scale 2e5, damp 1e-4,
 batches of 1024 and up to a hundred passes there do not fit a mean Hessian over all data, so gamma, scale and the number
-of products are this project's [SPEC]. Federated here: owners of Z send their gradient,
-all retained clients their share of H (d^2 numbers, once) or a product with it every iteration (one round each), on all
-their data where the paper's LiSSA draws batches. Every example's loss l includes its weight decay, because FedAvg's
-recipe knows no summed regulariser. Scale and damping refer to the mean Hessian H / n; damp is gamma / scale. Answers
-are in float64 and held one by one: with CG (3 + r) d numbers at the server, with H r (d + d^2), where 3 d and d^2 are
-usually counted (2026-11-28).
+of products are this project's choice. Federated here: owners of Z send their gradient, all retained clients their share
+of H (d^2 numbers, once) or a product with it every iteration (one round each), on all their data where the paper's
+LiSSA draws batches. Every example's loss l includes its weight decay, because FedAvg's recipe knows no summed
+regulariser. Scale and damping refer to the mean Hessian H / n; damp is gamma / scale. Answers are in float64 and held
+one by one: with CG (3 + r) d numbers at the server, with H r (d + d^2), where 3 d and d^2 are usually counted.
 
-Limit: the first order forgets nothing at the published tau, and longer steps destroy what they touch (on digits tau =
-0.05: utility 0.16) and are undone by five ordinary rounds. The second order's default damping hides the flat directions
-in which single marks are stored; 0.0001 forgets some (quality 0.44, utility 0.82). Twenty products of LiSSA at scale 10
-see no eigenvalue below 0.5 (docs/results.md, 2026-11-24).
+Limit: the first order forgets nothing at the published tau; longer steps destroy what they touch, and ordinary rounds
+undo them. The second order's default damping hides the flat directions in which single marks are stored; a hundredth of
+it forgets some. Twenty products of LiSSA at scale 10 see no eigenvalue below 0.5 (docs/results.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 
-from fedforget.exchange import Card
 from fedforget.solvers import check_explicit, conjugate_gradient, damped_solve, lissa, shifted
-from fedforget.strategy import UnlearningStrategy, nearest
-
-SOLVERS = ("cg", "lissa", "explicit")
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class Influence(UnlearningStrategy):
@@ -45,77 +42,52 @@ class Influence(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        order: int = field(default=2, metadata={"help": "1 or 2", "symbol": ""})
-        tau: float = field(
-            default=2e-5,
-            metadata={"help": "step size of the first order", "symbol": "tau", "search": (2e-06, 0.0002, "log")},
+        order: int = option(2, "1 or 2", choices=(1, 2))
+        tau: float = option(2e-5, "step size of the first order", symbol="tau", above=0, search=(2e-06, 0.0002, "log"))
+        solver: str = option("cg", "cg, lissa or explicit", choices=("cg", "lissa", "explicit"))
+        damping: float = option(
+            0.01, "added to the mean Hessian", symbol="gamma", at_least=0, search=(0.001, 0.1, "log")
         )
-        solver: str = field(default="cg", metadata={"help": "cg, lissa or explicit", "symbol": ""})
-        damping: float = field(
-            default=0.01,
-            metadata={"help": "added to the mean Hessian", "symbol": "gamma", "search": (0.001, 0.1, "log")},
-        )
-        iterations: int = field(default=20, metadata={"help": "most products (cg, lissa)", "symbol": ""})
-        tolerance: float = field(default=1e-3, metadata={"help": "relative residual that is enough (cg)", "symbol": ""})
-        scale: float = field(default=10.0, metadata={"help": "above the mean Hessian's eigenvalues", "symbol": "scale"})
-
-        def __post_init__(self):
-            if self.order not in (1, 2):
-                raise ValueError(f"influence.order={self.order} must be 1 or 2")
-            if self.solver not in SOLVERS:
-                raise ValueError(f"influence.solver {self.solver!r} is unknown{nearest(self.solver, SOLVERS)}")
-            if not 0 <= self.damping < float("inf"):
-                raise ValueError(f"influence.damping={self.damping} must be finite and not negative")
-            if not 0 <= self.tolerance < 1:
-                raise ValueError(f"influence.tolerance={self.tolerance} must lie in [0, 1)")
-            for name in ("tau", "scale"):
-                if not 0 < getattr(self, name) < float("inf"):
-                    raise ValueError(f"influence.{name}={getattr(self, name)} must be finite and positive")
-            if self.iterations < 1:
-                raise ValueError(f"influence.iterations={self.iterations} must be at least 1")
+        iterations: int = option(20, "most products (cg, lissa)", at_least=1)
+        tolerance: float = option(1e-3, "relative residual that is enough (cg)", at_least=0, below=1)
+        scale: float = option(10.0, "above the mean Hessian's eigenvalues", symbol="scale", above=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """The owners of the forgotten data send its gradient; the second order asks everyone for curvature."""
         return Card(target_online=True, retained_online=self.config.order == 2)
 
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """Clients that send Hessians need a small model."""
         if self.config.order == 2 and self.config.solver == "explicit":
             check_explicit("influence with solver=explicit", cohort.layout.size)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One influence update."""
-        c, decay = self.config, cohort.task.local.weight_decay
+        cfg, decay = self.config, cohort.task.local.weight_decay
         w, t = history.final.double(), cohort.next_round
-        G = -(cohort.gradient(w, split="forget") + decay * w) * examples(cohort)
-        if c.order == 1:
-            yield (w - c.tau * G).float()
+        g = cohort.gradient(w, split="forget") + decay * w
+        G = -g * cohort.last_replies.examples
+        if cfg.order == 1:
+            yield (w - cfg.tau * G).float()
             return
-        if c.solver == "explicit":
+        solutions: Iterable[Params]
+        product = shifted(cohort.hvp, w, decay + cfg.damping)
+        if cfg.solver == "explicit":
             _, H = cohort.hessian(w, round=t)  # part of the round that brought G: both are at w
-            solutions = [damped_solve(H + decay * torch.eye(len(H)), G, c.damping)]
+            solutions = [damped_solve(H + decay * torch.eye(len(H)), G, cfg.damping)]
+        elif cfg.solver == "cg":
+            yield w.float()
+            solutions = conjugate_gradient(product, G, cfg.iterations, cfg.tolerance, cohort.hold)
         else:
             yield w.float()
-            product = shifted(cohort.hvp, w, decay + c.damping)
-            cg = c.solver == "cg"
-            cohort.hold(*[G] * (2 if cg else 1))  # cg's iterate and residual; lissa's b
-            solutions = (
-                conjugate_gradient(product, G, c.iterations, c.tolerance)
-                if cg
-                else lissa(product, G, c.iterations, c.scale)
-            )
+            solutions = lissa(product, G, cfg.iterations, cfg.scale, cohort.hold)
         x, changes = 0.0 * G, []
         for next_x in solutions:
             changes.append((next_x - x).norm())
-            x = next_x
-            yield (w - x / examples(cohort)).float()  # the solvers use the mean Hessian, so n is divided out here
-        if c.solver == "lissa" and changes[-1] > changes[0]:
+            x, n = next_x, cohort.last_replies.examples  # those of the retained clients that sent curvature
+            yield (w - x / n).float()  # the solvers use the mean Hessian, so n is divided out here
+        if cfg.solver == "lissa" and changes[-1] > changes[0]:
             cohort.notes.append(
-                f"LiSSA diverged: the damped Hessian has eigenvalues below 0 or above twice scale={c.scale:g}"
+                f"LiSSA diverged: the damped Hessian has eigenvalues below 0 or above twice scale={cfg.scale:g}"
             )
-
-
-def examples(cohort):
-    """How many examples the last round's replies stand for."""
-    return sum(cohort.last_replies.weights().values())

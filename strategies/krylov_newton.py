@@ -1,8 +1,10 @@
 """Cubic-regularised Newton steps minimised over a Krylov subspace: the decrease of the exact step in few rounds.
 
-The cubic model is that of Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", arXiv 2406.14507
-(2024); the solver is the Lanczos method of Cartis, Gould and Toint, "Adaptive cubic regularisation methods for
-unconstrained optimization. Part I", Mathematical Programming 127 (2011), section 6. The combination is this project's.
+Paper: The cubic model is that of Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", arXiv
+2406.14507 (2024); the solver is the Lanczos method of Cartis, Gould and Toint, "Adaptive cubic regularisation methods
+for unconstrained optimization. Part I", Mathematical Programming 127 (2011), section 6. The combination is this
+project's.
+Source: paper.
 
 Symbols: w global weights; g, H gradient and Hessian of the mean loss on the retained data; M Lipschitz constant of the
 Hessian; N_out outer steps; k products a step.
@@ -15,18 +17,18 @@ from its perturbation), so its model value is never higher for the same rounds.
 Deviations: no published unlearning method does this. The loss includes the recipe's weight decay. In the hard case (g
 orthogonal to the lowest eigenvectors of an indefinite H) the step has no part along them, so a saddle point stays one.
 
-Limit: as `cubic_newton`, M = 1 is too cautious for a convex mean loss (quality 0.00 on digits; 0.58 with ten steps at
-0.001; docs/results.md, 2026-11-24). For a convolutional network after two rounds it is far too bold: the Hessian is
-indefinite, steps are at least -2 lambda_1 / M long, and nothing is left of the model (MNIST, 4 clients of 200 images,
-d = 105,194: 8 % right on retained data at M = 1, 11 % at 10, 72 % at 100 and 69 % at 1000, of 57 %; 2026-11-29).
+Limit: as `cubic_newton`, M = 1 is too cautious for a convex mean loss. For a convolutional network after two rounds it
+is far too bold: the Hessian is indefinite, steps are at least -2 lambda_1 / M long, and nothing is left of the model
+(docs/results.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from fedforget.solvers import krylov_cubic, shifted
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class KrylovNewton(UnlearningStrategy):
@@ -36,33 +38,21 @@ class KrylovNewton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        lipschitz: float = field(
-            default=1.0,
-            metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M", "search": (0.1, 10.0, "log")},
+        lipschitz: float = option(
+            1.0, "Lipschitz constant of the Hessian", symbol="M", above=0, search=(0.1, 10.0, "log")
         )
-        steps: int = field(default=2, metadata={"help": "outer steps", "symbol": "N_out"})
-        products: int = field(default=10, metadata={"help": "most products a step, each one round", "symbol": "k"})
-        tolerance: float = field(
-            default=1e-3, metadata={"help": "gradient of the model, relative to g, that is enough", "symbol": ""}
-        )
+        steps: int = option(2, "outer steps", symbol="N_out", at_least=1)
+        products: int = option(10, "most products a step, each one round", symbol="k", at_least=1)
+        tolerance: float = option(1e-3, "gradient of the model, relative to g, that is enough", at_least=0, below=1)
 
-        def __post_init__(self):
-            if not 0 < self.lipschitz < float("inf"):
-                raise ValueError(f"krylov_newton.lipschitz={self.lipschitz} must be positive")
-            for name in ("steps", "products"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"krylov_newton.{name}={getattr(self, name)} must be at least 1")
-            if not 0 <= self.tolerance < 1:
-                raise ValueError(f"krylov_newton.tolerance={self.tolerance} must lie in [0, 1)")
-
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """N_out outer steps of at most 1 + k rounds."""
-        c, decay = self.config, cohort.task.local.weight_decay
+        cfg, decay = self.config, cohort.task.local.weight_decay
         w = history.final.double()
-        for _ in range(c.steps):
+        for _ in range(cfg.steps):
             g, s = cohort.gradient(w) + decay * w, 0.0 * w
             yield w.float()
-            cohort.hold(*[g] * c.products)  # the basis
-            for s in krylov_cubic(shifted(cohort.hvp, w, decay), g, c.lipschitz, c.products, c.tolerance):
+            product = shifted(cohort.hvp, w, decay)
+            for s in krylov_cubic(product, g, cfg.lipschitz, cfg.products, cfg.tolerance, cohort.hold):
                 yield (w + s).float()
             w = w + s

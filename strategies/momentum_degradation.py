@@ -1,7 +1,8 @@
 """MoDe: drift towards a model that never saw the data, and learn its answers on that data.
 
-Zhao, Wang, Qi, Huang, Wei and Zhang, "Federated Unlearning With Momentum Degradation", IEEE Internet of Things Journal,
-2023, doi 10.1109/jiot.2023.3321594.
+Paper: Zhao, Wang, Qi, Huang, Wei and Zhang, "Federated Unlearning With Momentum Degradation", IEEE Internet of Things
+Journal, 2023, doi 10.1109/jiot.2023.3321594.
+Source: secondary; of the paper only the abstract was read.
 
 Symbols: w global weights; w_de degradation model, untrained at first; lambda momentum; D_f forgotten, D_r retained
 data; R_de rounds of degradation; R_g rounds of guidance, the first R_de of them after a step of degradation; R rounds
@@ -10,26 +11,26 @@ on the retained data afterwards.
     degradation: w_de takes an ordinary round on D_r, then w <- lambda w + (1 - lambda) w_de
     guidance:    an ordinary round from w on D_r with its labels and on D_f with argmax f_{w_de}(x) as labels
 
-Deviations: only the abstract was read; the steps, lambda, R_de and R_g are those of a public reimplementation, in the
-code of Mora et al. (arXiv:2504.05822) [2ND]. There w_de starts from fresh weights; here from those that the original
-started from, and it takes the first rounds of the oracle, with its cohorts and its randomness. There the owners of D_f
-train at the recipe's rate and the others at a 200th of it; here all do at the recipe's [SPEC]. R is [SPEC]. w_de is
-sent to everyone in a round of guidance, and only who forgets uses it.
+Deviations: the steps, lambda, R_de and R_g are those of a public reimplementation, in the code of Mora et al.
+(arXiv:2504.05822). There w_de starts from fresh weights; here from those that the original started from, and it takes
+the first rounds of the oracle, with its cohorts and its randomness. There the owners of D_f train at the recipe's rate
+and the others at a 200th of it; here all do at the recipe's. R is this project's choice. w_de is sent to everyone in a
+round of guidance, and only who forgets uses it.
 
-Limit: six steps of 0.05 blend in a quarter of w_de, too little to forget a client of digits (quality 0.03; 0.65 with
-lambda = 0.5; docs/results.md, 2026-11-25).
+Limit: six steps of 0.05 blend in a quarter of w_de, too little to forget a client of digits; lambda = 0.5 does more
+(docs/results.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.func import functional_call
 
 from fedforget import routines
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class MomentumDegradation(UnlearningStrategy):
@@ -39,62 +40,53 @@ class MomentumDegradation(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        momentum: float = field(
-            default=0.95,
-            metadata={
-                "help": "share of the model that a step keeps",
-                "symbol": "lambda",
-                "search": (0.5, 0.99, "linear"),
-            },
+        momentum: float = option(
+            0.95,
+            "share of the model that a step keeps",
+            symbol="lambda",
+            at_least=0,
+            at_most=1,
+            search=(0.5, 0.99, "linear"),
         )
-        degradation_rounds: int = field(default=6, metadata={"help": "steps of degradation", "symbol": "R_de"})
-        guidance_rounds: int = field(default=10, metadata={"help": "rounds of guidance", "symbol": "R_g"})
-        rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
+        degradation_rounds: int = option(6, "steps of degradation", symbol="R_de", at_least=1)
+        guidance_rounds: int = option(10, "rounds of guidance", symbol="R_g")
+        rounds: int = option(5, "ordinary rounds afterwards", symbol="R", at_least=0)
 
-        def __post_init__(self):
-            if not 0 <= self.momentum <= 1:
-                raise ValueError(f"momentum_degradation.momentum={self.momentum} must lie in [0, 1]")
-            if self.degradation_rounds < 1:
-                raise ValueError(
-                    f"momentum_degradation.degradation_rounds={self.degradation_rounds} must be at least 1"
-                )
+        def __post_init__(self) -> None:
             if self.guidance_rounds < self.degradation_rounds:
                 raise ValueError(
-                    f"momentum_degradation.guidance_rounds={self.guidance_rounds} must be at least "
-                    f"degradation_rounds={self.degradation_rounds}"
+                    f"strategy.momentum_degradation.guidance_rounds is {self.guidance_rounds}, but must be at least "
+                    f"degradation_rounds, {self.degradation_rounds}"
                 )
-            if self.rounds < 0:
-                raise ValueError(f"momentum_degradation.rounds={self.rounds} must not be negative")
 
     scopes = frozenset({"client", "class"})
     card = Card(target_online=True)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """R_de rounds of degradation and guidance, R_g - R_de of guidance alone, R ordinary rounds."""
-        c, w, t = self.config, history.final, history.rounds
-        for w_de in self.learn(cohort, history.initial, c.degradation_rounds):
-            w = c.momentum * w + (1 - c.momentum) * w_de
+        cfg, w, t = self.config, history.final, history.rounds
+        for w_de in self.learn(cohort, history.initial, cfg.degradation_rounds):
+            w = cfg.momentum * w + (1 - cfg.momentum) * w_de
             cohort.hold(w_de)
             yield w
             t += 1
             w = guided(cohort, w, w_de, t)
             yield w
-        while t < history.rounds + c.guidance_rounds:
+        while t < history.rounds + cfg.guidance_rounds:
             t += 1
             w = guided(cohort, w, w_de, t)
             yield w
         cohort.hold()
-        yield from self.learn(cohort, w, c.rounds, first_round=t + 1)
+        yield from self.learn(cohort, w, cfg.rounds, first_round=t + 1)
 
 
-def guided(cohort, w, w_de, t):
+def guided(cohort: Cohort, w: Params, w_de: Params, t: int) -> Params:
     """The model after a round of guidance from ``w``."""
-    routine = "strategies.momentum_degradation:guide"
     asked = {*cohort.targets, *cohort.sample(t)}
-    return w + cohort.reduce(w, asked, routine=routine, split="train", round=t, vectors={"w_de": w_de})
+    return w + cohort.reduce(w, asked, routine=guide, split="train", round=t, vectors={"w_de": w_de})
 
 
-def guide(client):
+def guide(client: Client) -> None:
     """Ordinary local training, in which the forgotten examples carry the labels that w_de gives them."""
     if client.forgotten.any():
         w_de = {name: layer.to(client.inputs.device) for name, layer in client.vectors["w_de"].layers().items()}

@@ -1,24 +1,27 @@
 """NoT: negate the weights of the first layer, then fine-tune on the retained data.
 
-Khalil, Brunswic, Lamghari, Li, Beitollahi and Chen, "NoT: Federated Unlearning via Weight Negation", CVPR 2025, arXiv
-2503.05657. It needs neither the forgotten data nor a history: no perturbation of equal norm changes a layer's outputs
-more than negation does, and fine-tuning recovers only what the retained data teaches.
+Paper: Khalil, Brunswic, Lamghari, Li, Beitollahi and Chen, "NoT: Federated Unlearning via Weight Negation", CVPR 2025,
+arXiv 2503.05657.
+Source: secondary; of the paper only the abstract was read.
+
+It needs neither the forgotten data nor a history: no perturbation of equal norm changes a layer's outputs more than
+negation does, and fine-tuning recovers only what the retained data teaches.
 
 Symbols: theta_1 weights of the first layer; R rounds.
 
     theta_1 <- -theta_1,   then R FedAvg rounds on the retained data
 
-Deviations: beyond the abstract, read in secondary sources only [2ND]; so are the choice of the first layer and that its
-bias keeps its sign. It is the first parameter whose name ends in ``weight``. Of a model with one layer that is the
-whole classifier. The number of rounds is [SPEC]; the paper goes on until the model is as accurate as before.
+Deviations: that the first layer is chosen and that its bias keeps its sign is from secondary sources. It is the first
+parameter whose name ends in ``weight``. Of a model with one layer that is the whole classifier. The number of rounds is
+this project's choice; the paper goes on until the model is as accurate as before.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from fedforget.params import Params
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class Negation(UnlearningStrategy):
@@ -28,22 +31,16 @@ class Negation(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(
-            default=5, metadata={"help": "rounds on the retained data", "symbol": "R", "search": (1, 10, "int")}
-        )
+        rounds: int = option(5, "rounds on the retained data", symbol="R", at_least=0, search=(1, 10, "int"))
 
-        def __post_init__(self):
-            if self.rounds < 0:
-                raise ValueError(f"negation.rounds={self.rounds} must not be negative")
-
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """The server negates, then R ordinary rounds."""
         w = negated(history.final)
         yield w
         yield from self.learn(cohort, w, self.config.rounds, first_round=history.rounds + 1)
 
 
-def negated(w):
+def negated(w: Params) -> Params:
     """``w`` with its first layer's weights negated."""
     w = Params(w.flat.clone(), w.layout)
     first = next(name for name in w.layout.names if name.endswith("weight"))

@@ -1,31 +1,31 @@
 """Damped and pseudo-inverse Newton steps on the retained data: the baselines of cubic-regularised Newton.
 
-Both are baselines of Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", 2024, arXiv 2406.14507,
-whose point is that a (nearly) singular Hessian gives them steps of huge norm that break the model.
+Paper: Both are baselines of Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", 2024, arXiv
+2406.14507, whose point is that a (nearly) singular Hessian gives them steps of huge norm that break the model.
+Source: abstract only.
 
 Symbols: w global weights; g, H gradient and Hessian of the mean loss on the retained data; gamma damping; N steps.
 
     damped: w <- w - (H + gamma I)^-1 g        pseudo: w <- w - H^+ g
 
-Deviations: of the paper only the abstract was read; the baselines and their settings are recalled [MEM]. The loss
-includes the recipe's weight decay. With ``solver: cg`` the damped system is solved by conjugate gradient, one round a
-product, which stops at a direction of negative curvature, where the exact solution would not; ``explicit`` and
-``pseudo`` have each client send its d x d Hessian once a step.
+Deviations: the baselines and their settings are recalled from memory. The loss includes the recipe's weight decay. With
+``solver: cg`` the damped system is solved by conjugate gradient, one round a product, which stops at a direction of
+negative curvature, where the exact solution would not; ``explicit`` and ``pseudo`` have each client send its d x d
+Hessian once a step.
 
-Limit: on a client of digits one damped step of the default 0.01 forgets nothing (ten of 0.001: quality 0.61), and the
-pseudo-inverse's goes 16 times as far as the oracle is, elsewhere (docs/results.md, 2026-11-24).
+Limit: on a client of digits one damped step of the default 0.01 forgets nothing, ten of 0.001 do, and the
+pseudo-inverse's goes many times as far as the oracle is, elsewhere (docs/results.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from fedforget.solvers import check_explicit, conjugate_gradient, damped_solve, pseudo_solve, shifted
-from fedforget.strategy import UnlearningStrategy, nearest
-
-SOLVERS = ("cg", "explicit", "pseudo")
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class Newton(UnlearningStrategy):
@@ -35,64 +35,49 @@ class Newton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        solver: str = field(default="cg", metadata={"help": "cg, explicit (both damped) or pseudo", "symbol": ""})
-        damping: float = field(
-            default=0.01,
-            metadata={"help": "added to the Hessian's diagonal", "symbol": "gamma", "search": (0.001, 0.1, "log")},
+        solver: str = option("cg", "cg, explicit (both damped) or pseudo", choices=("cg", "explicit", "pseudo"))
+        damping: float = option(
+            0.01, "added to the Hessian's diagonal", symbol="gamma", at_least=0, search=(0.001, 0.1, "log")
         )
-        steps: int = field(default=1, metadata={"help": "Newton steps", "symbol": "N"})
-        iterations: int = field(default=20, metadata={"help": "most products a step (cg)", "symbol": ""})
-        tolerance: float = field(default=1e-3, metadata={"help": "relative residual that is enough (cg)", "symbol": ""})
-        cutoff: float = field(
-            default=1e-10,
-            metadata={
-                "help": "eigenvalues below this share of the largest are 0 (pseudo)",
-                "symbol": "",
-                "search": (1e-11, 0.001, "log"),
-            },
+        steps: int = option(1, "Newton steps", symbol="N", at_least=1)
+        iterations: int = option(20, "most products a step (cg)", at_least=1)
+        tolerance: float = option(1e-3, "relative residual that is enough (cg)", at_least=0, below=1)
+        cutoff: float = option(
+            1e-10,
+            "eigenvalues below this share of the largest are 0 (pseudo)",
+            at_least=0,
+            below=1,
+            search=(1e-11, 0.001, "log"),
         )
 
-        def __post_init__(self):
-            if self.solver not in SOLVERS:
-                raise ValueError(f"newton.solver {self.solver!r} is unknown{nearest(self.solver, SOLVERS)}")
-            if not 0 <= self.damping < float("inf"):
-                raise ValueError(f"newton.damping={self.damping} must be finite and not negative")
-            for name in ("tolerance", "cutoff"):
-                if not 0 <= getattr(self, name) < 1:
-                    raise ValueError(f"newton.{name}={getattr(self, name)} must lie in [0, 1)")
-            for name in ("steps", "iterations"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"newton.{name}={getattr(self, name)} must be at least 1")
-
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """Clients that send Hessians need a small model."""
         if self.config.solver != "cg":
             check_explicit(f"newton with solver={self.config.solver}", cohort.layout.size)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """N Newton steps."""
-        w = history.final.double()
-        for _ in range(self.config.steps):
-            step = self.by_products if self.config.solver == "cg" else self.by_hessian
+        cfg, w = self.config, history.final.double()
+        for _ in range(cfg.steps):
+            step = self.by_products if cfg.solver == "cg" else self.by_hessian
             for w in step(w, cohort):  # noqa: B020 (the last iterate is where the next step starts)
                 yield w.float()
 
-    def by_products(self, w, cohort):
+    def by_products(self, w: Params, cohort: Cohort) -> Iterator[Params]:
         """``w - (H + gamma I)^-1 g`` by conjugate gradient."""
-        decay = cohort.task.local.weight_decay
+        cfg, decay = self.config, cohort.task.local.weight_decay
         g = cohort.gradient(w) + decay * w
         yield w
-        product = shifted(cohort.hvp, w, decay + self.config.damping)
-        cohort.hold(g, g)  # the iterate and the residual
-        for x in conjugate_gradient(product, g, self.config.iterations, self.config.tolerance):
+        product = shifted(cohort.hvp, w, decay + cfg.damping)
+        for x in conjugate_gradient(product, g, cfg.iterations, cfg.tolerance, cohort.hold):
             yield w - x
 
-    def by_hessian(self, w, cohort):
+    def by_hessian(self, w: Params, cohort: Cohort) -> Iterator[Params]:
         """``w - (H + gamma I)^-1 g`` or ``w - H^+ g``."""
-        decay = cohort.task.local.weight_decay
+        cfg, decay = self.config, cohort.task.local.weight_decay
         g, H = cohort.hessian(w)
         g, H = g + decay * w, H + decay * torch.eye(len(H))
-        if self.config.solver == "pseudo":
-            yield w - pseudo_solve(H, g, self.config.cutoff)
+        if cfg.solver == "pseudo":
+            yield w - pseudo_solve(H, g, cfg.cutoff)
         else:
-            yield w - damped_solve(H, g, self.config.damping)
+            yield w - damped_solve(H, g, cfg.damping)

@@ -1,10 +1,11 @@
 """Projected-gradient unlearning (PGU): forget along directions that the retained data does not use.
 
-Hoang, Rana, Gupta and Venkatesh, "Learn to Unlearn for Deep Neural Networks: Minimizing Unlearning Interference With
-Gradient Projection", WACV 2024, arXiv 2312.04095; formulas from its code (hnanhtuan/projected_gradient_unlearning).
+Paper: Hoang, Rana, Gupta and Venkatesh, "Learn to Unlearn for Deep Neural Networks: Minimizing Unlearning Interference
+With Gradient Projection", WACV 2024, arXiv 2312.04095; code github.com/hnanhtuan/projected_gradient_unlearning.
+Source: code.
 
-Symbols: f input features of layer l (of a convolution: unfolded patches); C_l = sum f f^T over the retained data; S
-the singular values of the features, roots of those of C_l; U_l the first k singular vectors, where k counts the partial
+Symbols: f input features of layer l (of a convolution: unfolded patches); C_l = sum f f^T over the retained data; S the
+singular values of the features, roots of those of C_l; U_l the first k singular vectors, where k counts the partial
 sums of S up to the share v of its sum; W_l weights as outputs x inputs; G gradient; p_y probability of the label; H
 entropy.
 
@@ -13,27 +14,27 @@ entropy.
 Deviations: federated form: each retained client sends its C_l once, the server sums them and sends U_l, and only the
 owners of forgotten data compute from then on, E epochs a round. C_l is summed at the request from retained data: it is
 the paper's C_l of all data, kept since training, minus that of the forgotten, without the rounding. The server holds
-the C_l of all r clients at once, r sum in_l^2 numbers, where one sum would do (2026-11-28). ``rank`` caps k.
-Biases, norms and weights whose inputs no linear or convolutional module sees (attention's input projection) stay as
-they are. A fixed number of rounds replaces early stopping on validation data, which a server does not have; the default
-is 10, not up to 100 epochs [SPEC].
+the C_l of all r clients at once, r sum in_l^2 numbers, where one sum would do. ``rank`` caps k. Biases, norms and
+weights whose inputs no linear or convolutional module sees (attention's input projection) stay as they are. A fixed
+number of rounds replaces early stopping on validation data, which a server does not have; the default is 10, not up to
+100 epochs.
 
-Limit: where retained features fill the input space nothing is left to move: quality 0.00 on digits at v = 0.95, and
-with less protection (0.6) too, for the margins of all the target's data fall alike (docs/results.md, 2026-11-24). The
-features are many: sum in_l^2 numbers of each client, 8.2 d for a ResNet-18.
+Limit: where retained features fill the input space nothing is left to move: on digits nothing is forgotten at v = 0.95,
+and with less protection neither, for the margins of all the target's data fall alike (docs/results.md). The features
+are many: sum in_l^2 numbers of each client, 8.2 d for a ResNet-18.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedforget.exchange import Card
-from fedforget.params import Layout, Params
-from fedforget.strategy import UnlearningStrategy
+from fedforget.params import Layout
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class ProjectedGradient(UnlearningStrategy):
@@ -43,62 +44,53 @@ class ProjectedGradient(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(default=10, metadata={"help": "rounds on the forgotten data", "symbol": "R_u"})
-        energy: float = field(
-            default=0.95,
-            metadata={"help": "protected share of singular values", "symbol": "v", "search": (0.8, 0.99, "linear")},
+        rounds: int = option(10, "rounds on the forgotten data", symbol="R_u", at_least=1)
+        energy: float = option(
+            0.95, "protected share of singular values", symbol="v", at_least=0, at_most=1, search=(0.8, 0.99, "linear")
         )
-        rank: int = field(default=0, metadata={"help": "most protected directions a layer; 0: no cap", "symbol": "k"})
-        lr: float = field(
-            default=0.05,
-            metadata={"help": "learning rate of the first round", "symbol": "eta", "search": (0.005, 0.5, "log")},
-        )
-        lr_end: float = field(default=0.01, metadata={"help": "that of the last, geometrically", "symbol": "eta"})
-        entropy: float = field(default=0.2, metadata={"help": "weight of the entropy", "symbol": "beta"})
-        epochs: int = field(default=1, metadata={"help": "epochs a round", "symbol": "E"})
-        batch_size: int = field(default=128, metadata={"help": "forgotten examples a step", "symbol": "B"})
+        rank: int = option(0, "most protected directions a layer; 0: no cap", symbol="k", at_least=0)
+        lr: float = option(0.05, "learning rate of the first round", symbol="eta", above=0, search=(0.005, 0.5, "log"))
+        lr_end: float = option(0.01, "that of the last, geometrically", symbol="eta", above=0)
+        entropy: float = option(0.2, "weight of the entropy", symbol="beta", at_least=0)
+        epochs: int = option(1, "epochs a round", symbol="E", at_least=1)
+        batch_size: int = option(128, "forgotten examples a step", symbol="B", at_least=1)
 
-        def __post_init__(self):
-            for name in ("rounds", "epochs", "batch_size"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"projected_gradient.{name}={getattr(self, name)} must be at least 1")
-            for name in ("lr", "lr_end"):
-                if not getattr(self, name) > 0:
-                    raise ValueError(f"projected_gradient.{name}={getattr(self, name)} must be positive")
-            for name in ("rank", "entropy"):
-                if not getattr(self, name) >= 0:
-                    raise ValueError(f"projected_gradient.{name}={getattr(self, name)} must not be negative")
-            if not 0 <= self.energy <= 1:
-                raise ValueError(f"projected_gradient.energy={self.energy} must lie in [0, 1]")
+    card = Card(target_online=True)  # retained clients send features once; the owners of the forgotten data do the rest
 
-    @property
-    def card(self):
-        """Retained clients send features once; the owners of the forgotten data do the rest."""
-        return Card(target_online=True)
-
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round of features, then R_u rounds of projected ascent."""
-        o, w = self.config, history.final
-        routine, layout = "strategies.projected_gradient:covariances", feature_layout(cohort.layout)
-        replies = cohort.train(w, cohort.retained, routine=routine, layout=layout)
-        C = Params(sum(reply.update.flat.double() for reply in replies), layout)
-        bases = [basis(C_l, o.energy, o.rank).float() for C_l in C.layers().values()]
-        U = Params(torch.cat([U_l.flatten() for U_l in bases]), feature_layout(cohort.layout, o.rank))
-        for r in range(o.rounds):
-            eta = o.lr * (o.lr_end / o.lr) ** (r / max(1, o.rounds - 1))
-            recipe = {"lr": eta, "epochs": o.epochs, "steps": 0, "batch_size": o.batch_size}
-            routine, options = "strategies.projected_gradient:ascend", {"rank": o.rank, "beta": o.entropy, **recipe}
-            w = w + cohort.reduce(w, cohort.targets, routine=routine, split="forget", vectors={"U": U}, **options)
+        cfg, w = self.config, history.final
+        layout = feature_layout(cohort.layout)
+        replies = cohort.train(w, cohort.retained, routine=covariances, layout=layout)
+        C = Params(torch.zeros(layout.size, dtype=torch.float64), layout)
+        for reply in replies:
+            C = C + reply.update.double()
+        bases = [basis(C_l, cfg.energy, cfg.rank).float() for C_l in C.layers().values()]
+        U = Params(torch.cat([U_l.flatten() for U_l in bases]), feature_layout(cohort.layout, cfg.rank))
+        for r in range(cfg.rounds):
+            w = w + cohort.reduce(
+                w,
+                cohort.targets,
+                routine=ascend,
+                split="forget",
+                vectors={"U": U},
+                rank=cfg.rank,
+                beta=cfg.entropy,
+                lr=cfg.lr * (cfg.lr_end / cfg.lr) ** (r / max(1, cfg.rounds - 1)),
+                epochs=cfg.epochs,
+                steps=0,
+                batch_size=cfg.batch_size,
+            )
             yield w
 
 
-def feature_layout(model, rank=0):
+def feature_layout(model: Layout, rank: int = 0) -> Layout:
     """For each weight of a linear or convolutional layer ``[inputs, inputs]``, or ``[inputs, rank]`` under a cap."""
     inputs = {n: prod(shape[1:]) for n, shape in zip(model.names, model.shapes, strict=True) if len(shape) in (2, 4)}
     return Layout(tuple(inputs), tuple((size, min(rank or size, size)) for size in inputs.values()))
 
 
-def basis(C, v, rank=0):
+def basis(C: Tensor, v: float, rank: int = 0) -> Tensor:
     """``U_l``, padded with zero columns to the cap, or to a square."""
     eigenvalues, U = torch.linalg.eigh(C)
     S, U = eigenvalues.flip(0).clamp(min=0).sqrt(), U.flip(1)
@@ -107,46 +99,39 @@ def basis(C, v, rank=0):
     return torch.where(torch.arange(columns) < k, U[:, :columns], 0.0)
 
 
-def covariances(client):
+def covariances(client: Client) -> Params:
     """``C_l = sum f f^T`` over the split for every layer, by a forward pass that listens at the layers' inputs."""
-    layout, modules = feature_layout(Layout.of(client.model)), dict(client.model.named_modules())
+    layout = feature_layout(Layout.of(client.model))
     C = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in zip(layout.names, layout.shapes, strict=True)}
 
-    def listen(name):
-        def hook(module, inputs):
-            f = features(module, inputs[0]).double()
-            C[name] += (f.T @ f).cpu()
+    def add(name: str, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        f = features(module, inputs).double()
+        C[name] += (f.T @ f).cpu()
 
-        return modules[name.removesuffix(".weight")].register_forward_pre_hook(hook)
-
-    handles = [listen(name) for name in C if name.removesuffix(".weight") in modules]
-    try:
-        with torch.no_grad():
-            for inputs in client.inputs.split(128):
-                client.model(inputs)
-    finally:  # the next client gets the same module
-        for handle in handles:
-            handle.remove()
+    with client.listen(C, add), torch.no_grad():
+        for inputs in client.inputs.split(128):
+            client.model(inputs)
     client.examples = len(client.labels)
     return Params(torch.cat([C_l.flatten() for C_l in C.values()]).to(client.inputs.dtype), layout)
 
 
-def features(module, inputs):
+def features(module: nn.Module, inputs: Tensor) -> Tensor:
     """What multiplies the rows of the module's weight: ``[examples (x places), inputs]``."""
     if isinstance(module, nn.Conv2d):
-        geometry = module.kernel_size, module.dilation, module.padding, module.stride
-        return nn.functional.unfold(inputs, *geometry).transpose(1, 2).flatten(0, 1)
+        assert not isinstance(module.padding, str), "padding is given in numbers"
+        patches = nn.functional.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+        return patches.transpose(1, 2).flatten(0, 1)
     return inputs.flatten(0, -2)
 
 
-def loss(logits, labels, beta):
+def loss(logits: Tensor, labels: Tensor, beta: float) -> Tensor:
     """``mean -log(1 - (p_y - 0.05)) - beta mean H(p)``: less confidence in the label, and in anything."""
     log_p = logits.log_softmax(1)
     p_y = log_p.gather(1, labels[:, None]).exp()
     return -(1.05 - p_y).log().mean() + beta * (log_p.exp() * log_p).sum(1).mean()
 
 
-def ascend(client):
+def ascend(client: Client) -> None:
     """Projected steps on the forgotten data, plain SGD."""
     layout = feature_layout(Layout.of(client.model), client.options["rank"])
     U = Params(client.vectors["U"].flat.to(client.inputs), layout).layers()

@@ -1,28 +1,31 @@
 """Unlearning by random wrong labels: those who forget train on labels that are not their own.
 
-Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981, where it is called "unlearning":
-the data to forget is relabelled at random and training goes on with the whole modified data set for a few epochs. The
-federated form is a few ordinary FedAvg rounds in which the forgotten examples carry wrong labels.
+Paper: Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981.
+Source: paper.
+
+There it is called "unlearning": the data to forget is relabelled at random and training goes on with the whole modified
+data set for a few epochs. The federated form is a few ordinary FedAvg rounds in which the forgotten examples carry
+wrong labels.
 
 Symbols: w global weights; D_f forgotten, D_r retained data; U rounds with wrong labels; R repair rounds.
 
 Deviations: the wrong labels are drawn anew in each round, which stands for the paper's copies of an example with
 several wrong labels; in its class-wise form an example keeps its one wrong label. Without retained data (``retained:
-false``, [SPEC]) clients train on D_f alone. Who forgets takes part in every round, the others as sampled. The recipe is
-the learning's; the paper's is Adam at 0.001, and "a few epochs" are two rounds [SPEC].
+false``, this project's form) clients train on D_f alone. Who forgets takes part in every round, the others as sampled.
+The recipe is the learning's; the paper's is Adam at 0.001, and "a few epochs" are two rounds here.
 
-Limit: two rounds are too few to forget a client of digits (quality 0.06; 20 rounds: 0.44; docs/results.md, 2026-11-24).
+Limit: two rounds are too few to forget a client of digits, twenty do more (docs/results.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from fedforget import routines
-from fedforget.exchange import Card
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import Card, Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class RandomLabel(UnlearningStrategy):
@@ -32,36 +35,30 @@ class RandomLabel(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        rounds: int = field(
-            default=2, metadata={"help": "rounds with wrong labels", "symbol": "U", "search": (1, 5, "int")}
-        )
-        retained: bool = field(default=True, metadata={"help": "train on retained data as well", "symbol": "D_r"})
-        repair_rounds: int = field(default=0, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if self.rounds < 1:
-                raise ValueError(f"random_label.rounds={self.rounds} must be at least 1")
-            if self.repair_rounds < 0:
-                raise ValueError(f"random_label.repair_rounds={self.repair_rounds} must not be negative")
+        rounds: int = option(2, "rounds with wrong labels", symbol="U", at_least=1, search=(1, 5, "int"))
+        retained: bool = option(True, "train on retained data as well", symbol="D_r")
+        repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """Who forgets must be there with that data."""
         return Card(target_online=True, retained_online=self.config.retained or self.config.repair_rounds > 0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """U rounds of FedAvg with wrong labels, then R ordinary ones."""
-        w = history.final
-        for t in range(history.rounds + 1, history.rounds + 1 + self.config.rounds):
-            asked, split = cohort.targets, "forget"
-            if self.config.retained:
-                asked, split = {*asked, *cohort.sample(t)}, "train"
-            w = w + cohort.reduce(w, asked, routine="strategies.random_label:train_on_wrong_labels", split=split)
+        cfg, w = self.config, history.final
+        for t in range(history.rounds + 1, history.rounds + 1 + cfg.rounds):
+            w = w + cohort.reduce(
+                w,
+                {*cohort.targets, *cohort.sample(t)} if cfg.retained else cohort.targets,
+                routine=train_on_wrong_labels,
+                split="train" if cfg.retained else "forget",
+            )
             yield w
-        yield from self.learn(cohort, w, self.config.repair_rounds, first_round=cohort.next_round)
+        yield from self.learn(cohort, w, cfg.repair_rounds, first_round=cohort.next_round)
 
 
-def train_on_wrong_labels(client: routines.Client) -> None:
+def train_on_wrong_labels(client: Client) -> None:
     """Ordinary local training, with wrong labels on what the client must forget."""
     client.labels = torch.where(client.forgotten, routines.wrong_labels(client), client.labels)
     routines.train(client)

@@ -1,34 +1,34 @@
 """Retention-based masking (RBM): reset the weights that the retained data does not hold on to, then fine-tune.
 
-Ding, Sharma, Chen, Xu and Ji, "Understanding Fine-tuning in Approximate Unlearning: A Theoretical Perspective", TMLR
-2025, arXiv 2410.03833. Its counterpart ``saliency: forget`` resets the weights to which the forgotten data is most
-sensitive, as SalUn chooses them (Fan et al., ICLR 2024, arXiv 2310.12508).
+Paper: Ding, Sharma, Chen, Xu and Ji, "Understanding Fine-tuning in Approximate Unlearning: A Theoretical Perspective",
+TMLR 2025, arXiv 2410.03833.
+Source: abstract only; the paper could not be read beyond its idea.
 
-Deviations: the paper could not be read beyond its idea, so all but "saliency from the remaining data" is [SPEC]: the
-mask keeps round(rho d) weights exactly, the first in the vector's order among equals; the gradient is the pooled signed
-mean, of which the server takes the absolute value (secure aggregation would do); "fresh" weights are those the original
-started from. The round of the gradient does not count in the numbering of rounds that fixes client randomness, so
-fine-tuning draws what `finetune` draws.
+Its counterpart ``saliency: forget`` resets the weights to which the forgotten data is most sensitive, as SalUn chooses
+them (Fan et al., ICLR 2024, arXiv 2310.12508).
 
 Symbols: w_o original; L loss; D_r, D_f retained and forgotten data; s saliency; m mask; rho share of weights kept;
 w_init zero or fresh weights; R rounds of fine-tuning.
 
     s = |grad L(w_o; D_r)|,  m = 1[s >= gamma]   or, forget-based,  s = |grad L(w_o; D_f)|,  m = 1[s < gamma]
     w_start = m w_o + (1 - m) w_init,  then R ordinary rounds on D_r with all weights free
+
+Deviations: all but "saliency from the remaining data" is this project's choice: the mask keeps round(rho d) weights
+exactly, the first in the vector's order among equals; the gradient is the pooled signed mean, of which the server takes
+the absolute value (secure aggregation would do); "fresh" weights are those the original started from. The round of the
+gradient does not count in the numbering of rounds that fixes client randomness, so fine-tuning draws what `finetune`
+draws.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from fedforget.exchange import Card
-from fedforget.params import Params
-from fedforget.strategy import UnlearningStrategy
-
-SALIENCIES = ("retain", "forget")
-STARTS = ("zero", "fresh")
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class RetentionMask(UnlearningStrategy):
@@ -38,42 +38,31 @@ class RetentionMask(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        saliency: str = field(default="retain", metadata={"help": "retain (RBM) or forget data", "symbol": "s"})
-        keep: float = field(
-            default=0.5,
-            metadata={"help": "share of the weights that is kept", "symbol": "rho", "search": (0.05, 0.95, "linear")},
+        saliency: str = option("retain", "retain (RBM) or forget data", symbol="s", choices=("retain", "forget"))
+        keep: float = option(
+            0.5, "share of the weights that is kept", symbol="rho", above=0, at_most=1, search=(0.05, 0.95, "linear")
         )
-        start: str = field(default="fresh", metadata={"help": "reset weights: zero or fresh", "symbol": "w_init"})
-        rounds: int = field(default=5, metadata={"help": "ordinary rounds afterwards", "symbol": "R"})
-
-        def __post_init__(self):
-            if self.saliency not in SALIENCIES:
-                raise ValueError(f"retention_mask.saliency={self.saliency!r} must be one of {', '.join(SALIENCIES)}")
-            if not 0 < self.keep <= 1:
-                raise ValueError(f"retention_mask.keep={self.keep} must lie in (0, 1]")
-            if self.start not in STARTS:
-                raise ValueError(f"retention_mask.start={self.start!r} must be one of {', '.join(STARTS)}")
-            if self.rounds < 0:
-                raise ValueError(f"retention_mask.rounds={self.rounds} must not be negative")
+        start: str = option("fresh", "reset weights: zero or fresh", symbol="w_init", choices=("zero", "fresh"))
+        rounds: int = option(5, "ordinary rounds afterwards", symbol="R", at_least=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """The forgotten data's owner is needed for a forget-based mask; retained clients are, but for that alone."""
         forget = self.config.saliency == "forget"
         return Card(target_online=forget, retained_online=not forget or self.config.rounds > 0)
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round for the saliency, then R rounds from the reset model."""
-        w_o = history.final
-        s = cohort.gradient(w_o, split=self.config.saliency).flat.abs()
-        m = mask(s if self.config.saliency == "retain" else -s, self.config.keep)
-        w_init = history.initial if self.config.start == "fresh" else w_o * 0
+        cfg, w_o = self.config, history.final
+        s = cohort.gradient(w_o, split=cfg.saliency).flat.abs()
+        m = mask(s if cfg.saliency == "retain" else -s, cfg.keep)
+        w_init = history.initial if cfg.start == "fresh" else w_o * 0
         w = Params(torch.where(m, w_o.flat, w_init.flat), w_o.layout)
         yield w
-        yield from self.learn(cohort, w, self.config.rounds, first_round=history.rounds + 1)
+        yield from self.learn(cohort, w, cfg.rounds, first_round=history.rounds + 1)
 
 
-def mask(s, rho):
+def mask(s: Tensor, rho: float) -> Tensor:
     """True at the ``round(rho d)`` largest entries of ``s [d]``, the first ones among equals."""
     kept = s.argsort(descending=True, stable=True)[: round(rho * len(s))]
     return torch.zeros(len(s), dtype=torch.bool).index_fill_(0, kept, True)

@@ -1,5 +1,7 @@
 """Federated retraining without the forgotten data: the oracle.
 
+Paper: none.
+
 Same initial weights, same cohorts minus the forgotten clients, same client randomness and learning rates, same number
 of rounds as the original; only the forgotten data is missing. It starts at round 1 (also where the target first took
 part later: the rounds before are then repeated with equal results). There is no single paper; the pairing of random
@@ -10,12 +12,14 @@ Deviations: where a request empties a cohort, the retained client of lowest samp
 
 from __future__ import annotations
 
-from fedforget.strategy import UnlearningStrategy
+from collections.abc import Iterator
+
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy
 
 
 class Retrain(UnlearningStrategy):
     """Learn again, from the same start, without the forgotten data."""
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """T rounds from the initial model on retained data."""
         yield from self.learn(cohort, history.initial, rounds=history.rounds)

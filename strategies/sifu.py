@@ -1,7 +1,8 @@
 """IFU: go back to the last recorded model that hardly knew the target, add noise, and train on without it.
 
-Fraboni, Van Waerebeke, Scaman, Vidal, Kameni and Lorenzi, "SIFU: Sequential Informed Federated Unlearning for Efficient
-and Provable Client Unlearning in Federated Optimization", AISTATS 2024, arXiv 2211.11656.
+Paper: Fraboni, Van Waerebeke, Scaman, Vidal, Kameni and Lorenzi, "SIFU: Sequential Informed Federated Unlearning for
+Efficient and Provable Client Unlearning in Federated Optimization", AISTATS 2024, arXiv 2211.11656.
+Source: paper.
 
 Symbols: w^s recorded global model after round s of T; Delta(I, w^s) the weighted mean update of the clients I of the
 next round; u the target; sigma standard deviation of the noise; (eps, delta) of the certificate.
@@ -13,23 +14,24 @@ next round; u the target; sigma standard deviation of the noise; (eps, delta) of
 
 Deviations: several targets count as one. In rounds of targets alone Delta(I \\ u) is 0. The rounds that were rolled
 back are made again, no more; the paper trains until it converges. delta defaults to 1 over the number of clients, as
-released. The plain sum in Psi and the certificate are those of quadratic local losses [2ND]. After an earlier request
-the recorded models know who left before, so the start is w^0 (the paper's tree of branches, which would save those
-rounds, is left out). Psi* is the Gaussian mechanism's bound, proven for eps up to 1: at the published eps = 10, and
-delta = 0.01, Psi* is only certified at a delta of 0.041. Where that is so, a note says which delta holds (2026-11-28).
+released. The plain sum in Psi and the certificate are those of quadratic local losses, as secondary sources have them.
+After an earlier request the recorded models know who left before, so the start is w^0 (the paper's tree of branches,
+which would save those rounds, is left out). Psi* is the Gaussian mechanism's bound, proven for eps up to 1: at the
+published eps = 10, and delta = 0.01, Psi* is only certified at a delta of 0.041. Where that is so, a note says which
+delta holds.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
 
-from fedforget.exchange import Card
-from fedforget.params import Params, weighted_mean
-from fedforget.strategy import UnlearningStrategy
+from fedforget.params import weighted_mean
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class InformedRollback(UnlearningStrategy):
@@ -39,50 +41,37 @@ class InformedRollback(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        epsilon: float = field(
-            default=10.0, metadata={"help": "of the certificate", "symbol": "eps", "search": (1.0, 100.0, "log")}
+        epsilon: float = option(10.0, "of the certificate", symbol="eps", above=0, search=(1.0, 100.0, "log"))
+        delta: float = option(0.0, "its failure probability; 0: 1/K", symbol="delta", at_least=0, below=1)
+        sigma: float = option(
+            0.05, "standard deviation of the noise", symbol="sigma", above=0, search=(0.005, 0.5, "log")
         )
-        delta: float = field(default=0.0, metadata={"help": "its failure probability; 0: 1/K", "symbol": "delta"})
-        sigma: float = field(
-            default=0.05,
-            metadata={"help": "standard deviation of the noise", "symbol": "sigma", "search": (0.005, 0.5, "log")},
-        )
-
-        def __post_init__(self):
-            for name in ("epsilon", "sigma"):
-                if not 0 < getattr(self, name) < float("inf"):
-                    raise ValueError(f"sifu.{name}={getattr(self, name)} must be finite and positive")
-            if not 0 <= self.delta < 1:
-                raise ValueError(f"sifu.delta={self.delta} must lie in [0, 1)")
 
     scopes = frozenset({"client"})
 
-    @property
-    def card(self):
-        """All updates and global models; retained clients train on."""
-        return Card(records="all")
+    card = Card(records="all")  # all updates and global models; retained clients train on
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """The noisy model, then an ordinary round for each that was rolled back."""
-        c = self.config
-        delta = c.delta or 1 / len(cohort.federation.clients)
-        limit = bound(c.epsilon, c.sigma, delta)
-        holds = true_delta(c.epsilon, limit / c.sigma)
+        cfg = self.config
+        delta = cfg.delta or 1 / len(cohort.federation.clients)
+        limit = bound(cfg.epsilon, cfg.sigma, delta)
+        holds = true_delta(cfg.epsilon, limit / cfg.sigma)
         if holds > delta:
-            cohort.notes.append(f"epsilon={c.epsilon:g} is certified at delta={holds:.2g}, not at delta={delta:.2g}")
+            cohort.notes.append(f"epsilon={cfg.epsilon:g} is certified at delta={holds:.2g}, not at delta={delta:.2g}")
         n = 0 if cohort.removed else rollback(influences(history, request), limit)
         noise = torch.randn(history.final.layout.size, generator=cohort.seeds.torch("sifu"))
-        w = history.model(n) + Params(c.sigma * noise, history.final.layout)
+        w = history.model(n) + Params(cfg.sigma * noise, history.final.layout)
         yield w
         yield from self.learn(cohort, w, history.rounds - n, first_round=n + 1)
 
 
-def bound(epsilon, sigma, delta):
+def bound(epsilon: float, sigma: float, delta: float) -> float:
     """``Psi*``."""
     return epsilon * sigma / math.sqrt(2 * math.log(1.25 / delta))
 
 
-def true_delta(epsilon, ratio):
+def true_delta(epsilon: float, ratio: float) -> float:
     """The least delta at which Gaussians ``ratio`` deviations apart are (epsilon, delta)-indistinguishable.
 
     Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, arXiv 1805.06530, theorem 8.
@@ -93,7 +82,7 @@ def true_delta(epsilon, ratio):
     return Phi(high) - (math.exp(epsilon + math.log(tail)) if tail > 0 else 0.0)
 
 
-def influences(history, request):
+def influences(history: History, request: UnlearningRequest) -> list[float]:
     """``|| Delta(I, w^s) - Delta(I \\ u, w^s) ||_2`` of every round."""
     found = []
     for t in range(1, history.rounds + 1):
@@ -109,7 +98,7 @@ def influences(history, request):
     return found
 
 
-def rollback(influence, limit):
+def rollback(influence: Sequence[float], limit: float) -> int:
     """The largest n whose first n influences sum to at most the limit."""
     n, psi = 0, 0.0
     for value in influence:

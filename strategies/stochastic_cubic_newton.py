@@ -1,7 +1,8 @@
 """SCureNewton: cubic-regularised Newton steps whose model is minimised by gradient descent on Hessian products.
 
-Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", 2024, arXiv 2406.14507. Only the abstract was
-read; formulas from the authors' released code, defaults from a published protocol that quotes their settings [2ND].
+Paper: Bui, Lu, Sim, Ng and Low, "On Newton's Method to Unlearn Neural Networks", 2024, arXiv 2406.14507. Defaults from
+a published protocol that quotes the authors' settings.
+Source: code; of the paper only the abstract was read.
 
 Symbols: w global weights; g, H gradient and Hessian of the mean loss on batches B_g, B_h of the retained data; M
 Lipschitz constant of the Hessian; N_out outer steps; N_in inner steps of size eta; sigma size of the perturbation.
@@ -16,26 +17,24 @@ the default: all of them, because clients are small here; the protocol: 16 and 8
 numbers, but unequal weights, per client. The loss includes the recipe's weight decay. The protocol's "learning-rate
 decay 0.1" is left out: what it decays was not said. Five inner steps of 0.01 get 79 to 100 % of the model's greatest
 decrease only where the gradient is long against the curvature (tests/test_solvers.py); on this project's models a
-quarter (simulations/newton_rounds.py; 2026-11-21). All is in float64, twice the usual bytes, and such answers are held
-one by one: g, v and one of each of r clients, (2 + r) d numbers where 3 d are usually counted (2026-11-28).
+quarter (simulations/newton_rounds.py). All is in float64, twice the usual bytes, and such answers are held one by one:
+g, v and one of each of r clients, (2 + r) d numbers where 3 d are usually counted.
 
-Limit: with these defaults a client of digits is not forgotten (quality 0.00): M = 5 is far too cautious for a mean
-loss, and eta = 0.01 far below one over the curvature (M = 0.001, eta = 1, N_in = 20: 0.39; docs/results.md,
-2026-11-24). For a convolutional network after two rounds M = 5 is too bold: the loss grows from step to step until it
-is no number (MNIST, the network of `krylov_newton`; at M = 100, N_out = 4 retained accuracy rises from 57 to 75 %,
-2026-11-29).
+Limit: with these defaults a client of digits is not forgotten: M = 5 is far too cautious for a mean loss, and eta =
+0.01 far below one over the curvature. For a convolutional network after two rounds M = 5 is too bold: the loss grows
+from step to step until it is no number (docs/results.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from fedforget import routines
-from fedforget.params import Params
-from fedforget.solvers import cauchy_step, cubic_descent
-from fedforget.strategy import UnlearningStrategy
+from fedforget.solvers import Product, cauchy_step, cubic_descent
+from fedforget.strategy import Client, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class StochasticCubicNewton(UnlearningStrategy):
@@ -45,70 +44,56 @@ class StochasticCubicNewton(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        lipschitz: float = field(
-            default=5.0,
-            metadata={"help": "Lipschitz constant of the Hessian", "symbol": "M", "search": (0.5, 50.0, "log")},
+        lipschitz: float = option(
+            5.0, "Lipschitz constant of the Hessian", symbol="M", above=0, search=(0.5, 50.0, "log")
         )
-        steps: int = field(default=10, metadata={"help": "outer steps", "symbol": "N_out"})
-        inner_steps: int = field(default=5, metadata={"help": "descent steps on each model", "symbol": "N_in"})
-        eta: float = field(
-            default=0.01, metadata={"help": "size of a descent step", "symbol": "eta", "search": (0.001, 0.1, "log")}
-        )
-        perturbation: float = field(default=1e-3, metadata={"help": "norm added to the gradient", "symbol": "sigma"})
-        gradient_batch: int = field(default=0, metadata={"help": "examples a client; 0 = all", "symbol": "B_g"})
-        hessian_batch: int = field(default=0, metadata={"help": "examples a client; 0 = all", "symbol": "B_h"})
+        steps: int = option(10, "outer steps", symbol="N_out", at_least=1)
+        inner_steps: int = option(5, "descent steps on each model", symbol="N_in", at_least=0)
+        eta: float = option(0.01, "size of a descent step", symbol="eta", above=0, search=(0.001, 0.1, "log"))
+        perturbation: float = option(1e-3, "norm added to the gradient", symbol="sigma", at_least=0)
+        gradient_batch: int = option(0, "examples a client; 0 = all", symbol="B_g", at_least=0)
+        hessian_batch: int = option(0, "examples a client; 0 = all", symbol="B_h", at_least=0)
 
-        def __post_init__(self):
-            for name in ("lipschitz", "eta"):
-                if not 0 < getattr(self, name) < float("inf"):
-                    raise ValueError(f"stochastic_cubic_newton.{name}={getattr(self, name)} must be positive")
-            for name, least in (
-                ("steps", 1), ("inner_steps", 0), ("perturbation", 0), ("gradient_batch", 0), ("hessian_batch", 0)
-            ):  # fmt: skip
-                if not getattr(self, name) >= least:
-                    raise ValueError(f"stochastic_cubic_newton.{name}={getattr(self, name)} must be at least {least}")
-
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """N_out outer steps of 2 + N_in rounds."""
-        c, M = self.config, self.config.lipschitz
+        cfg, M = self.config, self.config.lipschitz
         w = history.final.double()
-        for j in range(c.steps):
+        for j in range(cfg.steps):
             g, H = self.local_model(cohort, w)
             yield w.float()
             s = cauchy_step(g, H(g), M)
             yield (w + s).float()
             u = torch.randn(len(g.flat), generator=cohort.seeds.torch("perturbation", j), dtype=torch.float64)
             cohort.hold(g)
-            g = g + (c.perturbation / u.norm().item()) * Params(u, g.layout)
-            for s in cubic_descent(H, g, s, M, c.eta, c.inner_steps):  # noqa: B020 (descent starts at the Cauchy step)
+            g = g + (cfg.perturbation / u.norm().item()) * Params(u, g.layout)
+            for s in cubic_descent(H, g, s, M, cfg.eta, cfg.inner_steps):  # noqa: B020 (descent starts at the Cauchy step)
                 yield (w + s).float()
             w = w + s
 
-    def local_model(self, cohort, w):
+    def local_model(self, cohort: Cohort, w: Params) -> tuple[Params, Product]:
         """The gradient at ``w``, and the function ``v -> H v``: one batch of each for the whole outer step."""
         decay, t = cohort.task.local.weight_decay, cohort.next_round
 
-        def pooled(name, size, **vectors):
-            routine = f"strategies.stochastic_cubic_newton:{name}"
+        def pooled(routine: routines.Routine, size: int, **vectors: Params) -> Params:
             return cohort.reduce(w, cohort.retained, routine=routine, round=t, vectors=vectors, size=size)
 
-        g = pooled("gradient", self.config.gradient_batch) + decay * w
-        return g, lambda v: pooled("product", self.config.hessian_batch, v=v) + decay * v
+        g = pooled(gradient, self.config.gradient_batch) + decay * w
+        return g, lambda v: pooled(product, self.config.hessian_batch, v=v) + decay * v
 
 
-def gradient(client):
+def gradient(client: Client) -> Params:
     """The gradient on the client's gradient batch of this round."""
     draw(client, "gradient batch")
     return routines.gradient(client)
 
 
-def product(client):
+def product(client: Client) -> Params:
     """The Hessian-vector product on the client's Hessian batch of this round."""
     draw(client, "hessian batch")
     return routines.hvp(client)
 
 
-def draw(client, stream):
+def draw(client: Client, stream: str) -> None:
     """Keep ``size`` of the client's examples, the same in every exchange of the round."""
     size = client.options["size"]
     if size:

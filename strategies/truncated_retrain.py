@@ -1,7 +1,9 @@
 """Federated retraining stopped early: exact forgetting at a fraction of the cost, with the utility of a shorter run.
 
+Paper: none.
+
 It is the yardstick of every approximate method: one that costs more than the truncated retrain of equal quality is not
-worth having. There is no paper.
+worth having.
 
 Symbols: s share of the original's rounds; T rounds of the original.
 
@@ -10,9 +12,10 @@ Deviations: none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class TruncatedRetrain(UnlearningStrategy):
@@ -22,13 +25,9 @@ class TruncatedRetrain(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        share: float = field(default=0.5, metadata={"help": "share of the original's rounds", "symbol": "s"})
+        share: float = option(0.5, "share of the original's rounds", symbol="s", above=0, at_most=1)
 
-        def __post_init__(self):
-            if not 0 < self.share <= 1:
-                raise ValueError(f"truncated_retrain.share={self.share} must lie in (0, 1]")
-
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """``max(1, round(s T))`` rounds from the initial model on retained data."""
         rounds = max(1, round(self.config.share * history.rounds))
         yield from self.learn(cohort, history.initial, rounds)

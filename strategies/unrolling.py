@@ -1,27 +1,13 @@
 """Single-gradient unlearning: undo the first-order effect of the forgotten data, seen from the initial weights.
 
-Thudi, Deza, Chandrasekaran and Papernot, "Unrolling SGD: Understanding Factors Influencing Machine Unlearning",
-EuroS&P 2022, arXiv 2109.13398. Expanding SGD around w_0, every step on the forgotten data moved the model by about
--eta grad(w_0), so that is added back. Its error grows with eta, with the number of steps and with the Hessian's largest
-singular value; beyond small eta E T it is worse than doing nothing (digits, eta E T = 800: 38 times the way to the
-oracle, 2026-11-24). The true error is the audit's `weights/verification_error`; its proxy e is estimated on request.
+Paper: Thudi, Deza, Chandrasekaran and Papernot, "Unrolling SGD: Understanding Factors Influencing Machine Unlearning",
+EuroS&P 2022, arXiv 2109.13398.
+Source: paper.
 
-Deviations: federated form [SPEC]. A client's E steps a round stand for the uses of a batch, and the round's weights for
-the batch's share; the gradient is asked for in one round from its owner, where a server that foresees the request would
-store it (K d numbers, and no round; 2026-11-28). Momentum and weight decay of the recipe are not in the expansion.
-``renormalise`` is this project's: FedAvg gives the weight of who leaves to the others, which the paper's SGD, where a
-batch just goes missing, does not. It begins at w_0 again, so in a sequence what earlier requests took back returns.
-With a learner other than FedAvg, what is added back is what FedAvg would have taken.
-For e the paper averages sigma over training; here it is that of the retained clients' mean cross-entropy at w_T, by
-power iteration (a round a product), t counts the steps of the owner with most of them, and eta is that of round 1. The
-released code (github.com/cleverhans-lab/unrolling-sgd) takes the root of the largest eigenvalue for sigma, of the loss
-with its SD term, which does not fit the formula.
-
-Measured (2026-11-29; six clients of digits, softmax regression), ||w_u - w_g|| renormalised, plain, and of doing
-nothing: 0.00097, 0.0139 and 0.0063 after a round at eta = 0.01; 0.057, 0.139 and 0.050 at 0.1; 0.56, 0.72 and 0.12
-after five. So it helps while steps are few and short, and of a whole client only if renormalised. The SD loss should
-lower e; here it does up to gamma = 1 (e = 2.08, 1.73, 1.28, 1.37 and 2.90 at 0, 0.3, 1, 3 and 10), beyond which sigma
-grows faster than the weights' change falls.
+Expanding SGD around w_0, every step on the forgotten data moved the model by about -eta grad(w_0), so that is added
+back. Its error grows with eta, with the number of steps and with the Hessian's largest singular value; beyond small eta
+E T it is worse than doing nothing. The true error is the audit's `weights/verification_error`; its proxy e is estimated
+on request.
 
 Symbols: w_0 initial weights; g_c mean gradient of the forgotten data of client c at w_0; f_c how many examples that is;
 n_k examples of client k; p_c = f_c / sum_k n_k over the cohort of round t; E local steps; eta_t learning rate; T
@@ -30,18 +16,32 @@ rounds.
     plain:          w_u = w_T + sum_t sum_c p_c E eta_t g_c
     renormalised:   w_u = w_0 + sum_t (w_t - w_{t-1} + sum_c p_c E eta_t g_c) / (1 - sum_c p_c)
     unlearning error:   e = eta^2 (||w_T - w_0|| / t) sigma (t^2 - t) / 2,  t steps, sigma largest singular value of H
+
+Deviations: the federated form is this project's. A client's E steps a round stand for the uses of a batch, and the
+round's weights for the batch's share; the gradient is asked for in one round from its owner, where a server that
+foresees the request would store it (K d numbers, and no round). Momentum and weight decay of the recipe are not in the
+expansion. ``renormalise`` is this project's: FedAvg gives the weight of who leaves to the others, which the paper's
+SGD, where a batch just goes missing, does not. It begins at w_0 again, so in a sequence what earlier requests took back
+returns. With a learner other than FedAvg, what is added back is what FedAvg would have taken. For e the paper averages
+sigma over training; here it is that of the retained clients' mean cross-entropy at w_T, by power iteration (a round a
+product), t counts the steps of the owner with most of them, and eta is that of round 1. The released code
+(github.com/cleverhans-lab/unrolling-sgd) takes the root of the largest eigenvalue for sigma, of the loss with its SD
+term, which does not fit the formula.
+
+Limit: it helps while steps are few and short, and of a whole client only if renormalised; the SD loss lowers e only
+while its weight is small (docs/results.md).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
-from fedforget.exchange import Card
-from fedforget.params import Params
-from fedforget.strategy import UnlearningStrategy
+from fedforget.routines import LocalConfig, gradient
+from fedforget.strategy import Card, Cohort, History, Params, UnlearningRequest, UnlearningStrategy, option
 
 
 class Unrolling(UnlearningStrategy):
@@ -51,32 +51,27 @@ class Unrolling(UnlearningStrategy):
     class Config:
         """Settings."""
 
-        renormalise: bool = field(default=False, metadata={"help": "the others take over the weight", "symbol": ""})
-        products: int = field(default=0, metadata={"help": "Hessian products to note e; 0: it is not", "symbol": ""})
-
-        def __post_init__(self):
-            if self.products < 0:
-                raise ValueError(f"unrolling.products={self.products} must not be negative")
+        renormalise: bool = option(False, "the others take over the weight")
+        products: int = option(0, "Hessian products to note e; 0: it is not", at_least=0)
 
     @property
-    def card(self):
+    def card(self) -> Card:
         """One gradient from the owner of the data; the global models only to renormalise each round."""
         records = "globals" if self.config.renormalise else "nothing"
         return Card(records=records, target_online=True, retained_online=self.config.products > 0)
 
-    def check(self, cohort):
+    def check(self, cohort: Cohort) -> None:
         """The recipe must be SGD."""
         if cohort.task.local.optimizer != "sgd":
             raise ValueError(f"unrolling expands SGD; local.optimizer={cohort.task.local.optimizer!r} must be 'sgd'")
 
-    def unlearn(self, request, history, cohort):
+    def unlearn(self, request: UnlearningRequest, history: History, cohort: Cohort) -> Iterator[Params]:
         """One round, at the initial weights, after those that estimate e."""
         yield from self.note_error(history, cohort)
-        local, w_0 = cohort.task.local, history.initial
-        routine = "fedforget.routines:gradient"
+        cfg, local, w_0 = self.config, cohort.task.local, history.initial
         cohort.hold(w_0)
-        replies = cohort.train(w_0, cohort.targets, routine=routine, split="forget")
-        w = w_0 if self.config.renormalise else history.final
+        replies = cohort.train(w_0, cohort.targets, routine=gradient, split="forget")
+        w = w_0 if cfg.renormalise else history.final
         for t in range(1, history.rounds + 1):
             n, p_all, added = history.weights(t), 0.0, w_0 * 0.0
             for reply in replies:
@@ -84,15 +79,15 @@ class Unrolling(UnlearningStrategy):
                 if c in n:
                     p = reply.num_examples / history.examples(t)
                     E = steps(local, n[c])
-                    eta = local.lr * local.lr_decay ** (t - 1)
+                    eta = local.lr * local.decay(t)
                     p_all, added = p_all + p, added + p * E * eta * reply.update
-            if not self.config.renormalise:
+            if not cfg.renormalise:
                 w = w + added
             elif p_all < 1:  # a round of forgotten data alone taught nothing that stays
                 w = w + (history.model(t) - history.model(t - 1) + added) / (1 - p_all)
         yield w
 
-    def note_error(self, history, cohort):
+    def note_error(self, history: History, cohort: Cohort) -> Iterator[Params]:
         """Note the unlearning error of the model as it is."""
         if not self.config.products:
             return
@@ -110,6 +105,6 @@ class Unrolling(UnlearningStrategy):
         cohort.notes.append(f"unlearning error {e:.3g} (sigma={sigma:.3g}, t={t})")
 
 
-def steps(local, n):
+def steps(local: LocalConfig, n: int) -> int:
     """E, the local steps a round of a client with ``n`` examples."""
     return local.steps or local.epochs * math.ceil(n / local.batch_size)

@@ -1,5 +1,6 @@
 """What the cohort pools equals what one process computes on all the data."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from flwr.app import ConfigRecord
 
 from fedforget import data, routines
 from fedforget.client import training
-from fedforget.cohort import TRAIN_ROUTINE, TooFewClients
+from fedforget.cohort import TooFewClients
 from fedforget.exchange import Replies
 from fedforget.history import HistoryConfig, Recording
 from fedforget.messages import from_learner, to_learner
@@ -196,7 +197,7 @@ def test_the_hessian_equals_the_pooled_one(tmp_path):
 def test_a_reply_of_another_length_than_declared_is_left_out(tmp_path):
     toy = Toy(tmp_path)
     with pytest.raises(TooFewClients, match=r"sent a vector of shape \(423150,\), expected \(650,\)"):
-        toy.cohort().train(toy.start, [0], routine="fedforget.routines:hessian")
+        toy.cohort().train(toy.start, [0], routine=routines.hessian)
 
 
 @pytest.mark.parametrize("separate", [(), (3,), (0, 1, 2, 3, 4, 5)])
@@ -208,7 +209,7 @@ def test_a_pool_holds_the_same_bits_as_updates_one_by_one(tmp_path, monkeypatch,
     toy.task = other.task = replace(toy.task, mode=mode)
     one_by_one = other.cohort().train(toy.start, range(6), round=1)
     cohort = toy.cohort()
-    cohort._round(toy.start, range(6), separate, TRAIN_ROUTINE, "retain", 1, None, None, {})
+    cohort._round(toy.start, range(6), separate, routines.train, "retain", 1, None, None, {})
     replies = cohort.last_replies
     assert [reply.client for reply in replies] == list(separate)
     assert replies.weights() == one_by_one.weights() and replies.losses() == one_by_one.losses()
@@ -244,11 +245,11 @@ def test_a_learner_that_averages_learns_the_same_from_a_pool(tmp_path):
 def test_a_client_that_fails_is_not_in_the_pool(tmp_path, monkeypatch):
     """The fourth client raises twice, and then is missing; once, and it is asked again and nothing is missing."""
     toy = Toy(tmp_path, 2)
-    name = "fedforget.routines:gradient"
-    whole = toy.cohort().reduce(toy.start, range(6), routine=name)
-    expected = toy.cohort().train(toy.start, [0, 1, 2, 4, 5], routine=name)
     routine, failures = routines.gradient, []
+    whole = toy.cohort().reduce(toy.start, range(6), routine=routine)
+    expected = toy.cohort().train(toy.start, [0, 1, 2, 4, 5], routine=routine)
 
+    @functools.wraps(routine)
     def fails(client):
         if client.id == 3 and len(failures) < most:
             failures.append(client.id)
@@ -256,11 +257,10 @@ def test_a_client_that_fails_is_not_in_the_pool(tmp_path, monkeypatch):
         return routine(client)
 
     monkeypatch.setattr(routines, "gradient", fails)
-    fails.__module__ = "fedforget.routines"
     for most in (2, 1):
         failures.clear()
         cohort = toy.cohort()
-        mean = cohort.reduce(toy.start, range(6), routine=name)
+        mean = cohort.reduce(toy.start, range(6), routine=fails)
         left_out = most == 2
         assert cohort.last_replies.weights().keys() == {0, 1, 2, 3, 4, 5} - ({3} if left_out else set())
         assert mean.equals(Replies(expected, scale=cohort.last_replies.scale).mean() if left_out else whole)

@@ -26,6 +26,7 @@ from fedforget.strategy import LEARNERS, OPTIONS, all_strategies
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 FILES = describe()["groups"]
+LABELS = FILES["strategy"]  # of strategies and of their variants
 DATA = "task.path=/data/x"
 ONLY = "strategies=[finetune]"  # it serves every scope
 
@@ -220,7 +221,7 @@ def test_an_experiment_file_may_end_in_yml(tmp_path):
         ("engine.nodes=-1", "engine.nodes is -1, but must be at least 0"),
         ("engine.trajectories=-1", "engine.trajectories is -1, but must be at least 0"),
         ("partition.holdout=1", "partition.holdout=1.0 must be at least 0 and below 1"),
-        ("strategy.finetune.rounds=0", "finetune.rounds=0 must be at least 1"),
+        ("strategy.finetune.rounds=0", "strategy.finetune.rounds is 0, but must be at least 1"),
         # contradictions
         ("evaluation=leaderboard evaluation.seeds=3", "evaluation seeds=3 is too few for level 'leaderboard'"),
         ("strategies=[amnesiac,amnesiac]", "strategies lists 'amnesiac' twice"),
@@ -420,9 +421,9 @@ NOT_FOR_A_CNN = {"influence_explicit", "newton_explicit", "newton_pseudo", "cubi
     [("leaderboard_digits", set()), ("leaderboard_mnist_linear", set()), ("leaderboard_mnist", NOT_FOR_A_CNN)],
 )
 def test_the_boards_compare_everything_that_serves_a_client(name, without):
-    """A new file in ``configs/strategy`` is a new row; the no-op and the oracle are there anyway."""
+    """A new strategy or variant is a new row; the no-op and the oracle are there anyway."""
     serving = []
-    for label in FILES["strategy"]:
+    for label in LABELS:
         with contextlib.suppress(ValueError):
             compose("leaderboard_digits", f"strategies=[{label}]")
             serving.append(label)
@@ -445,8 +446,8 @@ def test_every_group_file_composes(group, name):
     assert {key: section[key] for key in content if key != "then"} == {k: v for k, v in content.items() if k != "then"}
 
 
-@pytest.mark.parametrize("label", FILES["strategy"])
-def test_every_strategy_file_composes(label):
+@pytest.mark.parametrize("label", LABELS)
+def test_every_row_composes(label):
     requests = ["request=client", "request=class partition=iid", "request=sample"]  # each serves at least one of them
     composed = []
     for request in requests:
@@ -455,8 +456,26 @@ def test_every_strategy_file_composes(label):
     assert composed and {spec.label for spec in composed} == {label}
 
 
-def test_every_strategy_and_every_model_has_a_file_of_its_name():
-    assert set(all_strategies()) <= set(FILES["strategy"])
+def test_a_file_of_a_row_makes_it_a_variant():
+    """A strategy needs no file in ``configs/strategy``: its defaults are those of its Config."""
+    variants = {path.stem for path in (CONFIGS / "strategy").glob("*.yaml")}
+    assert set(LABELS) == variants | set(all_strategies()) and not variants & set(all_strategies())
+    for label in variants:
+        (spec,) = compose("quickstart", f"strategies=[{label}] request=client").strategies
+        assert spec.name != label and spec.options != all_strategies()[spec.name].Config()
+
+
+def test_an_unknown_strategy_is_told_the_nearest_alone():
+    with pytest.raises(ValueError, match="^unknown strategy 'zzz'; the nearest of [0-9]+ is '[a-z_]+'$"):
+        compose("quickstart", "strategies=[zzz]")
+
+
+def test_what_a_variant_sets_wrong_is_named_by_its_own_label():
+    with pytest.raises(ValueError, match=r"strategy.fedaccum.ratio is 2.0, but must be in \(0, 1\]"):
+        compose("quickstart", "strategies=[fedaccum] strategy.fedaccum.ratio=2")
+
+
+def test_every_model_has_a_file_of_its_name():
     assert set(models.names()) == set(FILES["model"])
 
 

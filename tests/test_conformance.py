@@ -1,6 +1,10 @@
 """Every strategy in ``strategies/`` keeps its contract; a new file is covered without an edit here."""
 
+import inspect
 import logging
+import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +28,19 @@ def test_the_check_keeps_what_flower_logs_to_itself_and_leaves_its_level(caplog,
     with pytest.raises(AssertionError, match="NaN"):
         check_strategy(Explodes)
     assert logger.level == before
+
+
+@pytest.mark.parametrize("name", sorted(all_strategies()))
+def test_a_docstring_says_the_same_things_in_the_same_order(name):
+    """Paper, source, symbols, formulas, deviations, limit; when something was measured is told in docs/results.md."""
+    path = Path(inspect.getfile(all_strategies()[name]))
+    text = inspect.getdoc(sys.modules[all_strategies()[name].__module__])
+    heads = re.findall(r"^(Paper|Source|Symbols|Deviations|Limit): ", text, re.MULTILINE)
+    order = ["Paper", "Source", "Symbols", "Deviations", "Limit"]
+    assert heads == [head for head in order if head in heads] and {"Paper", "Deviations"} <= set(heads)
+    assert ("Source" in heads) == ("Paper: none." not in text)
+    assert re.search(r"^Source: (paper|code|abstract only|secondary)\b|^Paper: none\.$", text, re.MULTILINE)
+    assert not re.findall(r"\[(?:SPEC|MEM|2ND)\]|\b20\d\d-\d\d-\d\d\b", path.read_text())
 
 
 class Draws(UnlearningStrategy):

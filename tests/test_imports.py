@@ -34,6 +34,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "names": ("", ""),
     "folders": ("", ""),
     "escape": ("", ""),
+    "options": ("", ""),
     "exchange": ("core params ledger", "torch"),
     "store": ("", "torch safetensors filelock"),
     "data": ("names request seeds", "numpy torch sklearn datasets flwr_datasets torchvision pyarrow PIL"),
@@ -53,7 +54,10 @@ ALLOWED: dict[str, tuple[str, str]] = {
     ),
     "solvers": ("params", "torch"),
     "grid": ("client_app data loading", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
-    "strategy": ("folders names history cohort exchange messages request params", "flwr"),
+    "strategy": (
+        "folders names options routines seeds history cohort exchange messages request params",
+        "flwr",
+    ),
     "metrics": ("params", "numpy torch sklearn scipy statsmodels"),
     "evaluation": ("names metrics data ledger", "numpy torch scipy"),
     "verdicts": ("claims evaluation metrics ledger", "numpy torch"),
@@ -61,7 +65,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "tuning": ("metrics ledger request seeds", "torch optuna"),
     "effects": ("strategy", ""),
     "config": (
-        "data effects evaluation exchange folders grid history models names request routines strategy tuning",
+        "data effects evaluation exchange folders grid history models names options request routines strategy tuning",
         "omegaconf yaml",
     ),
     "resolve": ("cohort config data request seeds", ""),
@@ -81,7 +85,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
 }
 # Modules that nobody but these may import: the outermost layer.
 OUTERMOST = {"server_app": set(), "cli": set(), "testing": set(), "experiment": {"server_app", "cli", "testing"}}
-STRATEGIES = {"strategy", "params", "solvers", "routines", "request", "history", "cohort", "exchange"}
+STRATEGIES = {"strategy", "params", "solvers", "routines"}  # what a strategy may import: public modules alone
 
 # Slow to load, and needed by few processes: imported inside the function that needs them.
 HEAVY = {

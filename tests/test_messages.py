@@ -42,6 +42,7 @@ REQUESTS = [
 integers = st.integers(0, 10**6)
 words = st.text(max_size=6)
 requests = st.sampled_from(REQUESTS)
+settings_ = st.one_of(integers, words, st.floats(allow_nan=False))
 works = st.builds(
     Work,
     task=words,
@@ -52,7 +53,7 @@ works = st.builds(
     clients=st.lists(integers, max_size=4).map(tuple),
     removed=st.lists(requests, max_size=3).map(tuple),
     request=st.none() | requests,
-    options=st.dictionaries(words, st.one_of(integers, words, st.floats(allow_nan=False))),
+    options=st.dictionaries(words, settings_ | st.lists(settings_, max_size=3).map(tuple)),
     parts=st.lists(st.tuples(integers, words, integers, integers, integers), max_size=3).map(tuple),
 )
 

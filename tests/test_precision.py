@@ -23,6 +23,7 @@ from fedforget.models import ModelConfig, initial, names
 from fedforget.params import Params
 from fedforget.routines import LocalConfig
 from fedforget.seeds import Seeds
+from strategies.random_label import train_on_wrong_labels
 
 DATA = DataConfig(partition=PartitionConfig(kind="iid", clients=4))
 LOCAL = LocalConfig(batch_size=64, lr=0.05)
@@ -101,8 +102,7 @@ def test_everything_but_the_shared_training_is_in_float32() -> None:
     assert half.gradient(start).equals(full.gradient(start))
     assert half.hvp(start, start).equals(full.hvp(start, start))
     # A strategy's routine that calls the shared training is its own.
-    routine = "strategies.random_label:train_on_wrong_labels"
-    replies = [each.train(start, routine=routine) for each in (half, full)]
+    replies = [each.train(start, routine=train_on_wrong_labels) for each in (half, full)]
     assert all(x.update.equals(y.update) for x, y in zip(*replies, strict=True))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import strategies
 from fedforget import models, routines
 from fedforget.params import Params
-from fedforget.routines import Client, LocalConfig, Optimizer, drift, find, fresh, gradient, train
+from fedforget.routines import Client, LocalConfig, Optimizer, Routine, drift, find, fresh, gradient, name_of, train
 from fedforget.seeds import Seeds
 
 quick = settings(max_examples=40, deadline=None)
@@ -288,6 +288,28 @@ def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     vars(strategies).pop("borrowed_paper", None)
 
 
+def test_a_client_hears_its_layers_and_only_while_it_listens() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    worker = Client(
+        0, 3, module, torch.ones(4, 2), torch.zeros(4), torch.arange(4), 4, LocalConfig(lr=0.4, lr_decay=0.5), Seeds(0)
+    )
+    heard = []
+
+    layers = {"2.weight": module[2], "0.weight": module[0]}
+
+    def keep(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        assert layer is layers[name]
+        heard.append((name, tuple(inputs.shape), tuple(outputs.shape)))
+
+    with worker.listen(["0.weight", "2.weight", "attention.in_proj_weight"], keep):
+        module(worker.inputs)
+    with pytest.raises(ZeroDivisionError), worker.listen(["0.weight"], keep):
+        raise ZeroDivisionError
+    module(worker.inputs)
+    assert heard == [("0.weight", (4, 2), (4, 3)), ("2.weight", (4, 3), (4, 1))]
+    assert worker.lr == pytest.approx(0.1)  # 0.4 halved twice
+
+
 def test_routines_are_found(paper: str) -> None:
     assert find("fedforget.routines:train") is routines.train
     assert find("fedforget.routines:gradient") is routines.gradient
@@ -338,6 +360,25 @@ def test_names_that_a_strategy_only_imported_are_refused(paper: str, function: s
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="routine"):
         find(name)
+
+
+def test_a_routine_is_named_by_where_it_is_found(paper: str) -> None:
+    for name in ("fedforget.routines:train", f"{paper}:ascend"):
+        assert name_of(find(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("routine", "complaint"),
+    [
+        (lambda client: None, r"clients cannot find routine <lambda> of .*; write it as a function at the top level"),
+        (draw, "clients cannot find routine draw of .*test_routines"),
+        ("strategies.mine:ascend", "routine is 'strategies.mine:ascend', but must be a function, e.g. routine=ascend"),
+        (partial(train), "routine is functools.partial"),
+    ],
+)
+def test_what_clients_could_not_find_is_refused(routine: Routine, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        name_of(routine)
 
 
 def test_a_refused_module_is_not_even_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from fedforget.store import (
     Shelf,
     Store,
     digest,
+    digest_of_code,
     load_json,
     load_tensors,
     open_tensors,
@@ -207,6 +208,21 @@ def test_a_crowd_of_writers_leaves_one_whole_file(tmp_path: Path) -> None:
     content = load_json(path)
     assert isinstance(content, dict) and content["writer"] in range(8)
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_code_is_addressed_without_its_prose(tmp_path: Path) -> None:
+    def address(code: str) -> str:
+        (tmp_path / "code.py").write_text(code)
+        return digest_of_code([tmp_path / "code.py"])
+
+    plain = 'def f(a):\n    """What it does."""\n    return a + "text"\n\nclass C:\n    x = 1\n'
+    prose = '"""Of the module."""\n# why\ndef f( a ):\n    return a + \'text\'\nclass C:\n    """Of C."""\n    x = 1'
+    assert address(prose) == address(plain)
+    for old, new in (("a +", "a *"), ("text", "words"), ("x = 1", "x = 2"), ("def f(a)", "def f(a, b=0)")):
+        assert address(plain.replace(old, new)) != address(plain)
+    assert address('def f():\n    """Only prose."""\n') == address('def f():\n    """Other prose."""\n')
+    with pytest.raises(SyntaxError):
+        address("def f(:\n")
 
 
 def test_digest_is_pinned_and_does_not_see_the_order_of_keys() -> None:

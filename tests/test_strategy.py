@@ -18,7 +18,7 @@ import torch
 
 from fedforget.exchange import Card
 from fedforget.params import Layout, Params
-from fedforget.strategy import UnlearningStrategy
+from fedforget.strategy import UnlearningStrategy, option
 
 
 class Mine(UnlearningStrategy):
@@ -28,14 +28,15 @@ DONE = "    def unlearn(self, request, history, cohort):\n        yield history.
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes strategies/mine.py and configs/strategy/mine.yaml in a folder from which they are found."""
+    """Writes strategies/mine.py, and configs/strategy/mine.yaml if it sets anything, where they are found."""
     for folder in ("strategies", "configs/strategy"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def write(code, options="{}\n"):
+    def write(code, options=""):
         (tmp_path / "strategies" / "mine.py").write_text(code)
-        (tmp_path / "configs" / "strategy" / "mine.yaml").write_text(options)
+        if options:
+            (tmp_path / "configs" / "strategy" / "mine.yaml").write_text(options)
 
     yield write
     sys.modules.pop("strategies.mine", None)
@@ -64,6 +65,22 @@ def test_a_file_that_holds_no_strategy_is_refused(write, code, complaint):
     with pytest.raises(ValueError) as error:
         find("mine")
     assert str(error.value).startswith(complaint)
+
+
+def test_one_file_is_enough(write):
+    write(
+        HEAD + "    @dataclass(frozen=True)\n    class Config:\n        a: int = option(1, 'a', at_least=1)\n\n" + DONE
+    )
+    (spec,) = compose("quickstart", "strategies=[mine] strategy.mine.a=2").strategies
+    assert (spec.label, spec.name, spec.options.a) == ("mine", "mine", 2)
+    assert describe()["groups"]["strategy"]["mine"] == "One of the user's own"
+    with pytest.raises(ValueError, match="strategy.mine.a is 0, but must be at least 1"):
+        compose("quickstart", "strategies=[mine] strategy.mine.a=0")
+
+
+def test_a_file_that_is_no_python_does_not_hide_the_others(write):
+    write("class Mine(:\n")
+    assert describe()["groups"]["strategy"]["mine"] == ""
 
 
 def test_an_option_that_a_strategy_does_not_have_is_refused(write):
@@ -146,7 +163,7 @@ ROUTINE = f"""{HEAD}    card = Card(target_online=True)
 
     def unlearn(self, request, history, cohort):
         w = history.final + cohort.reduce(
-            history.final, cohort.targets, routine="strategies.mine:ascend", split="forget", lr=0.01
+            history.final, cohort.targets, routine=ascend, split="forget", lr=0.01
         )
         yield w
 

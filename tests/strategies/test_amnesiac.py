@@ -137,5 +137,5 @@ def test_every_update_is_billed(tmp_path: Path) -> None:
 
 
 def test_negative_repair_is_refused() -> None:
-    with pytest.raises(ValueError, match="amnesiac.repair_rounds=-1 must not be negative"):
+    with pytest.raises(ValueError, match="strategy.amnesiac.repair_rounds is -1, but must be at least 0"):
         Amnesiac.Config(repair_rounds=-1)

@@ -72,10 +72,10 @@ def test_what_is_kept_is_summed_by_shares(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path / "client-0")
     for t in (1, 3):
         train_and_keep(replace(client([0, -1], 1), round=t, shelf=shelf))
-    asked = replace(client([0, -1], 1), shelf=shelf, options={"number": 0, "share-1": 0.1, "share-3": 0.25})
+    asked = replace(client([0, -1], 1), shelf=shelf, options={"number": 0, "rounds": (1, 3), "shares": (0.1, 0.25)})
     assert sum_kept(asked).flat.tolist() == pytest.approx([0.175, -0.175])
     with pytest.raises(ValueError, match="0-2.safetensors is not there; delete the folder of its trajectory"):
-        sum_kept(replace(asked, options={"number": 0, "share-2": 0.1}))
+        sum_kept(replace(asked, options={"number": 0, "rounds": (2,), "shares": (0.1,)}))
     (kept,) = (tmp_path / "client-0").glob("0-1.*")
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="0-1.safetensors is damaged"):
@@ -149,7 +149,7 @@ def test_repair_is_ordinary_rounds_on_what_stays(tmp_path: Path) -> None:
 def test_what_it_assumes(tmp_path: Path) -> None:
     assert AmnesiacClient.scopes == {"client", "sample", "class"}
     assert AmnesiacClient().card == Card(target_online=True, retained_online=False, client_records=True)
-    with pytest.raises(ValueError, match="amnesiac_client.repair_rounds=-1 must not be negative"):
+    with pytest.raises(ValueError, match="strategy.amnesiac_client.repair_rounds is -1, but must be at least 0"):
         AmnesiacClient.Config(repair_rounds=-1)
     with pytest.raises(ValueError, match="amnesiac_client learns by fedavg; learning.learner is 'fedadam'"):
         AmnesiacClient(None, LearningConfig(learner="fedadam")).check(toy(tmp_path).cohort())

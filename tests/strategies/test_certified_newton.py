@@ -157,11 +157,11 @@ def test_it_runs_on_softmax_regression_only(run_small, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epsilon": 0.0}, "certified_newton.epsilon=0.0 must be finite and positive"),
-        ({"epsilon": 2.0}, "certified_newton.epsilon=2.0 must be at most 1, or the bound may not hold"),
-        ({"sigma": float("inf")}, "certified_newton.sigma=inf must be finite and positive"),
-        ({"delta": 1.0}, "certified_newton.delta=1.0 must lie strictly between 0 and 1"),
-        ({"steps": 0}, "certified_newton.steps=0 must be at least 1"),
+        ({"epsilon": 0.0}, r"strategy.certified_newton.epsilon is 0.0, but must be in \(0, 1\]"),
+        ({"epsilon": 2.0}, r"strategy.certified_newton.epsilon is 2.0, but must be in \(0, 1\]"),
+        ({"sigma": float("inf")}, "strategy.certified_newton.sigma is inf, but must be a finite number"),
+        ({"delta": 1.0}, r"strategy.certified_newton.delta is 1.0, but must be in \(0, 1\)"),
+        ({"steps": 0}, "strategy.certified_newton.steps is 0, but must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

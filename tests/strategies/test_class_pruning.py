@@ -141,9 +141,9 @@ def test_a_network_without_channels_is_refused_before_training(run_small: Any, t
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"share": 0.0}, "class_pruning.share=0.0 must lie strictly between 0 and 1"),
-        ({"share": 1.0}, "class_pruning.share=1.0 must lie strictly between 0 and 1"),
-        ({"rounds": -1}, "class_pruning.rounds=-1 must not be negative"),
+        ({"share": 0.0}, r"strategy.class_pruning.share is 0.0, but must be in \(0, 1\)"),
+        ({"share": 1.0}, r"strategy.class_pruning.share is 1.0, but must be in \(0, 1\)"),
+        ({"rounds": -1}, "strategy.class_pruning.rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -92,10 +92,10 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cutoff": 0.0}, "conda.cutoff=0.0 must be finite and positive"),
-        ({"constant": -1.0}, "conda.constant=-1.0 must be finite and not negative"),
-        ({"constant": float("inf")}, "conda.constant=inf must be finite"),
-        ({"bound": 1.5}, r"conda.bound=1.5 must lie in \[0, 1\]"),
+        ({"cutoff": 0.0}, "strategy.conda.cutoff is 0.0, but must be above 0"),
+        ({"constant": -1.0}, "strategy.conda.constant is -1.0, but must be at least 0"),
+        ({"constant": float("inf")}, "strategy.conda.constant is inf, but must be a finite number"),
+        ({"bound": 1.5}, r"strategy.conda.bound is 1.5, but must be in \[0, 1\]"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

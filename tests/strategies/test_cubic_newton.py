@@ -64,8 +64,8 @@ def test_models_too_large_for_a_hessian_are_refused_before_training(run_small, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lipschitz": 0.0}, "cubic_newton.lipschitz=0.0 must be positive"),
-        ({"steps": 0}, "cubic_newton.steps=0 must be at least 1"),
+        ({"lipschitz": 0.0}, "strategy.cubic_newton.lipschitz is 0.0, but must be above 0"),
+        ({"steps": 0}, "strategy.cubic_newton.steps is 0, but must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

@@ -106,9 +106,9 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"left_out": 1}, "datamodel_matching.left_out=1 must be at least 2"),
-        ({"passes": 0}, "datamodel_matching.passes=0 must be at least 1"),
-        ({"ridge": 0.0}, "datamodel_matching.ridge=0.0 must be positive"),
+        ({"left_out": 1}, "strategy.datamodel_matching.left_out is 1, but must be at least 2"),
+        ({"passes": 0}, "strategy.datamodel_matching.passes is 0, but must be at least 1"),
+        ({"ridge": 0.0}, "strategy.datamodel_matching.ridge is 0.0, but must be above 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

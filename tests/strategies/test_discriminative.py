@@ -130,9 +130,9 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"form": "random"}, "discriminative.form='random' must be one of uniform, wrong, inverse"),
-        ({"alpha": -0.1}, "discriminative.alpha=-0.1 must not be negative"),
-        ({"rounds": 0}, "discriminative.rounds=0 must be at least 1"),
+        ({"form": "random"}, "strategy.discriminative.form is 'random', but must be one of uniform, wrong, inverse"),
+        ({"alpha": -0.1}, "strategy.discriminative.alpha is -0.1, but must be at least 0"),
+        ({"rounds": 0}, "strategy.discriminative.rounds is 0, but must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

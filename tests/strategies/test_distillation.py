@@ -89,9 +89,9 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rounds": 0}, "distillation.rounds=0 must be at least 1"),
-        ({"temperature": float("nan")}, "distillation.temperature=nan must be finite and positive"),
-        ({"hard": 1.5}, r"distillation.hard=1.5 must lie in \[0, 1\]"),
+        ({"rounds": 0}, "strategy.distillation.rounds is 0, but must be at least 1"),
+        ({"temperature": float("nan")}, "strategy.distillation.temperature is nan, but must be a finite number"),
+        ({"hard": 1.5}, r"strategy.distillation.hard is 1.5, but must be in \[0, 1\]"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

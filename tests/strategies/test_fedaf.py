@@ -18,7 +18,7 @@ from fedforget.testing import REQUESTS, Toy, serve
 from strategies import fedaf
 from strategies.fedaf import FedAF, new_memories, overwrite, refine
 
-OPTIONS = {"teachers": 2, "temperature": 1.0, "labels": "soft", "seed": 3, "lambda": 0.5}
+OPTIONS = {"teachers": 2, "temperature": 1.0, "labels": "soft", "seed": 3, "penalty": 0.5}
 
 
 def flat(module: nn.Module, *values: float) -> Params:
@@ -162,13 +162,13 @@ def test_a_stronger_penalty_keeps_the_model_nearer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"teachers": 0}, "fedaf.teachers=0 must be at least 1"),
-        ({"rounds": 0}, "fedaf.rounds=0 must be at least 1"),
-        ({"temperature": 0.0}, "fedaf.temperature=0.0 must be positive"),
-        ({"labels": "sharp"}, "fedaf.labels='sharp' must be one of soft, excluded, hard"),
-        ({"clip": 0.0}, r"fedaf.clip=0.0 must lie in \(0, 1\]"),
-        ({"penalty": -1.0}, "fedaf.penalty=-1.0 must not be negative"),
-        ({"recovery_rounds": -1}, "fedaf.recovery_rounds=-1 must not be negative"),
+        ({"teachers": 0}, "strategy.fedaf.teachers is 0, but must be at least 1"),
+        ({"rounds": 0}, "strategy.fedaf.rounds is 0, but must be at least 1"),
+        ({"temperature": 0.0}, "strategy.fedaf.temperature is 0.0, but must be above 0"),
+        ({"labels": "sharp"}, "strategy.fedaf.labels is 'sharp', but must be one of soft, excluded, hard"),
+        ({"clip": 0.0}, r"strategy.fedaf.clip is 0.0, but must be in \(0, 1\]"),
+        ({"penalty": -1.0}, "strategy.fedaf.penalty is -1.0, but must be at least 0"),
+        ({"recovery_rounds": -1}, "strategy.fedaf.recovery_rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

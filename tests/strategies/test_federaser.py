@@ -160,9 +160,9 @@ def test_it_pays_only_for_the_rounds_that_it_replays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"interval": 0}, "federaser.interval=0 must be at least 1"),
-        ({"ratio": 0.0}, r"federaser.ratio=0.0 must lie in \(0, 1\]"),
-        ({"ratio": 1.5}, r"federaser.ratio=1.5 must lie in \(0, 1\]"),
+        ({"interval": 0}, "strategy.federaser.interval is 0, but must be at least 1"),
+        ({"ratio": 0.0}, r"strategy.federaser.ratio is 0.0, but must be in \(0, 1\]"),
+        ({"ratio": 1.5}, r"strategy.federaser.ratio is 1.5, but must be in \(0, 1\]"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

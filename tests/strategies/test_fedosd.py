@@ -134,9 +134,9 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rounds": 0}, "fedosd.rounds=0 must be at least 1"),
-        ({"post_rounds": -1}, "fedosd.post_rounds=-1 must not be negative"),
-        ({"post_lr": 0.0}, "fedosd.post_lr=0.0 must be positive"),
+        ({"rounds": 0}, "strategy.fedosd.rounds is 0, but must be at least 1"),
+        ({"post_rounds": -1}, "strategy.fedosd.post_rounds is -1, but must be at least 0"),
+        ({"post_lr": 0.0}, "strategy.fedosd.post_lr is 0.0, but must be above 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

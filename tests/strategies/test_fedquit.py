@@ -85,9 +85,9 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"true_class": "zero"}, "fedquit.true_class='zero' must be one of minimum, entropy"),
-        ({"epochs": 0}, "fedquit.epochs=0 must be at least 1"),
-        ({"rounds": -1}, "fedquit.rounds=-1 must not be negative"),
+        ({"true_class": "zero"}, "strategy.fedquit.true_class is 'zero', but must be one of minimum, entropy"),
+        ({"epochs": 0}, "strategy.fedquit.epochs is 0, but must be at least 1"),
+        ({"rounds": -1}, "strategy.fedquit.rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

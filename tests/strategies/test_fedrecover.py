@@ -155,10 +155,10 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"interval": 0}, "fedrecover.interval=0 must be at least 1"),
-        ({"buffer": 0}, "fedrecover.buffer=0 must be at least 1"),
-        ({"warmup": 2}, "fedrecover.warmup=2 must exceed fedrecover.buffer=2"),
-        ({"tolerance": 1.0}, r"fedrecover.tolerance=1.0 must lie in \[0, 1\)"),
+        ({"interval": 0}, "strategy.fedrecover.interval is 0, but must be at least 1"),
+        ({"buffer": 0}, "strategy.fedrecover.buffer is 0, but must be at least 1"),
+        ({"warmup": 2}, "strategy.fedrecover.warmup is 2, but must be above buffer, 2"),
+        ({"tolerance": 1.0}, r"strategy.fedrecover.tolerance is 1.0, but must be in \[0, 1\)"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

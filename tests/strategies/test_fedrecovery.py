@@ -105,9 +105,9 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"distance": -1.0}, "fedrecovery.distance=-1.0 must not be negative"),
-        ({"epsilon": 0.0}, "fedrecovery.epsilon=0.0 must be positive"),
-        ({"beta": 1.0}, r"fedrecovery.beta=1.0 must lie in \(0, 1\)"),
+        ({"distance": -1.0}, "strategy.fedrecovery.distance is -1.0, but must be at least 0"),
+        ({"epsilon": 0.0}, "strategy.fedrecovery.epsilon is 0.0, but must be above 0"),
+        ({"beta": 1.0}, r"strategy.fedrecovery.beta is 1.0, but must be in \(0, 1\)"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -21,5 +21,5 @@ def test_what_it_assumes() -> None:
 
 @pytest.mark.parametrize("rounds", [0, -3])
 def test_bad_settings_are_refused(rounds: int) -> None:
-    with pytest.raises(ValueError, match=f"finetune.rounds={rounds} must be at least 1"):
+    with pytest.raises(ValueError, match=f"strategy.finetune.rounds is {rounds}, but must be at least 1"):
         FineTune.Config(rounds=rounds)

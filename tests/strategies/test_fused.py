@@ -106,10 +106,10 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layers": 0}, "fused.layers=0 must be at least 1"),
-        ({"rank": 0}, "fused.rank=0 must be at least 1"),
-        ({"rounds": 0}, "fused.rounds=0 must be at least 1"),
-        ({"scale": 0.0}, "fused.scale=0.0 must be finite and positive"),
+        ({"layers": 0}, "strategy.fused.layers is 0, but must be at least 1"),
+        ({"rank": 0}, "strategy.fused.rank is 0, but must be at least 1"),
+        ({"rounds": 0}, "strategy.fused.rounds is 0, but must be at least 1"),
+        ({"scale": 0.0}, "strategy.fused.scale is 0.0, but must be above 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

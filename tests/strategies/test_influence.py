@@ -102,12 +102,12 @@ def test_models_too_large_for_a_hessian_are_refused_before_training(run_small, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": 3}, "influence.order=3 must be 1 or 2"),
-        ({"solver": "lisa"}, "influence.solver 'lisa' is unknown; did you mean 'lissa'"),
-        ({"damping": -0.1}, "influence.damping=-0.1 must be finite and not negative"),
-        ({"tolerance": 1.0}, r"influence.tolerance=1.0 must lie in \[0, 1\)"),
-        ({"tau": 0.0}, "influence.tau=0.0 must be finite and positive"),
-        ({"iterations": 0}, "influence.iterations=0 must be at least 1"),
+        ({"order": 3}, "strategy.influence.order is 3, but must be one of 1, 2"),
+        ({"solver": "lisa"}, "strategy.influence.solver is 'lisa', but must be one of cg, lissa, explicit"),
+        ({"damping": -0.1}, "strategy.influence.damping is -0.1, but must be at least 0"),
+        ({"tolerance": 1.0}, r"strategy.influence.tolerance is 1.0, but must be in \[0, 1\)"),
+        ({"tau": 0.0}, "strategy.influence.tau is 0.0, but must be above 0"),
+        ({"iterations": 0}, "strategy.influence.iterations is 0, but must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

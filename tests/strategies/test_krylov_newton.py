@@ -43,10 +43,10 @@ def test_it_yields_after_every_round_and_spends_no_more_than_it_may(toy, unlearn
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lipschitz": -1.0}, "krylov_newton.lipschitz=-1.0 must be positive"),
-        ({"steps": 0}, "krylov_newton.steps=0 must be at least 1"),
-        ({"products": 0}, "krylov_newton.products=0 must be at least 1"),
-        ({"tolerance": 1.0}, r"krylov_newton.tolerance=1.0 must lie in \[0, 1\)"),
+        ({"lipschitz": -1.0}, "strategy.krylov_newton.lipschitz is -1.0, but must be above 0"),
+        ({"steps": 0}, "strategy.krylov_newton.steps is 0, but must be at least 1"),
+        ({"products": 0}, "strategy.krylov_newton.products is 0, but must be at least 1"),
+        ({"tolerance": 1.0}, r"strategy.krylov_newton.tolerance is 1.0, but must be in \[0, 1\)"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

@@ -75,9 +75,9 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rounds": 0}, "l1_sparse.rounds=0 must be at least 1"),
-        ({"gamma": -1e-4}, "l1_sparse.gamma=-0.0001 must not be negative"),
-        ({"gamma": float("nan")}, "l1_sparse.gamma=nan must not be negative"),
+        ({"rounds": 0}, "strategy.l1_sparse.rounds is 0, but must be at least 1"),
+        ({"gamma": -1e-4}, "strategy.l1_sparse.gamma is -0.0001, but must be at least 0"),
+        ({"gamma": float("nan")}, "strategy.l1_sparse.gamma is nan, but must be a finite number"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -81,7 +81,7 @@ def test_the_saliency_looks_at_a_share_of_the_batches(tmp_path: Path) -> None:
 
 def test_the_least_salient_weights_go(tmp_path: Path) -> None:
     models, cohort, final, _ = unlearn(tmp_path, "client", rounds=0, batches=1.0)
-    g = cohort.train(final, cohort.retained, routine="strategies.lure:salience", round=5, epochs=1).mean()
+    g = cohort.train(final, cohort.retained, routine=salience, round=5, epochs=1).mean()
     s = (final.flat.abs() * g.flat)[:640]
     renewed = (models[0].flat != final.flat)[:640]
     assert s[renewed].max() <= s[~renewed].min()
@@ -90,9 +90,9 @@ def test_the_least_salient_weights_go(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"share": 0.0}, r"lure.share=0.0 must lie in \(0, 1\]"),
-        ({"batches": 1.5}, r"lure.batches=1.5 must lie in \(0, 1\]"),
-        ({"rounds": -1}, "lure.rounds=-1 must not be negative"),
+        ({"share": 0.0}, r"strategy.lure.share is 0.0, but must be in \(0, 1\]"),
+        ({"batches": 1.5}, r"strategy.lure.batches is 1.5, but must be in \(0, 1\]"),
+        ({"rounds": -1}, "strategy.lure.rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

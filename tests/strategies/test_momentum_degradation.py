@@ -103,10 +103,10 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"momentum": 1.5}, r"momentum_degradation.momentum=1.5 must lie in \[0, 1\]"),
-        ({"degradation_rounds": 0}, "momentum_degradation.degradation_rounds=0 must be at least 1"),
-        ({"guidance_rounds": 5}, "guidance_rounds=5 must be at least degradation_rounds=6"),
-        ({"rounds": -1}, "momentum_degradation.rounds=-1 must not be negative"),
+        ({"momentum": 1.5}, r"strategy.momentum_degradation.momentum is 1.5, but must be in \[0, 1\]"),
+        ({"degradation_rounds": 0}, "strategy.momentum_degradation.degradation_rounds is 0, but must be at least 1"),
+        ({"guidance_rounds": 5}, "guidance_rounds is 5, but must be at least degradation_rounds, 6"),
+        ({"rounds": -1}, "strategy.momentum_degradation.rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -56,5 +56,5 @@ def test_ordinary_rounds_on_retained_data_follow(tmp_path: Path, scope: str) -> 
 
 
 def test_negative_rounds_are_refused() -> None:
-    with pytest.raises(ValueError, match="negation.rounds=-1 must not be negative"):
+    with pytest.raises(ValueError, match="strategy.negation.rounds is -1, but must be at least 0"):
         Negation.Config(rounds=-1)

@@ -79,9 +79,9 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rounds": 0}, "neggrad.rounds=0 must be at least 1"),
-        ({"beta": 0.0}, r"neggrad.beta=0.0 must lie in \(0, 1\]"),
-        ({"beta": 1.1}, r"neggrad.beta=1.1 must lie in \(0, 1\]"),
+        ({"rounds": 0}, "strategy.neggrad.rounds is 0, but must be at least 1"),
+        ({"beta": 0.0}, r"strategy.neggrad.beta is 0.0, but must be in \(0, 1\]"),
+        ({"beta": 1.1}, r"strategy.neggrad.beta is 1.1, but must be in \(0, 1\]"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -103,13 +103,13 @@ def test_it_runs_in_an_experiment(run_small):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solver": "cgg"}, "newton.solver 'cgg' is unknown; did you mean 'cg'"),
-        ({"damping": -1.0}, "newton.damping=-1.0 must be finite and not negative"),
-        ({"damping": float("inf")}, "newton.damping=inf must be finite and not negative"),
-        ({"cutoff": 1.0}, r"newton.cutoff=1.0 must lie in \[0, 1\)"),
-        ({"tolerance": 1.5}, r"newton.tolerance=1.5 must lie in \[0, 1\)"),
-        ({"steps": 0}, "newton.steps=0 must be at least 1"),
-        ({"iterations": 0}, "newton.iterations=0 must be at least 1"),
+        ({"solver": "cgg"}, "strategy.newton.solver is 'cgg', but must be one of cg, explicit, pseudo"),
+        ({"damping": -1.0}, "strategy.newton.damping is -1.0, but must be at least 0"),
+        ({"damping": float("inf")}, "strategy.newton.damping is inf, but must be a finite number"),
+        ({"cutoff": 1.0}, r"strategy.newton.cutoff is 1.0, but must be in \[0, 1\)"),
+        ({"tolerance": 1.5}, r"strategy.newton.tolerance is 1.5, but must be in \[0, 1\)"),
+        ({"steps": 0}, "strategy.newton.steps is 0, but must be at least 1"),
+        ({"iterations": 0}, "strategy.newton.iterations is 0, but must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

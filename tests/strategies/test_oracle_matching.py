@@ -40,8 +40,7 @@ def test_a_matched_model_stays(tmp_path: Path) -> None:
     # Where the model already answers as the mixture does, there is nothing to learn.
     toy = Toy(tmp_path, 1)
     cohort = toy.cohort(REQUESTS["client"])
-    routine = "fedforget.routines:match"
-    replies = cohort.train(toy.start, routine=routine, vectors={"h": toy.start}, h=1.0)
+    replies = cohort.train(toy.start, routine=match, vectors={"h": toy.start}, h=1.0)
     assert replies.mean().norm() == 0
 
 
@@ -80,7 +79,7 @@ def test_what_it_assumes() -> None:
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="oracle_matching.rounds=0 must be at least 1"):
+    with pytest.raises(ValueError, match="strategy.oracle_matching.rounds is 0, but must be at least 1"):
         CONFIG(rounds=0)
-    with pytest.raises(ValueError, match="oracle_matching.lr=0.0 must be positive"):
+    with pytest.raises(ValueError, match="strategy.oracle_matching.lr is 0.0, but must be above 0"):
         CONFIG(lr=0.0)

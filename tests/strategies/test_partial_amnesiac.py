@@ -136,11 +136,11 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"keep": 0.0}, r"partial_amnesiac.keep=0.0 must lie in \(0, 1\]"),
-        ({"keep": 1.5}, r"partial_amnesiac.keep=1.5 must lie in \(0, 1\]"),
-        ({"select": "best"}, "partial_amnesiac.select='best' must be one of top, random, bottom"),
-        ({"storage": "disk"}, "partial_amnesiac.storage='disk' must be one of rounds, sum"),
-        ({"repair_rounds": -1}, "partial_amnesiac.repair_rounds=-1 must not be negative"),
+        ({"keep": 0.0}, r"strategy.partial_amnesiac.keep is 0.0, but must be in \(0, 1\]"),
+        ({"keep": 1.5}, r"strategy.partial_amnesiac.keep is 1.5, but must be in \(0, 1\]"),
+        ({"select": "best"}, "strategy.partial_amnesiac.select is 'best', but must be one of top, random, bottom"),
+        ({"storage": "disk"}, "strategy.partial_amnesiac.storage is 'disk', but must be one of rounds, sum"),
+        ({"repair_rounds": -1}, "strategy.partial_amnesiac.repair_rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

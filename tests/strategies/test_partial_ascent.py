@@ -11,7 +11,7 @@ from torch import nn
 
 from fedforget.exchange import Card
 from fedforget.params import Params
-from fedforget.routines import Client, LocalConfig
+from fedforget.routines import Client, LocalConfig, gradient
 from fedforget.seeds import Seeds
 from fedforget.testing import REQUESTS, Toy, serve
 from strategies.partial_ascent import PartialAscent, ascend_part
@@ -73,8 +73,8 @@ def test_the_distance_from_the_origin_pulls_back() -> None:
 def plain(sent: Params, toy: Toy, round: int, eta: float) -> Params:
     """Plain full-batch ascent of client 2 on all its data."""
     cohort = toy.cohort(REQUESTS["client"])
-    gradient = cohort.train(sent, [2], routine="fedforget.routines:gradient", split="forget", round=round).mean()
-    return sent + eta * gradient
+    g = cohort.train(sent, [2], routine=gradient, split="forget", round=round).mean()
+    return sent + eta * g
 
 
 def test_full_density_is_plain_ascent(tmp_path: Path) -> None:
@@ -126,13 +126,13 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"density": 0.0}, r"partial_ascent.density=0.0 must lie in \(0, 1\]"),
-        ({"mask": "bottom"}, "partial_ascent.mask='bottom' must be one of top, rotating"),
-        ({"restraint": "none"}, "partial_ascent.restraint='none' must be one of data, origin"),
-        ({"mu": -1.0}, "partial_ascent.mu=-1.0 must not be negative"),
-        ({"lr": 0.0}, "partial_ascent.lr=0.0 must be positive"),
-        ({"rounds": 0}, "partial_ascent.rounds=0 must be at least 1"),
-        ({"repair_rounds": -1}, "partial_ascent.repair_rounds=-1 must not be negative"),
+        ({"density": 0.0}, r"strategy.partial_ascent.density is 0.0, but must be in \(0, 1\]"),
+        ({"mask": "bottom"}, "strategy.partial_ascent.mask is 'bottom', but must be one of top, rotating"),
+        ({"restraint": "none"}, "strategy.partial_ascent.restraint is 'none', but must be one of data, origin"),
+        ({"mu": -1.0}, "strategy.partial_ascent.mu is -1.0, but must be at least 0"),
+        ({"lr": 0.0}, "strategy.partial_ascent.lr is 0.0, but must be above 0"),
+        ({"rounds": 0}, "strategy.partial_ascent.rounds is 0, but must be at least 1"),
+        ({"repair_rounds": -1}, "strategy.partial_ascent.repair_rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -80,11 +80,11 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"density": 0.0}, r"partial_label_flip.density=0.0 must lie in \(0, 1\]"),
-        ({"density": 2.0}, r"partial_label_flip.density=2.0 must lie in \(0, 1\]"),
-        ({"mask": "bottom"}, "partial_label_flip.mask='bottom' must be one of top, rotating"),
-        ({"rounds": 0}, "partial_label_flip.rounds=0 must be at least 1"),
-        ({"repair_rounds": -1}, "partial_label_flip.repair_rounds=-1 must not be negative"),
+        ({"density": 0.0}, r"strategy.partial_label_flip.density is 0.0, but must be in \(0, 1\]"),
+        ({"density": 2.0}, r"strategy.partial_label_flip.density is 2.0, but must be in \(0, 1\]"),
+        ({"mask": "bottom"}, "strategy.partial_label_flip.mask is 'bottom', but must be one of top, rotating"),
+        ({"rounds": 0}, "strategy.partial_label_flip.rounds is 0, but must be at least 1"),
+        ({"repair_rounds": -1}, "strategy.partial_label_flip.repair_rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -103,13 +103,13 @@ def test_the_forgotten_class_is_no_longer_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ascent": -1.0}, "pbu.ascent=-1.0 must not be negative"),
-        ({"stability": -1.0}, "pbu.stability=-1.0 must not be negative"),
-        ({"distance": -1.0}, "pbu.distance=-1.0 must not be negative"),
-        ({"rounds": 0}, "pbu.rounds=0 must be at least 1"),
-        ({"epochs": 0}, "pbu.epochs=0 must be at least 1"),
-        ({"batch_size": 0}, "pbu.batch_size=0 must be at least 1"),
-        ({"lr": 0.0}, "pbu.lr=0.0 must be positive"),
+        ({"ascent": -1.0}, "strategy.pbu.ascent is -1.0, but must be at least 0"),
+        ({"stability": -1.0}, "strategy.pbu.stability is -1.0, but must be at least 0"),
+        ({"distance": -1.0}, "strategy.pbu.distance is -1.0, but must be at least 0"),
+        ({"rounds": 0}, "strategy.pbu.rounds is 0, but must be at least 1"),
+        ({"epochs": 0}, "strategy.pbu.epochs is 0, but must be at least 1"),
+        ({"batch_size": 0}, "strategy.pbu.batch_size is 0, but must be at least 1"),
+        ({"lr": 0.0}, "strategy.pbu.lr is 0.0, but must be above 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -178,14 +178,14 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"lr": 0.0}, "pga.lr=0.0 must be positive"),
-        ({"clip": 0.0}, "pga.clip=0.0 must be positive"),
-        ({"stop": 0.0}, "pga.stop=0.0 must be positive"),
-        ({"momentum": 1.0}, r"pga.momentum=1.0 must lie in \[0, 1\)"),
-        ({"epochs": 0}, "pga.epochs=0 must be at least 1"),
-        ({"batch_size": 0}, "pga.batch_size=0 must be at least 1"),
-        ({"inits": 0}, "pga.inits=0 must be at least 1"),
-        ({"rounds": -1}, "pga.rounds=-1 must not be negative"),
+        ({"lr": 0.0}, "strategy.pga.lr is 0.0, but must be above 0"),
+        ({"clip": 0.0}, "strategy.pga.clip is 0.0, but must be above 0"),
+        ({"stop": 0.0}, "strategy.pga.stop is 0.0, but must be above 0"),
+        ({"momentum": 1.0}, r"strategy.pga.momentum is 1.0, but must be in \[0, 1\)"),
+        ({"epochs": 0}, "strategy.pga.epochs is 0, but must be at least 1"),
+        ({"batch_size": 0}, "strategy.pga.batch_size is 0, but must be at least 1"),
+        ({"inits": 0}, "strategy.pga.inits is 0, but must be at least 1"),
+        ({"rounds": -1}, "strategy.pga.rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -174,10 +174,10 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rounds": 0}, "projected_gradient.rounds=0 must be at least 1"),
-        ({"lr_end": 0.0}, "projected_gradient.lr_end=0.0 must be positive"),
-        ({"rank": -1}, "projected_gradient.rank=-1 must not be negative"),
-        ({"energy": 1.5}, r"projected_gradient.energy=1.5 must lie in \[0, 1\]"),
+        ({"rounds": 0}, "strategy.projected_gradient.rounds is 0, but must be at least 1"),
+        ({"lr_end": 0.0}, "strategy.projected_gradient.lr_end is 0.0, but must be above 0"),
+        ({"rank": -1}, "strategy.projected_gradient.rank is -1, but must be at least 0"),
+        ({"energy": 1.5}, r"strategy.projected_gradient.energy is 1.5, but must be in \[0, 1\]"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

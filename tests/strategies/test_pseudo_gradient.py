@@ -94,10 +94,10 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rate": 0.0}, "pseudo_gradient.rate=0.0 must be positive"),
-        ({"retained_rate": -1.0}, "pseudo_gradient.retained_rate=-1.0 must not be negative"),
-        ({"unlearning_rounds": 0}, "pseudo_gradient.unlearning_rounds=0 must be at least 1"),
-        ({"rounds": -1}, "pseudo_gradient.rounds=-1 must not be negative"),
+        ({"rate": 0.0}, "strategy.pseudo_gradient.rate is 0.0, but must be above 0"),
+        ({"retained_rate": -1.0}, "strategy.pseudo_gradient.retained_rate is -1.0, but must be at least 0"),
+        ({"unlearning_rounds": 0}, "strategy.pseudo_gradient.unlearning_rounds is 0, but must be at least 1"),
+        ({"rounds": -1}, "strategy.pseudo_gradient.rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -91,8 +91,8 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rounds": 0}, "random_label.rounds=0 must be at least 1"),
-        ({"repair_rounds": -1}, "random_label.repair_rounds=-1 must not be negative"),
+        ({"rounds": 0}, "strategy.random_label.rounds is 0, but must be at least 1"),
+        ({"repair_rounds": -1}, "strategy.random_label.repair_rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -78,11 +78,11 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"saliency": "both"}, "retention_mask.saliency='both' must be one of retain, forget"),
-        ({"keep": 0.0}, r"retention_mask.keep=0.0 must lie in \(0, 1\]"),
-        ({"keep": 1.5}, r"retention_mask.keep=1.5 must lie in \(0, 1\]"),
-        ({"start": "random"}, "retention_mask.start='random' must be one of zero, fresh"),
-        ({"rounds": -1}, "retention_mask.rounds=-1 must not be negative"),
+        ({"saliency": "both"}, "strategy.retention_mask.saliency is 'both', but must be one of retain, forget"),
+        ({"keep": 0.0}, r"strategy.retention_mask.keep is 0.0, but must be in \(0, 1\]"),
+        ({"keep": 1.5}, r"strategy.retention_mask.keep is 1.5, but must be in \(0, 1\]"),
+        ({"start": "random"}, "strategy.retention_mask.start is 'random', but must be one of zero, fresh"),
+        ({"rounds": -1}, "strategy.retention_mask.rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

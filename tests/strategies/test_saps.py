@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fedforget.params import Layout, Params
+from fedforget.routines import gradient
 from fedforget.seeds import Seeds
 from fedforget.testing import REQUESTS, Toy, serve
 from strategies.saps import SharpnessAware, sharpest, sign_vector
@@ -70,7 +71,7 @@ def test_all_parameters_make_the_plain_first_order_step(tmp_path: Path, scope: s
     models, cohort, final, toy = unlearn(tmp_path, scope, share=1.0, rate=0.01)
     assert cohort.cost.rounds == 2 and models[0].equals(final)
     # tau times the summed gradient, that is, the number of forgotten examples times the mean.
-    replies = cohort.train(final, cohort.targets, routine="fedforget.routines:gradient", split="forget")
+    replies = cohort.train(final, cohort.targets, routine=gradient, split="forget")
     total = sum(reply.num_examples * reply.update.flat.double() for reply in replies)
     torch.testing.assert_close(models[-1].flat.double() - final.flat, 0.01 * total, rtol=1e-3, atol=1e-6)
 
@@ -106,10 +107,10 @@ def test_the_forgotten_data_is_fitted_worse(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"share": 0.0}, r"saps.share=0.0 must lie in \(0, 1\]"),
-        ({"rate": 0.0}, "saps.rate=0.0 must be positive"),
-        ({"curvature": "exact"}, "saps.curvature='exact' must be one of hutchinson, fisher"),
-        ({"probes": 0}, "saps.probes=0 must be at least 1"),
+        ({"share": 0.0}, r"strategy.saps.share is 0.0, but must be in \(0, 1\]"),
+        ({"rate": 0.0}, "strategy.saps.rate is 0.0, but must be above 0"),
+        ({"curvature": "exact"}, "strategy.saps.curvature is 'exact', but must be one of hutchinson, fisher"),
+        ({"probes": 0}, "strategy.saps.probes is 0, but must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

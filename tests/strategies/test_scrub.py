@@ -76,10 +76,10 @@ class FakeCohort:
     def __init__(self) -> None:
         self.asked: list[tuple[str, int, float]] = []
 
-    def train(self, w: Params, clients: Iterable[int] | None = None, *, routine: str, **ask: Any) -> Replies:
-        self.asked.append((routine.rpartition(":")[2], ask["round"], ask["lr"]))
+    def train(self, w: Params, clients: Iterable[int] | None = None, *, routine: Routine, **ask: Any) -> Replies:
+        self.asked.append((routine.__name__, ask["round"], ask["lr"]))
         assert ask["vectors"]["teacher"].flat.tolist() == [1, 1, 1]
-        if routine.endswith("max_step"):
+        if routine is max_step:
             assert tuple(clients or ()) == self.targets and ask["split"] == "forget"
             return Replies([Reply(1, point(4, 0, 0), 10, 0.0)])
         return Replies([Reply(0, point(0, 2, 0), 30, 0.0), Reply(1, point(0, 0, 6), 20, 0.0)])
@@ -155,13 +155,13 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rounds": 0}, "scrub.rounds=0 must be at least 1"),
-        ({"rounds": 2, "max_rounds": 3}, r"scrub.max_rounds=3 must lie in \[0, scrub.rounds=2\]"),
-        ({"gamma": -0.1}, "scrub.gamma=-0.1 must not be negative"),
-        ({"alpha": float("nan")}, "scrub.alpha=nan must not be negative"),
-        ({"temperature": 0.0}, "scrub.temperature=0.0 must be positive"),
-        ({"lr": -1.0}, "scrub.lr=-1.0 must be positive"),
-        ({"lr_drops": (3, 0)}, r"scrub.lr_drops=\(3, 0\) must be epochs, at least 1"),
+        ({"rounds": 0}, "strategy.scrub.rounds is 0, but must be at least 1"),
+        ({"rounds": 2, "max_rounds": 3}, r"strategy.scrub.max_rounds is 3, but must be at most rounds, 2"),
+        ({"gamma": -0.1}, "strategy.scrub.gamma is -0.1, but must be at least 0"),
+        ({"alpha": float("nan")}, "strategy.scrub.alpha is nan, but must be a finite number"),
+        ({"temperature": 0.0}, "strategy.scrub.temperature is 0.0, but must be above 0"),
+        ({"lr": -1.0}, "strategy.scrub.lr is -1.0, but must be above 0"),
+        ({"lr_drops": (3, 0)}, r"strategy.scrub.lr_drops\[1\] is 0, but must be at least 1"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

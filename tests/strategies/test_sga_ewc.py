@@ -112,11 +112,11 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"penalty": -1.0}, "sga_ewc.penalty=-1.0 must not be negative"),
-        ({"lr": 0.0}, "sga_ewc.lr=0.0 must be positive"),
-        ({"unlearning_rounds": 0}, "sga_ewc.unlearning_rounds=0 must be at least 1"),
-        ({"epochs": 0}, "sga_ewc.epochs=0 must be at least 1"),
-        ({"rounds": -1}, "sga_ewc.rounds=-1 must be at least 0"),
+        ({"penalty": -1.0}, "strategy.sga_ewc.penalty is -1.0, but must be at least 0"),
+        ({"lr": 0.0}, "strategy.sga_ewc.lr is 0.0, but must be above 0"),
+        ({"unlearning_rounds": 0}, "strategy.sga_ewc.unlearning_rounds is 0, but must be at least 1"),
+        ({"epochs": 0}, "strategy.sga_ewc.epochs is 0, but must be at least 1"),
+        ({"rounds": -1}, "strategy.sga_ewc.rounds is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

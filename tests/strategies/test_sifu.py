@@ -141,9 +141,9 @@ def test_what_it_assumes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epsilon": 0.0}, "sifu.epsilon=0.0 must be finite and positive"),
-        ({"sigma": -1.0}, "sifu.sigma=-1.0 must be finite and positive"),
-        ({"delta": 1.0}, r"sifu.delta=1.0 must lie in \[0, 1\)"),
+        ({"epsilon": 0.0}, "strategy.sifu.epsilon is 0.0, but must be above 0"),
+        ({"sigma": -1.0}, "strategy.sifu.sigma is -1.0, but must be above 0"),
+        ({"delta": 1.0}, r"strategy.sifu.delta is 1.0, but must be in \[0, 1\)"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from fedforget.params import Layout, Params
 from fedforget.solvers import cauchy_step, cubic_descent, cubic_model, cubic_step
 from fedforget.testing import REQUESTS
-from strategies.stochastic_cubic_newton import StochasticCubicNewton
+from strategies.stochastic_cubic_newton import StochasticCubicNewton, gradient
 
 REQUEST = REQUESTS["client"]
 
@@ -85,8 +85,7 @@ def test_the_batches_of_gradient_and_hessian_are_drawn_apart(toy):
     g, H = StochasticCubicNewton(config).local_model(cohort, w)
 
     def on_the_gradients_batch(at):
-        routine = "strategies.stochastic_cubic_newton:gradient"
-        return cohort.reduce(at, cohort.retained, routine=routine, round=t, size=8)
+        return cohort.reduce(at, cohort.retained, routine=gradient, round=t, size=8)
 
     torch.testing.assert_close((on_the_gradients_batch(w) + toy.local.weight_decay * w).flat, g.flat)
     difference = (on_the_gradients_batch(w + 1e-4 * g) - on_the_gradients_batch(w - 1e-4 * g)) / 2e-4
@@ -115,11 +114,11 @@ def test_a_batch_that_holds_everything_changes_nothing(toy, unlearn):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lipschitz": 0.0}, "stochastic_cubic_newton.lipschitz=0.0 must be positive"),
-        ({"eta": float("nan")}, "stochastic_cubic_newton.eta=nan must be positive"),
-        ({"steps": 0}, "stochastic_cubic_newton.steps=0 must be at least 1"),
-        ({"inner_steps": -1}, "stochastic_cubic_newton.inner_steps=-1 must be at least 0"),
-        ({"hessian_batch": -1}, "stochastic_cubic_newton.hessian_batch=-1 must be at least 0"),
+        ({"lipschitz": 0.0}, "strategy.stochastic_cubic_newton.lipschitz is 0.0, but must be above 0"),
+        ({"eta": float("nan")}, "strategy.stochastic_cubic_newton.eta is nan, but must be a finite number"),
+        ({"steps": 0}, "strategy.stochastic_cubic_newton.steps is 0, but must be at least 1"),
+        ({"inner_steps": -1}, "strategy.stochastic_cubic_newton.inner_steps is -1, but must be at least 0"),
+        ({"hessian_batch": -1}, "strategy.stochastic_cubic_newton.hessian_batch is -1, but must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(options, message):

@@ -34,7 +34,7 @@ def test_what_it_assumes() -> None:
     assert TruncatedRetrain().card == Card(records="nothing", target_online=False, retained_online=True)
 
 
-@pytest.mark.parametrize("share", [0.0, -0.5, 1.01, float("nan")])
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.01, 1.5])
 def test_bad_settings_are_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=rf"truncated_retrain.share={share} must lie in \(0, 1\]"):
+    with pytest.raises(ValueError, match=rf"strategy.truncated_retrain.share is {share}, but must be in \(0, 1\]"):
         TruncatedRetrain.Config(share=share)

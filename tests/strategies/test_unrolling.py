@@ -16,7 +16,7 @@ from fedforget.ledger import Cost
 from fedforget.metrics.unrolling import unlearning_error, verification_error
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
-from fedforget.routines import LocalConfig
+from fedforget.routines import LocalConfig, Routine, gradient
 from fedforget.seeds import Seeds
 from fedforget.strategy import LearningConfig
 from fedforget.testing import REQUESTS, Toy, serve
@@ -39,7 +39,7 @@ class FakeCohort:
         self.task, self.targets = SimpleNamespace(local=local), (0,)
         self.forgotten, self.asked = forgotten, []
 
-    def train(self, model: Params, clients: tuple[int, ...], *, routine: str, split: str) -> Replies:
+    def train(self, model: Params, clients: tuple[int, ...], *, routine: Routine, split: str) -> Replies:
         self.asked.append((model.flat.tolist(), clients, routine, split))
         return Replies([Reply(0, point(4, -8), self.forgotten, 0.0)])
 
@@ -68,7 +68,7 @@ def test_the_gradient_is_added_back_with_the_rounds_weights(tmp_path: Path) -> N
     # (3, 5) + 0.225 (4, -8) = (3.9, 3.2)
     cohort = FakeCohort(LocalConfig(lr=0.1, lr_decay=0.5, epochs=2, batch_size=4))
     assert unlearn(tmp_path, cohort) == pytest.approx([3.9, 3.2])
-    assert cohort.asked == [([0.0, 0.0], (0,), "fedforget.routines:gradient", "forget")]
+    assert cohort.asked == [([0.0, 0.0], (0,), gradient, "forget")]
 
 
 def test_steps_replace_epochs(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_what_it_assumes() -> None:
     assert Unrolling().card == Card("nothing", target_online=True, retained_online=False)
     assert Unrolling(Unrolling.Config(True)).card == Card("globals", target_online=True, retained_online=False)
     assert Unrolling(Unrolling.Config(products=3)).card == Card("nothing", target_online=True)
-    with pytest.raises(ValueError, match="unrolling.products=-1 must not be negative"):
+    with pytest.raises(ValueError, match="strategy.unrolling.products is -1, but must be at least 0"):
         Unrolling.Config(products=-1)
 
 
