@@ -50,6 +50,7 @@ def describe(message: Message, context: Context) -> Message:
         "num_test": len(federated.test_labels),
         "corruption": federated.record,
         "data": federated.fingerprint,
+        "facts": federated.facts.to_dict(),
     }
     return Message(messages.pack_reply({}, {"node": about, **report}), reply_to=message)
 

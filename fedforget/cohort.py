@@ -29,6 +29,8 @@ from fedforget import messages, routines
 from fedforget.attendance import Attendance
 from fedforget.checks import Asked, miscount, misfit, said
 from fedforget.core.exact import exact_scale
+from fedforget.data.facts import DataFacts
+from fedforget.description import read_description
 from fedforget.exchange import Card, Exchange, Journal, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.messages import GRID, SPHERE, TEST, Task, Work
@@ -149,6 +151,11 @@ class Federation:
     class_counts: Mapping[int, Sequence[int]]
     about: Mapping[str, Any]
 
+    @cached_property
+    def facts(self) -> DataFacts:
+        """What the first node says of the data."""
+        return DataFacts.from_dict(self.about["facts"])
+
     @property
     def device(self) -> str:
         """Type of the device of all nodes: ``cpu`` or ``cuda``."""
@@ -216,6 +223,8 @@ def describe(grid: Grid, task: Task, timeout: float = 600.0) -> Federation:
             if counts.setdefault(client, class_counts) != class_counts:
                 raise ValueError(f"two SuperNodes hold different data of client {client}; a client has one home")
             num_train[client] = sum(class_counts)
+    if not num_train:
+        raise ValueError(f"none of {len(nodes)} SuperNodes hosts a client")
     return Federation(hosts, num_train, counts, about)
 
 
@@ -227,24 +236,14 @@ def _description(reply: Message) -> tuple[dict[str, Any], dict[int, list[int]]]:
     """
     try:
         _, report = messages.unpack_reply(reply.content)
-        about = report.pop("node")
-        error = about.get("error", "")
-        clients = {int(client): entry["class_counts"] for client, entry in report.items()}
-        kinds = {"device": str, "data": str, "num_test": int, "num_classes": int, "input_shape": list}
-        wrong = {name: about.get(name) for name, kind in kinds.items() if not isinstance(about.get(name), kind)}
-        for client, counts in clients.items():
-            whole = len(counts) == about["num_classes"] and all(type(count) is int and count >= 0 for count in counts)
-            if client < 0 or not whole or sum(counts) != report[str(client)]["num_train"]:
-                wrong[f"client {client}"] = report[str(client)]
-        if wrong and not error:
-            raise ValueError(f"it says {wrong}")
+        about, clients = read_description(report)
     except (ValueError, KeyError, TypeError) as problem:
         raise ValueError(
             f"a SuperNode's description of itself cannot be read ({said(problem)}); "
             "run the same version of fedforget on all of them"
         ) from problem
-    if error:
-        raise ValueError(said(error))
+    if "error" in about:
+        raise ValueError(said(about["error"]))
     return about, clients
 
 

@@ -17,7 +17,7 @@ from fedforget.params import Layout
 FLOAT = 4  # bytes of a number in a stored model
 SUM = 8  # of one in a sum over clients
 ROW = 4 * 8  # of an example of an audit set beside its logits: label, client, place, and whether it was trained on
-LAYER = 512  # of an example inside one layer, see `fedforget.engine`
+LAYER = 512  # of an example inside one layer, see `fedforget.client.answering`
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 
 import fedforget
 from fedforget import config as configuration
-from fedforget import disk, messages, models, report, routines, solvers, tuning
+from fedforget import disk, escape, messages, models, report, routines, solvers, tuning
 from fedforget.assessment import PARTS, assess
 from fedforget.cohort import (
     ANCHORS,
@@ -48,7 +48,7 @@ from fedforget.cohort import (
     asked_of,
     describe,
 )
-from fedforget.config import RequestStep, RunConfig, StrategySpec
+from fedforget.config import RunConfig, StrategySpec
 from fedforget.disk import Need
 from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL
 from fedforget.exchange import RECORDS
@@ -60,6 +60,7 @@ from fedforget.metrics import Outputs
 from fedforget.metrics.representation import swap_head
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
+from fedforget.resolve import name_request, resolve
 from fedforget.seeds import Seeds
 from fedforget.store import (
     CannotWrite,
@@ -145,10 +146,9 @@ class Experiment:
     """
 
     def __init__(self, config: RunConfig, grid: Grid, output: Path, say: Callable[[str], None] = print) -> None:
-        self.config, self.say = config, say
+        self.config, self.say = config, lambda line: say(escape.lines(line))
         self.store = Store(output / "store")
-        self.folder = output / "runs" / f"{config.experiment}-{digest(configuration.to_dict(config))[:8]}"
-        make_folder(self.folder)
+        self.output = output
         self.task = Task(
             config.data, config.model, config.local, config.engine.device, config.engine.mode, config.engine.precision
         )
@@ -176,14 +176,18 @@ class Experiment:
         logging.getLogger("flwr").setLevel(logging.WARNING)
         self.federation = describe(self.grid, self.task)
         self.layout = Layout.of(models.build(self.config.model, *self._shape()))
-        self.requests = tuple(self._resolve(i, step) for i, step in enumerate(self.config.request.steps))
+        self.requests = resolve(self.config, self.federation)
+        self.folder = make_folder(self.output / "runs" / self._name())
         self._check()
         self.rehearsal = self._rehearsal()
+        for heading, text in self.federation.facts.lines():
+            self.say(f"{heading}: {text}")
+        named = [name_request(request, self.federation) for request in self.requests]
         clients = len(self.federation.clients)
         asked = asked_of(self.config.learning.fraction, clients)
         self.say(
             f"{clients} clients on {len(self.federation.hosts)} SuperNodes ({self.federation.about['device']}), "
-            f"{asked} asked in a round; to forget: {', then '.join(map(str, self.requests))}"
+            f"{asked} asked in a round; to forget: {', then '.join(named)}"
         )
         evaluation = self.config.evaluation
         self.say(
@@ -211,37 +215,11 @@ class Experiment:
 
     # ------------------------------------------------------------------ before any work
 
-    def _resolve(self, number: int, step: RequestStep) -> UnlearningRequest:
-        """The request that a step of the configuration means, now that the clients' sizes are known."""
-        if step.scope == "class":
-            return UnlearningRequest("class", step.classes, step.after_round)
-        missing = [client for client in step.clients if client not in self.federation.num_train]
-        if missing:
-            raise ValueError(
-                f"request.clients={list(step.clients)}: client {missing[0]} does not exist; "
-                f"there are clients 0 to {self.federation.clients[-1]}"
-            )
-        if step.scope == "client":
-            return UnlearningRequest("client", step.clients, step.after_round)
-        client = step.clients[0]
-        size = self.federation.num_train[client]
-        positions: Any = step.samples
-        if not positions:
-            order = Seeds(self.config.seed).numpy("request", number).permutation(size)
-            positions = order[: max(1, round(step.share * size))].tolist()
-        beyond = [position for position in positions if position >= size]
-        if beyond:
-            raise ValueError(f"request.samples: client {client} has {size} training examples, so none at {beyond[0]}")
-        return UnlearningRequest("sample", tuple((client, position) for position in positions), step.after_round)
-
     def _check(self) -> None:
         """Refuse what cannot work, before anything is trained."""
         if int(self.federation.about["num_test"]) < 2:  # the audit measures distances between test images
             raise ValueError("the task has a single test example, but an audit needs two at least")
-        classes = int(self.federation.about["num_classes"])
         for number, request in enumerate(self.requests):
-            if request.scope == "class" and max(request.targets) >= classes:
-                raise ValueError(f"request.classes: class {max(request.targets)} does not exist; there are {classes}")
             cohort = self._cohort(Seeds(0), number)
             if not cohort.targets:
                 raise ValueError(f"request {request} names no training example that is still there")
@@ -778,17 +756,21 @@ class Experiment:
             "durability": list(config.evaluation.durability),
             "classes": int(self.federation.about["num_classes"]),
             "layout": [self.layout.names, self.layout.shapes],
-            "corruption_config": asdict(config.corruption),
+            "corruption_config": asdict(config.corruption.resolved(self.federation.facts.classes)),
             "claim": config.evaluation.claim,
             "tuning": self.tuned,
             "seeds": config.evaluation.seeds,
-            "requests": [str(request) for request in self.requests],
+            "requests": [name_request(request, self.federation) for request in self.requests],
+            "request_values": [request.to_dict() for request in self.requests],
             "failed": dict(sorted(self._failed.items())),
             "left_out": _left_out(index),
             "config": digest(configuration.to_dict(config)),
             "trajectory": digest([self._trajectory_key(k) for k in range(config.evaluation.seeds)]),
             "options": {spec.label: _options(spec) for spec in self._specs()},
             "data": self.federation.about["data"],
+            "data_facts": self.federation.about["facts"],
+            "data_lines": self.federation.facts.lines(),
+            "owners": {str(client): owner for client, owner in enumerate(self.federation.facts.owners)},
             "corruption": self.federation.about["corruption"],
             "versions": versions(),
             "strategies": {spec.label: asdict(self._strategy(spec).card) for spec in self._specs()},
@@ -796,6 +778,11 @@ class Experiment:
         }
 
     # ------------------------------------------------------------------ small parts
+
+    def _name(self) -> str:
+        """The name of the run's folder: other settings, or other data under the same settings, are another run."""
+        of = {"config": configuration.to_dict(self.config), "data": self.federation.about["data"]}
+        return f"{self.config.experiment}-{digest(of)[:8]}"
 
     def _seeds(self, k: int) -> Seeds:
         """The streams of trajectory ``k``: originals and oracles of one ``k`` share them, which pairs them."""

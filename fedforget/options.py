@@ -8,16 +8,14 @@ class Config:
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 SCALES = ("log", "linear", "int")  # of a tuning range
-LISTED = 20  # an error lists the valid names up to so many
 
 
 @dataclass(frozen=True)
@@ -133,17 +131,3 @@ def _check_value(key: str, value: Any, metadata: Mapping[str, Any]) -> None:
         raise ValueError(f"{key} is {value!r}, but must be a finite number")
     if not range_.holds(value):
         raise ValueError(f"{key} is {value!r}, but must be {range_}")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest valid one, or all of them if they are few."""
-    valid = sorted(names)
-    if not valid:
-        return "; there is none"
-    close = difflib.get_close_matches(name, valid, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    if len(valid) <= LISTED:
-        return f"; choose one of {', '.join(valid)}"
-    (least,) = difflib.get_close_matches(name, valid, n=1, cutoff=0)
-    return f"; the nearest of {len(valid)} is {least!r}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedforget.escape import plain
 from fedforget.loading import loading
 
 app = ServerApp()
@@ -39,5 +40,5 @@ def main(grid: Grid, context: Context) -> None:
         config = compose(str(settings["experiment"]), str(settings["overrides"]))
         Experiment(config, grid, output, say).run()
     except (ValueError, TooFewClients, AuditFailed, CannotWrite) as error:
-        say(f"fedforget: error: {error}")
+        say(f"fedforget: error: {plain(str(error))}")
         raise RuntimeError(str(error)) from error.__cause__  # where a strategy's own code failed, for its author

@@ -27,8 +27,10 @@ from flwr.serverapp.strategy import Strategy
 from fedforget import messages
 from fedforget.cohort import Cohort, TooFewClients
 from fedforget.exchange import Card, Replies, Reply
+from fedforget.folders import places
 from fedforget.history import History, Recording
-from fedforget.options import check_when_made, nearest, option
+from fedforget.names import nearest
+from fedforget.options import check_when_made, option
 from fedforget.params import Params
 from fedforget.request import SCOPES, UnlearningRequest
 from fedforget.routines import Client
@@ -359,10 +361,9 @@ def strategy_titles() -> dict[str, str]:
 
 
 def _strategy_files() -> dict[str, Path]:
-    import strategies
-
-    places = [Path(place) for place in strategies.__path__]  # the first place that holds a name wins, as in imports
-    return {path.stem: path for place in reversed(places) for path in place.glob("[!_]*.py")}
+    # The first place that holds a name wins, as in imports.
+    found = reversed(list(places("strategies")))
+    return {path.stem: path for place in found for path in Path(place).glob("[!_]*.py")}
 
 
 def _title(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Every strategy in ``strategies/`` keeps its contract; a new file is covered without an edit here."""
 
 import inspect
+import logging
 import re
 import sys
 from pathlib import Path
@@ -29,6 +30,17 @@ def test_a_docstring_says_the_same_things_in_the_same_order(name):
     assert ("Source" in heads) == ("Paper: none." not in text)
     assert re.search(r"^Source: (paper|code|abstract only|secondary)\b|^Paper: none\.$", text, re.MULTILINE)
     assert not re.findall(r"\[(?:SPEC|MEM|2ND)\]|\b20\d\d-\d\d-\d\d\b", path.read_text())
+
+
+def test_the_check_keeps_what_flower_logs_to_itself_and_leaves_its_level(caplog, capfd):
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    check_strategy(all_strategies()["finetune"])
+    assert logger.level == before and not caplog.records
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(AssertionError, match="NaN"):
+        check_strategy(Explodes)
+    assert logger.level == before
 
 
 class Draws(UnlearningStrategy):

@@ -390,6 +390,10 @@ def of_node(**fields) -> Change:
     return lambda work, arrays, report: report["node"].update(fields)
 
 
+def of_facts(**fields) -> Change:
+    return lambda work, arrays, report: report["node"]["facts"].update(fields)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -402,7 +406,64 @@ def of_node(**fields) -> Change:
         (of_client(num_train=-10, class_counts=[-1] * 10), "cannot be read"),
         (of_client(num_train=10, class_counts=[1] * 10), "two SuperNodes hold different data of client 0"),
         (of_node(device=7), "cannot be read"),
-        (of_node(num_classes="ten"), "cannot be read"),
+        (of_client(num_train=10**30, class_counts=[10**30] + [0] * 9), "cannot be read"),
+        (of_client(num_train=7.5), "cannot be read"),
+        (lambda work, arrays, report: report.update({"0": [1]}), "cannot be read"),
+        (lambda work, arrays, report: report.update({"007": report["0"]}), "cannot be read"),
+        (lambda work, arrays, report: report.update({"9" * 99: report["0"]}), "cannot be read"),
+        *[(lambda work, arrays, report, it=it: report.update(node=it), "cannot be read") for it in (None, [], "x", 3)],
+        *[(of_node(error=it), "cannot be read") for it in (None, 3, ["x"])],
+        *[(of_node(num_classes=it), "cannot be read") for it in ("ten", 1, -10, 10.0, True, 10**9, None)],
+        *[(of_node(num_test=it), "cannot be read") for it in (0, -1, 2.5, "3", 10**30, 359)],
+        *[(of_node(data=it), "cannot be read") for it in ("", None, 7)],
+        *[(of_node(device=it), "cannot be read") for it in ("", "tpu", ["cpu"])],
+        *[(of_node(torch=it), "cannot be read") for it in (None, 2)],
+        *[
+            (of_node(input_shape=it), "cannot be read")
+            for it in (
+                [],
+                [1, 8],
+                [1, 8, 8, 8],
+                [1, 0, 8],
+                [1, -8, 8],
+                [1, 8.0, 8],
+                ["1", 8, 8],
+                [10**9] * 3,
+                "188",
+                None,
+            )
+        ],
+        *[
+            (of_node(corruption=it), "cannot be read")
+            for it in (
+                None,
+                [],
+                "noise",
+                {"kind": "noise"},
+                {"kind": "magic", "positions": {}},
+                {"kind": ["noise"], "positions": {}},
+                {"kind": "noise", "positions": [1]},
+                {"kind": "noise", "positions": {"0": 3}},
+                {"kind": "noise", "positions": {"0": [-1]}},
+                {"kind": "noise", "positions": {"0": ["1"]}},
+                {"kind": "noise", "positions": {"zero": [1]}},
+            )
+        ],
+        *[(of_node(facts=it), "cannot be read") for it in (None, [], {}, "x", {"files": {}})],
+        *[
+            (of_facts(**{name: it}), "cannot be read")
+            for name, it in {
+                "files": {"train": "x"},
+                "columns": {"label": 3},
+                "classes": {"names": ["a"] * 9, "numbers": []},
+                "train": [1] * 9,
+                "test": [-1] * 10,
+                "owners": {"0": "a"},
+                "equal": [1],
+                "holder": -1,
+                "other": 1,
+            }.items()
+        ],
         (of_node(data="other"), "two SuperNodes hold different data"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedforget.options import Range, nearest, option
+from fedforget.options import Range, option
 from fedforget.strategy import UnlearningStrategy
 
 
@@ -89,11 +89,3 @@ def test_an_option_that_contradicts_itself_is_refused() -> None:
         option(0.5, "share", above=0, at_most=1, search=(0.1, 2.0, "log"))
     with pytest.raises(ValueError, match="search of the option 'kind' is 'c', but must be one of a, b"):
         option("a", "kind", choices=("a", "b"), search=("a", "c"))
-
-
-def test_few_names_are_listed_and_of_many_the_nearest_is_named() -> None:
-    assert nearest("x", []) == "; there is none"
-    assert nearest("finetun", ["finetune", "scrub"]) == "; did you mean 'finetune'?"
-    assert nearest("xyz", ["finetune", "scrub"]) == "; choose one of finetune, scrub"
-    many = [f"name{number}" for number in range(30)]
-    assert nearest("xyz7", many).startswith("; the nearest of 30 is 'name")
