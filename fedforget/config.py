@@ -557,7 +557,7 @@ def _strategy_file(label: str, variants: tuple[str, ...] = ()) -> tuple[str, dic
     files, names = _files("strategy"), strategy_names()
     if label not in files:
         if label not in names:
-            raise _unknown("strategy", label, {*names, *files})
+            raise _unknown("strategy", label, sorted({*names, *files}))
         return label, {}
     fields = _read(files[label])
     if "strategy" not in fields:
