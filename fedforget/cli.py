@@ -92,9 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options, rest = parser.parse_known_args(arguments)
     if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        from fedforget.config import as_setting
+
+        hint = as_setting(rest) if "overrides" in options else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:  # overrides behind an option, where argparse expects no more of them
         options.overrides = [*options.overrides, *rest]
+    from fedforget.escape import plain
     from fedforget.store import CannotWrite
 
     sys.path[:0] = _own_folder()
@@ -102,12 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return {"run": _run, "list": _list, "report": _report, "split": _split, "doctor": _doctor}[options.command](
             options
         )
-    except ValueError as error:
-        print(f"{ERROR}{error}", file=sys.stderr)
-        return 2
-    except CannotWrite as error:
-        print(f"{ERROR}{error}", file=sys.stderr)
-        return 1
+    except (ValueError, CannotWrite) as error:
+        print(f"{ERROR}{plain(str(error))}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
 
 
 # ---------------------------------------------------------------------- run
@@ -115,8 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Late imports keep `fedforget --help` instant; composing here finds bad input before Flower starts.
+    from fedforget.client.workbench import device_of
     from fedforget.config import absolute_paths, compose
-    from fedforget.engine import device_of
     from fedforget.store import Store, default_output
 
     if options.nodes < 1:

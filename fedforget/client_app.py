@@ -11,7 +11,9 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedforget import engine, messages
+from fedforget import messages
+from fedforget.client import answering, training
+from fedforget.client.workbench import Workbench, workbench
 from fedforget.messages import TEST, Task, Work
 from fedforget.store import digest
 
@@ -31,7 +33,7 @@ def describe(message: Message, context: Context) -> Message:
     """Which clients this node hosts (all of them in simulation, its own when deployed), and their sizes."""
     try:
         work, _ = _accepted(message, context)
-        bench = engine.workbench(work.task)
+        bench = workbench(work.task)
         hosted = _hosted(bench, context)
     except ValueError as error:  # what the user must mend: sent as a sentence, not as a traceback
         return Message(messages.pack_reply({}, {"node": {"error": str(error)}}), reply_to=message)
@@ -57,7 +59,7 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Run the routine for each client asked; the reply holds one vector a client, or their sum."""
     work, vectors = _accepted(message, context)
-    arrays, report = engine.train(work, vectors)
+    arrays, report = training.train(work, vectors)
     return Message(messages.pack_reply(arrays, report), reply_to=message)
 
 
@@ -65,7 +67,7 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """What models answer on each part asked."""
     work, vectors = _accepted(message, context)
-    arrays, report = engine.evaluate(work, vectors)
+    arrays, report = answering.evaluate(work, vectors)
     return Message(messages.pack_reply(arrays, report), reply_to=message)
 
 
@@ -86,7 +88,7 @@ def _accepted(message: Message, context: Context) -> tuple[Work, dict[str, NDArr
         own = replace(task.data, task=replace(task.data.task, path=str(folder)))
         work = replace(work, task=replace(task, data=own).to_json(), shelves=_own_shelves(work, context))
     if HOSTED in context.node_config:
-        hosted = _hosted(engine.workbench(work.task), context)
+        hosted = _hosted(workbench(work.task), context)
         asked = {*work.clients, *(client for client, *_ in work.parts if client != TEST)}
         if not asked.issubset(hosted):
             raise ValueError(f"a SuperNode serves only client {hosted[0]}, but was asked for {sorted(asked)}")
@@ -104,7 +106,7 @@ def _own_shelves(work: Work, context: Context) -> str:
     return str(Path(str(context.node_config[SHELVES])) / digest(Path(work.shelves).parts[-3:])) if work.shelves else ""
 
 
-def _hosted(bench: engine.Workbench, context: Context) -> Sequence[int]:
+def _hosted(bench: Workbench, context: Context) -> Sequence[int]:
     """The clients that this node serves.
 
     Raises:

@@ -5,7 +5,6 @@ The unit of replication is the seed (one whole training run), never the example.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch import Tensor
 from fedforget.ledger import Cost
 from fedforget.metrics import METRICS, Outputs, clients, fidelity, leakage, representation
 from fedforget.metrics.outputs import align, margins
+from fedforget.names import nearest
 
 ORIGINAL, ORACLE = "original", "retrain"
 CHECKPOINT = "retrain@"  # a retrain stopped after so many rounds: free, for the oracle passed there
@@ -114,9 +114,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "durability", tuple(sorted(int(rounds) for rounds in self.durability)))
         if self.level not in LEVELS:
-            near = difflib.get_close_matches(self.level, LEVELS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"evaluation level {self.level!r} is unknown; choose one of {', '.join(LEVELS)}{hint}")
+            raise ValueError(f"evaluation level {self.level!r} is unknown{nearest(self.level, LEVELS)}")
         level = LEVELS[self.level]
         if self.seeds < level.seeds:
             raise ValueError(

@@ -35,16 +35,27 @@ from torch import Tensor
 
 import fedforget
 from fedforget import config as configuration
-from fedforget import models, report, routines, solvers, tuning
+from fedforget import disk, escape, models, report, routines, solvers, tuning
 from fedforget.assessment import PARTS, assess
-from fedforget.cohort import Cohort, TooFewClients, describe
+from fedforget.cohort import (
+    ANCHORS,
+    DEEP,
+    FEATURED,
+    TEST_SETS,
+    AuditFailed,
+    Cohort,
+    TooFewClients,
+    asked_of,
+    describe,
+)
 from fedforget.config import RunConfig, StrategySpec
+from fedforget.disk import Need
 from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL
 from fedforget.exchange import RECORDS
 from fedforget.grid import choose
 from fedforget.history import FileJournal, History, HistoryConfig, Recording, find_recording
 from fedforget.ledger import Cost
-from fedforget.messages import Task
+from fedforget.messages import GRID, SPHERE, Task
 from fedforget.metrics import Outputs
 from fedforget.metrics.representation import swap_head
 from fedforget.params import Layout, Params
@@ -62,7 +73,7 @@ from fedforget.store import (
     save_tensors,
     write_text,
 )
-from fedforget.strategy import UnlearningStrategy, find
+from fedforget.strategy import AVERAGING, UnlearningStrategy, find
 
 AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
 REGION_SETS = ("near", "far")  # points around examples
@@ -134,7 +145,7 @@ class Experiment:
     """
 
     def __init__(self, config: RunConfig, grid: Grid, output: Path, say: Callable[[str], None] = print) -> None:
-        self.config, self.say = config, say
+        self.config, self.say = config, lambda line: say(escape.lines(line))
         self.store = Store(output / "store")
         self.output = output
         self.task = Task(
@@ -153,9 +164,10 @@ class Experiment:
         """Do everything that is not done yet; returns the folder with the report.
 
         Raises:
-            ValueError: if the configuration does not fit the data; nothing has been trained then.
+            ValueError: if the configuration does not fit the data, or the results the disk; nothing has been trained.
             CannotWrite: if the disk does not take a result; the same command goes on from what was saved.
             TooFewClients: if a round failed; what was finished is stored, and the same command goes on from there.
+            AuditFailed: if no node could say what a model answers; likewise.
         """
         # The workers fill every core; a server with more threads would only take them away.
         torch.set_num_threads(1)
@@ -170,15 +182,20 @@ class Experiment:
         for heading, text in self.federation.facts.lines():
             self.say(f"{heading}: {text}")
         named = [name_request(request, self.federation) for request in self.requests]
+        clients = len(self.federation.clients)
+        asked = asked_of(self.config.learning.fraction, clients)
         self.say(
-            f"{len(self.federation.clients)} clients on {len(self.federation.hosts)} SuperNodes "
-            f"({self.federation.about['device']}); to forget: {', then '.join(named)}"
+            f"{clients} clients on {len(self.federation.hosts)} SuperNodes ({self.federation.about['device']}), "
+            f"{asked} asked in a round; to forget: {', then '.join(named)}"
         )
         evaluation = self.config.evaluation
         self.say(
             f"evidence level {evaluation.level} ({LEVELS[evaluation.level].code}), K = {evaluation.seeds}: "
             f"{self._trainings()} whole trainings, {len(self._specs()) - 1} strategies. {evaluation.claim}"
         )
+        need = _disk_needed(self)
+        self.say(f"what is still to be done needs {need}")
+        disk.refuse(need, self.store.root, self._history_config().record)
         self._count.total = self._to_make()
         if self.config.tuning.trials:
             self.tuned = self._tune()
@@ -322,11 +339,10 @@ class Experiment:
         config, seeds = self.config, self._seeds(k)
         key, start = self._trajectory_key(k, learner), self._initial(k)
         what = f"learning for {learner.label}, {_seed(k)}" if learner else f"learning, {_seed(k)}"
-        targets = tuple(sorted({client for request in self.requests for client in request.clients}))
         rounds = self.requests[0].after_round or config.learning.rounds
 
         def find() -> Recording:
-            return find_recording(self.store, key, start.layout, history_config, targets, seeds)
+            return find_recording(self.store, key, start.layout, history_config, self._targets(), seeds)
 
         with self.store.lock("trajectories", key):
             recording = find()
@@ -377,7 +393,8 @@ class Experiment:
         except TooFewClients as error:
             if spec.label == ORACLE:
                 raise
-            # A method that breaks its clients' models is a finding about that method; the others go on.
+            # A method that breaks its clients' models is a finding about that method; the others go on. An audit that
+            # fails is none: it stops the run.
             self._failed[spec.label] = f"seed {k}: {error}"
             self.say(f"  note: {spec.label} failed and is left out, {self._failed[spec.label]}")
         return entries
@@ -392,16 +409,7 @@ class Experiment:
             ValueError: if the strategy's code fails.
         """
         strategy, request, layout = self._strategy(spec), self.requests[i], previous.params.layout
-        card = strategy.card
-        determines = {
-            "trajectory": self._trajectory_key(k, spec if self._learns_itself(spec) else None),
-            "previous": previous.key,
-            "requests": [request.to_dict() for request in self.requests[: i + 1]],
-            "strategy": [spec.name, asdict(spec.options), _code_of(strategy)],
-            "recorded": None
-            if card.records in ("nothing", "globals")
-            else asdict(replace(recording.config, record="")),
-        }
+        card, determines = strategy.card, self._made_of(k, spec, i, previous.key, recording.config)
         key = digest(determines)
         folder = self.store.folder("models", key)
         path = folder / "model.safetensors"
@@ -452,6 +460,18 @@ class Experiment:
         params, notes = Params(tensors["model"], layout), tuple(metadata["notes"])
         return Model(key, params, cost, str(path), "model", metadata["residues"], notes), checkpoints
 
+    def _made_of(self, k: int, spec: StrategySpec, i: int, previous: str, form: HistoryConfig) -> dict[str, Any]:
+        """What determines the model that a strategy makes of the model ``previous``; its digest is the address."""
+        strategy = self._strategy(spec)
+        updates = strategy.card.records not in ("nothing", "globals")
+        return {
+            "trajectory": self._trajectory_key(k, spec if self._learns_itself(spec) else None),
+            "previous": previous,
+            "requests": [request.to_dict() for request in self.requests[: i + 1]],
+            "strategy": [spec.name, asdict(spec.options), _code_of(strategy)],
+            "recorded": asdict(replace(form, record="")) if updates else None,
+        }
+
     def _stored(self, path: Path) -> tuple[dict[str, Tensor], dict] | None:
         """What a file holds; ``None`` if it has to be made, or made again: a damaged one is named and deleted.
 
@@ -488,7 +508,7 @@ class Experiment:
             if self._learns_itself(spec):
                 why[spec.label] = "it learns by itself, so every trial would be a whole training"
             elif not tuning.space(spec.options):
-                why[spec.label] = "none of its options declares a range"
+                why[spec.label] = "no option of its Config declares a range to search"
             else:
                 tuned.append(spec)
         return tuned, why
@@ -516,7 +536,7 @@ class Experiment:
         """Give every strategy its trials, adopt the best options, and return what the report's header says of it."""
         config, there, (specs, why) = self.config.tuning, self.rehearsal, self._tunable()
         for label, reason in why.items():
-            self.say(f"{label} is not tuned: {reason}")
+            self.say(f"  note: {label} is not tuned and keeps its configured options: {reason}")
         said = {**asdict(config), "request": "", "objectives": {}, "strategies": {}, "untuned": why, "note": ""}
         if there is None:
             return said
@@ -769,6 +789,10 @@ class Experiment:
     def _initial(self, k: int) -> Params:
         return Params.from_module(models.initial(self.config.model, *self._shape(), self._seeds(k).integer("initial")))
 
+    def _targets(self) -> tuple[int, ...]:
+        """The clients that requests name, whose updates a recording may have to keep."""
+        return tuple(sorted({client for request in self.requests for client in request.clients}))
+
     def _learns_itself(self, spec: StrategySpec) -> bool:
         """Whether the strategy's class has its own `learn`."""
         return find(spec.name).learn is not UnlearningStrategy.learn
@@ -851,6 +875,73 @@ class Count:
         self.say(f"[{self.done}/{self.total}] {what}")
 
 
+def _disk_needed(run: Experiment) -> Need:
+    """What the run will write that is not there yet; what was begun counts as far as it is not written."""
+    config, form, specs = run.config, run._history_config(), run._specs()
+    model, need = disk.FLOAT * run.layout.size, Need()
+    for k in range(config.evaluation.seeds):
+        for learner in (None, *filter(run._learns_itself, specs)):
+            learning = _recording_needed(run, k, learner, form)
+            need += learning
+            if learner is None and learning.total:
+                need += sum((_audit_needed(run, i) for i in range(len(run.requests))), Need())
+        for spec in specs:
+            learned = run._trajectory_key(k, spec if run._learns_itself(spec) else None)
+            previous = digest([learned, run.requests[0].after_round or config.learning.rounds])
+            for i, request in enumerate(run.requests):
+                previous = digest(run._made_of(k, spec, i, previous, form))
+                if (run.store.folder("models", previous) / "model.safetensors").exists():
+                    continue
+                passed = run._checkpoints(request.after_round or config.learning.rounds) if spec.label == ORACLE else ()
+                answers = len(passed) * _answers_needed(run, i, AUDIT_SETS)
+                need += Need(models=(1 + len(passed)) * model, audits=answers) + _audit_needed(run, i)
+                if spec.label == ORACLE and config.evaluation.seeds > 1:
+                    need += _audit_needed(run, i)  # once more, in the place of another
+    if run.rehearsal:
+        learning = _recording_needed(run.rehearsal, tuning.SEED, None, form)
+        if learning.total:
+            number = 1 + config.tuning.trials * len(run._tunable()[0])
+            answers = number * _answers_needed(run.rehearsal, 0, tuning.SETS)
+            need += learning + Need(models=number * model, audits=answers)
+    return need
+
+
+def _recording_needed(run: Experiment, k: int, learner: StrategySpec | None, form: HistoryConfig) -> Need:
+    """What a trajectory needs that is not learned yet."""
+    seeds, targets = run._seeds(k), run._targets()
+    recording = find_recording(run.store, run._trajectory_key(k, learner), run.layout, form, targets, seeds)
+    if recording.is_complete:
+        return Need()
+    cohort, learning = run._cohort(seeds, None), run.config.learning
+    cohorts = [cohort.sample(round) for round in range(1, learning.rounds + 1)]
+    need = disk.of_recording(run.layout, form, cohorts, targets, learning.learner in AVERAGING)
+    return replace(need, recordings=max(0, need.recordings - disk.already(recording.folder)))
+
+
+def _audit_needed(run: Experiment, i: int) -> Need:
+    """About what the audit of a model needs after request ``i``: its answers, and the models of further rounds."""
+    evaluation = run.config.evaluation
+    taught = range(1, evaluation.relearn + 1)
+    later = len({*evaluation.durability, *taught}) + 2 * len(taught)
+    sets = [*FIRST_SETS, "plane", *run._marked_sets(), "forget", *(PATH - 1) * ["test"] * bool(evaluation.durability)]
+    sets += len(evaluation.durability) * [*LATER_SETS, *run._marked_sets()] + 3 * len(taught) * ["rest"]
+    return Need(models=later * disk.FLOAT * run.layout.size, audits=_answers_needed(run, i, sets))
+
+
+def _answers_needed(run: Experiment, i: int, sets: Iterable[str]) -> int:
+    """About how many bytes a model's answers on audit sets take."""
+    federation, most = run.federation, run.config.evaluation.max_examples
+    kept, everything = federation.kept(run.requests[: i + 1]), sum(federation.num_train.values())
+    sizes = dict.fromkeys(TEST_SETS, int(federation.about["num_test"]))
+    sizes |= dict.fromkeys(("forget", "rest", "few"), everything - sum(kept.values()))
+    sizes |= dict.fromkeys(REGION_SETS, ANCHORS * SPHERE) | dict.fromkeys(LAYER_SETS, DEEP)
+    classes, total = int(federation.about["num_classes"]), 0
+    for name in sets:
+        size = GRID * GRID if name == "plane" else min(most, sizes.get(name, everything))
+        total += disk.of_answers(run.layout, classes, {name: size}, FEATURED)
+    return total
+
+
 def _options(spec: StrategySpec) -> list[dict]:
     """What a strategy was set to: of each option its name, value, and what the strategy says of symbol and meaning."""
     return [
@@ -917,7 +1008,7 @@ def _code_of_strategy(spec: StrategySpec, refuses: bool = False) -> Iterator[Non
     """
     try:
         yield
-    except (TooFewClients, CannotWrite, DamagedFile, Stopped):
+    except (TooFewClients, AuditFailed, CannotWrite, DamagedFile, Stopped):
         raise
     except Exception as error:
         if refuses and type(error) is ValueError:

@@ -172,6 +172,11 @@ def _figure(height: float, rows: int = 1, columns: int = 1):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _columns(panels: int) -> int:
+    """Columns of small multiples: three, or another number with which no panel is alone in the last row."""
+    return next((columns for columns in (3, 2, 4, 5) if columns <= panels and panels % columns != 1), min(3, panels))
+
+
 def _svg(figure, name: str) -> str:
     import matplotlib as mpl
 
@@ -676,9 +681,9 @@ def _regions(header: Row, view: View):
         return None
     import matplotlib as mpl
 
-    columns = min(3, len(rows))
+    columns = _columns(len(rows))
     lines = -(-len(rows) // columns)
-    figure, grid = _figure(0.2 + 1.6 * lines, lines, columns)
+    figure, grid = _figure(0.2 + 1.6 * lines * min(1, 3 / columns), lines, columns)
     classes = sorted({c for row in rows for c in row["classes"]})
     colours = {c: mpl.colormaps["tab20"](i % 20)[:3] if c >= 0 else (0.5, 0.5, 0.5) for i, c in enumerate(classes)}
     panels = grid.flatten()
@@ -690,7 +695,7 @@ def _regions(header: Row, view: View):
         panel.imshow(image, origin="lower", interpolation="nearest")
         for (x, y, _), marker in zip(row["points"], MARKS, strict=True):
             panel.plot(x, y, marker, color="white", markeredgecolor="black", markersize=6)
-        panel.set_title(NAMES.get(row["label"], row["label"]), fontsize=8.5)
+        panel.set_title(NAMES.get(row["label"], row["label"]), fontsize=8.5 * min(1, 3 / columns))
         panel.set(xticks=[], yticks=[])
     handles: list = [
         mpl.patches.Patch(color=colours[c], label=f"class {c}" if c >= 0 else "no number") for c in classes

@@ -40,9 +40,12 @@ figcaption { margin-bottom: .4rem; }
 .title { font-weight: 600; }
 .stamp, .note { font-size: .82rem; color: var(--soft); margin: .2rem 0; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+table { border-collapse: separate; border-spacing: 0; font-size: .875rem;
+  font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .3125rem .6rem; line-height: 1.3125rem; text-align: right;
+  white-space: nowrap; border-bottom: 1px solid var(--line); }
+th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
+  border-right: 1px solid var(--line); }
 thead th { background: var(--raised); vertical-align: bottom; white-space: normal; }
 thead th:first-child { background: var(--raised); }
 tbody tr:last-child > * { border-bottom: 0; }

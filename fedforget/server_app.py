@@ -7,6 +7,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedforget.escape import plain
 from fedforget.loading import loading
 
 app = ServerApp()
@@ -25,7 +26,7 @@ def main(grid: Grid, context: Context) -> None:
         RuntimeError: with one sentence, if the run cannot be done or had to stop.
     """
     with loading():
-        from fedforget.cohort import TooFewClients
+        from fedforget.cohort import AuditFailed, TooFewClients
         from fedforget.config import compose
         from fedforget.experiment import Experiment
         from fedforget.store import CannotWrite, default_output
@@ -38,6 +39,6 @@ def main(grid: Grid, context: Context) -> None:
             )
         config = compose(str(settings["experiment"]), str(settings["overrides"]))
         Experiment(config, grid, output, say).run()
-    except (ValueError, TooFewClients, CannotWrite) as error:
-        say(f"fedforget: error: {error}")
+    except (ValueError, TooFewClients, AuditFailed, CannotWrite) as error:
+        say(f"fedforget: error: {plain(str(error))}")
         raise RuntimeError(str(error)) from error.__cause__  # where a strategy's own code failed, for its author

@@ -6,7 +6,10 @@ check_strategy(MyStrategy)
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,13 +124,26 @@ def serve(toy: Toy, strategy: UnlearningStrategy, request: UnlearningRequest) ->
     return list(strategy.serve(request, history, cohort)), cohort, final
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back what Flower logs of each round; its warnings are shown, and its level is restored afterwards."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@quiet()
 def check_strategy(strategy_class: type[UnlearningStrategy], config: Any = None) -> dict[str, Cost]:
     """Hold a strategy against its contract; returns what it spent, by scope.
 
     For each scope that it declares, on a toy federation that records just what its card asks for: it yields finite
-    models; they are equal to the bit when made again and with another number of nodes; an empty request changes
-    nothing; clients that are gone are asked only if the card says so, and forgotten data is used only then; the ledger
-    agrees with what passed on the wire.
+    models, and no client is left out; they are equal to the bit when made again and with another number of nodes; an
+    empty request changes nothing; clients that are gone are asked only if the card says so, and forgotten data is used
+    only then; the ledger agrees with what passed on the wire.
 
     Raises:
         AssertionError: naming the broken promise.
@@ -145,6 +161,8 @@ def check_strategy(strategy_class: type[UnlearningStrategy], config: Any = None)
                 what = f"{strategy_class.__name__}, {scope} request"
                 assert made, f"{what}: yielded no model"
                 assert all(model.is_finite() for model in made), f"{what}: yielded NaN or infinite values"
+                missing = [note for note in cohort.notes if " left out (" in note]  # strategies have notes of their own
+                assert not missing, f"{what}: {missing[0]}"
                 _check_ledger(what, toy, cohort)
                 _check_contacts(what, toy, cohort, request)
             for other in runs[1:]:

@@ -60,6 +60,12 @@ def drawn(plot, *arguments):
     return done, panel, dict(zip(labels, handles, strict=True))
 
 
+@pytest.mark.parametrize("panels", range(2, figures.MOST + 3))
+def test_no_panel_of_small_multiples_is_alone_in_its_row(panels):
+    columns = figures._columns(panels)
+    assert panels % columns != 1 and min(panels, 2) <= columns <= 5
+
+
 def test_quality_against_cost() -> None:
     """The strategy spent 500 of 1000 examples: it stands at 50 %, at its quality 0.6, with a bar down to 0.4."""
     frontier = {"kind": "frontier", "x": [100.0, 400.0], "y": [0.2, 0.7]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -82,6 +83,13 @@ def test_the_page_needs_nothing_but_itself(finished) -> None:
     (policy,) = [mine["content"] for tag, mine in read.tags if mine.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
     assert "@import" not in page.STYLE and "url(" not in page.STYLE
+
+
+def test_a_first_column_that_stays_keeps_its_borders() -> None:
+    """Collapsed borders belong to the table and scroll away from under a cell that is sticky."""
+    assert "position: sticky" in page.STYLE and "border-collapse: collapse" not in page.STYLE
+    sticky = re.search(r"th:first-child \{[^}]*position: sticky[^}]*\}", page.STYLE)
+    assert sticky and "border-right" in sticky[0]
 
 
 def test_names_are_unique_and_links_lead_somewhere(finished) -> None:

@@ -38,7 +38,7 @@ class Classes:
         else:
             found = [number for number, name in enumerate(self.names) if name == str(wanted)]
         if not found:
-            raise ValueError(f"{key} names class {wanted}, but the classes are {self}")
+            raise ValueError(f"{key}: class {wanted} does not exist; the classes are {self}")
         return found[0]
 
     def __str__(self) -> str:

@@ -172,13 +172,13 @@ def test_other_metadata_name_nothing(tmp_path: Path, metadata: bytes) -> None:
 def test_a_class_is_meant_by_its_label_or_its_name() -> None:
     classes, _ = encode([np.array([20, 10])])
     assert classes.index(10, "k") == classes.index("10", "k") == 0
-    with pytest.raises(ValueError, match="request.classes names class 0, but the classes are 10, 20"):
+    with pytest.raises(ValueError, match="request.classes: class 0 does not exist; the classes are 10, 20"):
         classes.index(0, "request.classes")
     texts, _ = encode([np.array(["7", "3"], dtype=object)])
     assert texts.index(3, "k") == texts.index("3", "k") == 0
     swapped = Classes(("1", "0"), (0, 1))  # label 0 is called "1"
     assert swapped.index(1, "k") == 1 and swapped.index("1", "k") == 0
-    with pytest.raises(ValueError, match=r"names class zoo, but the classes are 1 \(0\), 0 \(1\)"):
+    with pytest.raises(ValueError, match=r"class zoo does not exist; the classes are 1 \(0\), 0 \(1\)"):
         swapped.index("zoo", "k")
 
 
@@ -187,9 +187,9 @@ def test_corruption_names_classes_as_the_data_do(tmp_path: Path) -> None:
     swap = CorruptionConfig("label_swap", (0,), classes=("dog", "cat"))
     data = FederatedData(DataConfig(TaskConfig("folder", str(tmp_path)), PartitionConfig(clients=2), swap))
     assert data.corruption.classes == (1, 0)
-    with pytest.raises(ValueError, match="corruption.target_class names class ape, but the classes are cat, dog"):
+    with pytest.raises(ValueError, match="corruption.target_class: class ape does not exist; the classes are cat, dog"):
         CorruptionConfig("trigger", (0,), target_class="ape").resolved(data.facts.classes)
-    with pytest.raises(ValueError, match="corruption.target_class names class 0, but the classes are cat, dog"):
+    with pytest.raises(ValueError, match="corruption.target_class: class 0 does not exist; the classes are cat, dog"):
         check_task(TaskConfig("folder", str(tmp_path)), PartitionConfig(clients=2), CorruptionConfig("trigger", (0,)))
 
 

@@ -177,8 +177,8 @@ class Step:
 @pytest.mark.parametrize(
     ("step", "fields", "sentence"),
     [
-        (Step(classes=(3,)), {}, "request.classes names class 3, but the classes are 0 to 1"),
-        (Step(classes=("cat",)), {}, "request.classes names class cat, but the classes are 0 to 1"),
+        (Step(classes=(3,)), {}, "request.classes: class 3 does not exist; the classes are 0 to 1"),
+        (Step(classes=("cat",)), {}, "request.classes: class cat does not exist; the classes are 0 to 1"),
         (Step(rows=(30,)), {}, "request.rows names row 30"),
         (Step(records=("x",)), {}, "request.records needs task.record_column"),
         (Step(records=("x",)), {"record_column": "owner"}, "request.records names x"),
