@@ -261,6 +261,23 @@ def test_an_experiment_file_may_end_in_yml(tmp_path):
         ("request=sample request.clients=[]", "request.clients is empty, but a sample request must name clients"),
         ("request=sample request.clients=[1,2]", "request.clients is [1, 2], but a sample request names one client"),
         ("request=sample request.share=1", "request.share is 1.0, but a sample request without samples needs"),
+        (
+            "request.owners=[a] request.clients=[3]",
+            "request.clients and request.owners are both given; name what to forget by one",
+        ),
+        ("request=owners request.owners=[]", "request.clients is empty, but a client request must name clients"),
+        ("request=owners request.owners=[a,a]", "request.owners is ['a', 'a'], which names one target twice"),
+        ("request=owners request.owners=[7,'\"7\"']", "request.owners is [7, '7'], which names one target twice"),
+        ("request=owners request.owners=[1.5]", "request.owners[0] is 1.5, but must be"),
+        ("request=owners request.rows=[3]", "request.rows is [3], but a client request has none"),
+        ("request=class request.owners=[a]", "request.owners is ['a'], but a class request has none"),
+        ("request=class request.classes=[cat,cat]", "request.classes is ['cat', 'cat'], which names one target twice"),
+        ("request=rows request.rows=[3,3]", "request targets [3, 3] name one target twice"),
+        ("request=rows request.rows=[-3]", "request target -3 is negative"),
+        ("request=rows request.records=[x]", "request.rows and request.records are both given"),
+        ("request=rows request.clients=[3]", "request.clients and request.rows are both given"),
+        ("request=rows request.share=0.5", "request.rows names examples, so request.samples and request.share have no"),
+        ("request=rows request.samples=[1]", "request.rows names examples, so request.samples and request.share have"),
         ("request=sample request.samples=[1] request.share=0.5", "request.samples and request.share are both given"),
         ("request.after_round=0", "request after_round 0 must be at least 1"),
         ("request.after_round=21", "request.after_round is 21, but learning.rounds is 20"),
@@ -514,6 +531,17 @@ def test_a_file_executes_nothing_and_names_no_file_outside_its_folders(tmp_path:
 def test_an_experiment_is_a_known_name_or_an_absolute_file(name: str) -> None:
     with pytest.raises(ValueError, match="unknown experiment|is relative"):
         compose(name)
+
+
+def test_classes_owners_and_records_are_numbers_or_texts():
+    config = compose("quickstart", "request=class request.classes=[3,cat] strategies=[finetune]")
+    assert config.request.classes == (3, "cat")
+    config = compose(
+        "quickstart", "request=owners request.owners=[f01,7] corruption=trigger corruption.target_class=dog"
+    )
+    assert config.request.owners == ("f01", 7) and config.corruption.target_class == "dog"
+    again = compose("quickstart", ["request=rows", "request.rows=[]", "request.records=[a,5]", "strategies=[finetune]"])
+    assert again.request.records == ("a", 5) and again.request.rows == ()
 
 
 def test_by_default_no_more_is_recorded_than_the_strategies_need():

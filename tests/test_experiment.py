@@ -1,16 +1,24 @@
 """Whole runs in this process: numbers do not depend on nodes, results are shared, bad input is refused before work."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
+from PIL import Image
 
-from fedforget import client_app, messages
+from fedforget import client_app, data, messages, report
+from fedforget.client.workbench import workbench
 from fedforget.cohort import AuditFailed, TooFewClients
+from fedforget.data import load
 from fedforget.experiment import _left_out
+from fedforget.request import UnlearningRequest
 from fedforget.store import load_tensors
 
 LIST = "strategies=[finetune,amnesiac,amnesiac_repair,federaser,fedaccum,truncated_retrain] strategy.finetune.rounds=2"
@@ -163,7 +171,10 @@ def test_a_request_before_the_end_starts_from_the_model_of_its_round(run_small, 
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        ("request=class request.classes=[12] strategies=[finetune]", "class 12 does not exist"),
+        (
+            "request=class request.classes=[12] strategies=[finetune]",
+            "names class 12, but the classes are 0 to 9",
+        ),
         (
             "request=sample request.clients=[1] request.share=1.0 request.samples=[5000] strategies=[]",
             "training examples",
@@ -202,6 +213,64 @@ def test_bad_input_is_refused_before_any_training(run_small, tmp_path, overrides
         run_small(overrides)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("store/**/*.safetensors"))
+
+
+def write_images(folder: Path, labels: list[int], owners: list[str], seed: int = 0) -> str:
+    """A folder of random images; returns the overrides that use it."""
+    folder.mkdir(exist_ok=True)
+    for number, (name, chosen) in enumerate((("train", labels), ("test", labels[:10]))):
+        rng, images = np.random.default_rng([seed, number]), []
+        for label in chosen:
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 200, (4, 4), dtype=np.uint8) + np.uint8(label)).save(file, "png")
+            images.append(file.getvalue())
+        table = pa.table({"image": images, "label": chosen, "owner": owners[: len(chosen)]})
+        pq.write_table(table, folder / f"{name}.parquet")
+    return f"task.source=folder task.path={folder} partition=iid strategies=[] learning.rounds=1"
+
+
+def test_owners_rows_and_classes_are_forgotten_by_their_names(run_small, tmp_path):
+    """Labels 10 and 50 and owners in no order: the report speaks of these, and requests may."""
+    given = write_images(tmp_path / "data", [10, 50] * 30, ["mia", "bob", "zoe", "bob", "mia"] * 12)
+    natural = "task.id_column=owner partition=natural partition.clients=0 partition.holdout=0.2"
+    experiment, said = run_small(f"{given} {natural} request=owners request.owners=[zoe]")
+    assert experiment.requests == (UnlearningRequest("client", (2,)),)
+    assert "owners: client 0 = bob, client 1 = mia, client 2 = zoe" in said
+    assert "2 classes (train/test): 10 (30/5), 50 (30/5)" in said
+    header = report.load(experiment.folder)[0]
+    assert header["owners"] == {"0": "bob", "1": "mia", "2": "zoe"} and header["classes"] == 2
+    assert header["requests"] == ["client 2 (client 2 = zoe)"]
+    assert header["data_facts"]["classes"] == {"names": ["10", "50"], "numbers": [10, 50]}
+    for name in ("table.md", "report.html"):
+        assert "client 2 = zoe" in (experiment.folder / name).read_text(), name
+    row = next(row for row in range(60) if held_by(experiment, row) == 0)
+    rows, _ = run_small(f"{given} {natural} request=rows request.rows=[{row}]")
+    assert [client for client, _ in rows.requests[0].targets] == [0]
+    classes, _ = run_small(f"{given} {natural} request=class request.classes=[50]")
+    assert classes.requests == (UnlearningRequest("class", (1,)),)
+    assert report.load(classes.folder)[0]["requests"] == ["class 50"]
+
+
+def held_by(experiment, row: int) -> int:
+    """The client that trains on a row of the source, or -1."""
+    origins = load(experiment.config.data).origins
+    try:
+        return origins.places((row,))[0][0]
+    except ValueError:
+        return -1
+
+
+def test_other_data_at_the_same_path_are_another_run(run_small, tmp_path):
+    owners = ["a", "b", "c"] * 20
+    given = write_images(tmp_path / "data", [0, 1] * 30, owners)
+    first, _ = run_small(given)
+    again, _ = run_small(given)
+    assert first.folder == again.folder
+    assert write_images(tmp_path / "data", [0, 1] * 30, owners, seed=1) == given
+    data._built.clear()  # a process reads a data set once
+    workbench.cache_clear()
+    other, _ = run_small(given)
+    assert other.folder != first.folder and len(list((tmp_path / "runs").iterdir())) == 2
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(run_small, tmp_path):
