@@ -41,7 +41,7 @@ from fedforget.cohort import Cohort, TooFewClients, describe
 from fedforget.config import RequestStep, RunConfig, StrategySpec
 from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL
 from fedforget.exchange import RECORDS
-from fedforget.grid import choose
+from fedforget.grid import GridEnded
 from fedforget.history import FileJournal, History, HistoryConfig, Recording, find_recording
 from fedforget.ledger import Cost
 from fedforget.messages import Task
@@ -70,6 +70,8 @@ FIRST_SETS = (*AUDIT_SETS, *REGION_SETS, *LAYER_SETS)
 PATH = 4  # steps of equal length from the original to a model, between which the loss is measured
 ASKED_BYTES = 1 << 26  # of models in one message of an audit, about
 LATER_SETS = ("forget", "retain", "holdout", "test")  # when the audit is made again, after further rounds
+
+Step = Callable[[int, int, str], None]  # is told how many models are there, of how many, and what goes on
 
 
 @dataclass(frozen=True)
@@ -127,24 +129,30 @@ class Experiment:
 
     Args:
         config: the composed configuration.
-        grid: the Flower grid that the ServerApp was given.
+        grid: reaches the nodes, which are there.
         output: an absolute folder; results go to ``runs/`` in it, and what runs share to ``store/``.
         say: is told, in one line, what has been done.
+        step: is told how many models are there, of how many, and in one line what goes on; None: `say` is.
     """
 
-    def __init__(self, config: RunConfig, grid: Grid, output: Path, say: Callable[[str], None] = print) -> None:
-        self.config, self.say = config, say
+    def __init__(
+        self,
+        config: RunConfig,
+        grid: Grid,
+        output: Path,
+        say: Callable[[str], None] = print,
+        step: Step | None = None,
+    ) -> None:
+        self.config, self.say, self.grid = config, say, grid
         self.store = Store(output / "store")
         self.folder = output / "runs" / f"{config.experiment}-{digest(configuration.to_dict(config))[:8]}"
         make_folder(self.folder)
         self.task = Task(
             config.data, config.model, config.local, config.engine.device, config.engine.mode, config.engine.precision
         )
-        self.say(f"waiting for the SuperNodes and for {config.task.source} data")
-        self.grid = choose(grid, config.engine, config.data)
         self._stop = threading.Event()
         self._failed: dict[str, str] = {}
-        self._count = Count(say)
+        self._count = Count(step or (lambda done, total, what: say(f"[{done}/{total}] {what}")))
         self.strategies = config.strategies  # with the options that tuning chose, once it has
         self.rehearsal: Experiment | None = None
         self.tuned: dict[str, Any] = {}
@@ -841,11 +849,11 @@ class Count:
     """Says how far a run is.
 
     Args:
-        say: is told, in one line.
+        step: is told.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.done, self.total = say, 0, 0
+    def __init__(self, step: Step) -> None:
+        self.step, self.done, self.total = step, 0, 0
         self._lock, self._last = threading.Lock(), time.monotonic()
 
     def tick(self, what: str) -> None:
@@ -862,7 +870,7 @@ class Count:
 
     def _say(self, what: str) -> None:
         self._last = time.monotonic()
-        self.say(f"[{self.done}/{self.total}] {what}")
+        self.step(self.done, self.total, what)
 
 
 def _options(spec: StrategySpec) -> list[dict]:
@@ -931,7 +939,7 @@ def _code_of_strategy(spec: StrategySpec, refuses: bool = False) -> Iterator[Non
     """
     try:
         yield
-    except (TooFewClients, CannotWrite, DamagedFile, Stopped):
+    except (TooFewClients, CannotWrite, DamagedFile, GridEnded, Stopped):
         raise
     except Exception as error:
         if refuses and type(error) is ValueError:
