@@ -56,6 +56,7 @@ SOCKET = 107  # bytes, with the one that ends it: the longest path of a socket
 SOCKETS = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # the longest of Ray's, in its folder
 ATTEMPTS = 3
 NEEDED = ("raylet", "gcs_server")  # Ray's processes without which it cannot go on
+CLOSING = 30  # seconds that Ray's end may take
 LOOK = 0.5  # seconds between two looks at them
 SILENT = 10  # a cluster that answered none of so many looks is gone
 
@@ -93,6 +94,7 @@ class Simulation(Grid):
     def give_up(self, reason: str) -> None:
         """Raise `GridEnded` wherever replies are awaited, from now on."""
         self._given_up = self._given_up or reason
+        self._ray.give_up()
         if self._there is not None:
             self._there.give_up(reason)
 
@@ -192,6 +194,7 @@ class Ray:
     def __init__(self, address: str, path: Iterable[str], verbose: bool, died: Callable[[str], None]) -> None:
         self._address, self._path, self._verbose, self._died = address, path, verbose, died
         self._began, self._closing = threading.Event(), threading.Event()
+        self._home: Home | None = None
         self._problem: Exception | None = None
         self._thread: threading.Thread | None = None
 
@@ -200,6 +203,7 @@ class Ray:
 
         Raises:
             CannotStart: if it does not start on this machine.
+            GridEnded: if the run ends meanwhile.
             ValueError: if it has no folder to be in, or the cluster does not let this process join.
         """
         # Linux ends Ray's processes with the *thread* that started them, so one thread has Ray from start to end.
@@ -208,12 +212,22 @@ class Ray:
         self._began.wait()
         if self._problem is not None:
             raise self._problem
+        if self._closing.is_set():
+            raise GridEnded("the run ended before Ray had started")
+
+    def give_up(self) -> None:
+        """Let nobody wait for its start any more."""
+        if not self._began.is_set():
+            self._closing.set()
+            self._began.set()
 
     def close(self) -> None:
-        """End Ray, and delete its folder."""
+        """End Ray, and delete its folder; if it hangs, this process's end will."""
         self._closing.set()
+        if self._home is not None:
+            self._home.announce()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSING)
 
     def _live(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -222,9 +236,9 @@ class Ray:
                     stack.enter_context(environment(self._path))
                     self._init(address=self._address)
                 else:
-                    home = stack.enter_context(home_of_ray())
-                    stack.enter_context(environment(self._path, {watcher.MARK: str(home)}))
-                    self._start_here(home)
+                    self._home = stack.enter_context(contextlib.closing(Home()))
+                    stack.enter_context(environment(self._path, {watcher.MARK: str(self._home.path)}))
+                    self._start_here(self._home.path)
             except Exception as error:  # noqa: BLE001 (it is raised where Ray was asked for)
                 self._problem = error
                 return
@@ -234,8 +248,8 @@ class Ray:
             if gone:
                 self._died(f"{gone} ended in the midst of the run (killed, or out of memory)")
                 self._closing.wait()
-                if not self._address:
-                    watcher.end_processes(home)  # what is left of it would be waited for
+                if self._home is not None:
+                    watcher.end_processes(self._home.path)  # what is left of it would be waited for
             self._end()
 
     def _watch(self) -> str:
@@ -331,36 +345,47 @@ def _cards(config: EngineConfig) -> int:
     return torch.cuda.device_count()
 
 
-@contextlib.contextmanager
-def home_of_ray() -> Iterator[Path]:
+class Home:
     """A folder for Ray, which is deleted with every process of the run that is left, however this process ends.
 
     Raises:
         ValueError: if no folder can be written whose path is short enough for Ray's sockets.
     """
+
+    def __init__(self) -> None:
+        self.path = _short_folder()
+        source = str(Path(__file__).parents[1])
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-c", "from fedforget.watcher import main; main()", str(self.path)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))},
+            stdin=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+
+    def announce(self) -> None:
+        """Say that what ends now was not killed."""
+        with contextlib.suppress(OSError, ValueError):  # it may be closed
+            assert self._watcher.stdin is not None
+            self._watcher.stdin.write(watcher.ENDS)
+
+    def close(self) -> None:
+        """End what is left, and delete the folder."""
+        self.announce()
+        self._watcher.communicate()
+        shutil.rmtree(self.path, ignore_errors=True)  # what a process that was ended wrote at its end
+
+
+def _short_folder() -> Path:
     most = SOCKET - len(SOCKETS) - len("/fedforget-12345678")
     for place in dict.fromkeys(("/tmp", tempfile.gettempdir())):
         if len(place.encode()) < most:
             with contextlib.suppress(OSError):
-                home = Path(tempfile.mkdtemp(prefix="fedforget-", dir=place))
-                break
-    else:
-        raise ValueError(
-            f"Ray needs a folder with a short path for its sockets, but /tmp cannot be written and TMPDIR="
-            f"{tempfile.gettempdir()!r} cannot either, or is longer than {most - 1} bytes; set TMPDIR to another folder"
-        )
-    source = str(Path(__file__).parents[1])
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from fedforget.watcher import main; main()", str(home)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))},
-        stdin=subprocess.PIPE,
-        start_new_session=True,
+                return Path(tempfile.mkdtemp(prefix="fedforget-", dir=place))
+    raise ValueError(
+        f"Ray needs a folder with a short path for its sockets, but /tmp cannot be written, and TMPDIR="
+        f"{tempfile.gettempdir()!r} cannot either or is longer than {most - 1} bytes; set TMPDIR to another folder"
     )
-    try:
-        yield home
-    finally:
-        process.communicate(watcher.ENDS)
-        shutil.rmtree(home, ignore_errors=True)  # what a process that was ended wrote at its end
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "params": ("", "torch"),
     "seeds": ("", "numpy torch"),
     "loading": ("", ""),
+    "machine": ("", ""),
+    "watcher": ("", "psutil"),
     "request": ("", ""),
     "ledger": ("", ""),
     "exchange": ("params ledger", "torch"),
@@ -41,10 +43,11 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "stacked": ("routines", "torch"),
     "convolved": ("stacked", "torch"),
     "vmapped": ("stacked", "torch"),
-    "client_app": ("engine messages store", "numpy torch flwr"),
+    "client_app": ("data engine messages store", "numpy torch flwr"),
     "cohort": ("messages exchange ledger routines seeds params request", "numpy torch flwr"),
     "solvers": ("params", "torch"),
     "grid": ("client_app data loading", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
+    "simulation": ("client_app data grid machine messages watcher", "flwr psutil ray torch"),
     "strategy": ("history cohort exchange messages request params", "flwr"),
     "metrics": ("params", "numpy torch sklearn scipy statsmodels"),
     "evaluation": ("metrics data ledger", "numpy torch scipy"),
@@ -61,12 +64,20 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "routines solvers tuning evaluation assessment config report data",
         "numpy torch flwr",
     ),
-    "server_app": ("config experiment cohort store loading", "flwr"),
-    "cli": (EVERYTHING, "torch rich psutil tomli_w"),
+    "server_app": ("config experiment cohort grid store loading", "flwr"),
+    "launch": ("cohort config experiment grid loading simulation store", "rich"),
+    "cli": (EVERYTHING, "torch rich"),
     "testing": (EVERYTHING, "numpy torch flwr"),
 }
 # Modules that nobody but these may import: the outermost layer.
-OUTERMOST = {"server_app": set(), "cli": set(), "testing": set(), "experiment": {"server_app", "cli", "testing"}}
+OUTERMOST = {
+    "server_app": set(),
+    "cli": set(),
+    "testing": set(),
+    "launch": {"cli"},
+    "simulation": {"launch"},
+    "experiment": {"server_app", "cli", "launch", "testing"},
+}
 STRATEGIES = {"strategy", "params", "solvers", "routines", "request", "history", "cohort", "exchange"}
 
 # Slow to load, and needed by few processes: imported inside the function that needs them.
