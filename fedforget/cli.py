@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as in `fedforget run`")
     split.add_argument("--to", type=Path, required=True, help="gets a folder client-<id> for each client")
     doctor = commands.add_parser("doctor", help="versions, devices, data found, and a self-test of some seconds")
-    doctor.add_argument("folders", nargs="*", type=Path, help="folders of parquet files to look into")
+    about = "folders of parquet files to look into; an experiment and its KEY=VALUE, to be checked as `run` does"
+    doctor.add_argument("words", nargs="*", metavar="FOLDER|EXPERIMENT|KEY=VALUE", help=about)
 
     options, rest = parser.parse_known_args(arguments)
     if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
@@ -74,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from fedforget.launch import run
 
+    if options.nodes < 1:
+        raise ValueError(f"--nodes {options.nodes} must be at least 1")
     return run(
         options.experiment,
         options.overrides,
@@ -274,11 +277,21 @@ def _doctor(options: argparse.Namespace) -> int:
     from fedforget.config import compose, describe, group_settings
     from fedforget.experiment import Experiment
     from fedforget.grid import InProcessGrid
+    from fedforget.launch import check
 
     for task in describe()["groups"]["task"]:
         print(f"{'data':12} task={task}: {_data_found(group_settings('task', task))}")
-    for folder in options.folders:
-        print(f"{'data':12} task.path={folder}: {_describe_folder(folder)}")
+    folders = [word for word in options.words if "=" not in word and Path(word).is_dir()]
+    for folder in folders:
+        print(f"{'data':12} task.path={folder}: {_describe_folder(Path(folder))}")
+    asked = [word for word in options.words if word not in folders]
+    if asked:
+        named = [word for word in asked if "=" not in word]
+        if len(named) > 1:
+            raise ValueError(f"{named[1]!r} is no folder, and {named[0]!r} is the experiment already")
+        experiment = named[0] if named else "quickstart"
+        for line in check(experiment, [word for word in asked if "=" in word], max(2, cores())):
+            print(f"{experiment:12} {line}")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         config = compose(

@@ -157,27 +157,35 @@ class Experiment:
         self.rehearsal: Experiment | None = None
         self.tuned: dict[str, Any] = {}
 
+    def prepare(self) -> None:
+        """Find out who is there, and what the requests mean to them; nothing is trained.
+
+        Raises:
+            ValueError: if the configuration does not fit the data.
+        """
+        self.federation = describe(self.grid, self.task)
+        self.layout = Layout.of(models.build(self.config.model, *self._shape()))
+        self.requests = tuple(self._resolve(i, step) for i, step in enumerate(self.config.request.steps))
+        self._check()
+        self.say(
+            f"{len(self.federation.clients)} clients on {len(self.federation.hosts)} SuperNodes "
+            f"({self.federation.about['device']}); to forget: {', then '.join(map(str, self.requests))}"
+        )
+
     def run(self) -> Path:
         """Do everything that is not done yet; returns the folder with the report.
 
         Raises:
             ValueError: if the configuration does not fit the data; nothing has been trained then.
-            CannotWrite: if the disk does not take a result; the same command goes on from what was saved.
-            TooFewClients: if a round failed; what was finished is stored, and the same command goes on from there.
+            CannotWrite: if the disk does not take a result; the same command resumes from what was saved.
+            TooFewClients: if a round failed; what was finished is stored, and the same command resumes from there.
         """
         # The workers fill every core; a server with more threads would only take them away.
         torch.set_num_threads(1)
         # Flower's learners log two lines a round; a run has thousands of rounds and says itself how far it is.
         logging.getLogger("flwr").setLevel(logging.WARNING)
-        self.federation = describe(self.grid, self.task)
-        self.layout = Layout.of(models.build(self.config.model, *self._shape()))
-        self.requests = tuple(self._resolve(i, step) for i, step in enumerate(self.config.request.steps))
-        self._check()
+        self.prepare()
         self.rehearsal = self._rehearsal()
-        self.say(
-            f"{len(self.federation.clients)} clients on {len(self.federation.hosts)} SuperNodes "
-            f"({self.federation.about['device']}); to forget: {', then '.join(map(str, self.requests))}"
-        )
         evaluation = self.config.evaluation
         self.say(
             f"evidence level {evaluation.level} ({LEVELS[evaluation.level].code}), K = {evaluation.seeds}: "

@@ -478,21 +478,33 @@ def choose(grid: Grid, config: EngineConfig, data: DataConfig, timeout: float = 
         raise ValueError("engine.transport=ray works only in simulation; use engine.transport=auto")
     if config.transport == "flower" or not simulated:
         return grid
-    import ray
-
     with ThreadPoolExecutor(1) as background:
         loading = background.submit(FederatedData, data)
-        # Flower starts Ray while the ServerApp already runs.
-        deadline = time.monotonic() + timeout
-        while not ray.is_initialized():
-            if time.monotonic() > deadline:
-                raise ValueError(f"Ray did not start within {timeout:g} s")
-            time.sleep(0.05)
+        _wait_for_ray()
         chosen = RayGrid(grid, load_client_app, config)
         if loading.exception() is None:  # else each worker tries, and its node says what is wrong
             chosen.share(adopt, data, loading.result())
     keep_freed_memory()  # only now, so that what was loaded here is given back
     return chosen
+
+
+def _wait_for_ray() -> None:
+    """Until Flower, which starts it while the ServerApp already runs, has started Ray.
+
+    Raises:
+        ValueError: if it did not.
+    """
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS", "")
+    # A loaded machine needs minutes to start one; to join one takes seconds.
+    patience = 60.0 if address not in ("", "local") else 600.0
+    deadline = time.monotonic() + patience
+    while not ray.is_initialized():
+        if time.monotonic() > deadline:
+            cluster = f"; RAY_ADDRESS={address!r} names the cluster to join: start it, or unset it" if address else ""
+            raise ValueError(f"Flower did not start Ray within {patience:g} s{cluster}")
+        time.sleep(0.05)
 
 
 def wait_for_nodes(grid: Grid, number: int, timeout: float) -> list[int]:

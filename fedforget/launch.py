@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,21 @@ def read(experiment: str, overrides: Sequence[str]) -> RunConfig:
     return config
 
 
+def check(experiment: str, overrides: Sequence[str], nodes: int) -> list[str]:
+    """Everything that a run refuses before it trains; returns what it says of the data and the requests.
+
+    Raises:
+        ValueError: as `run`.
+    """
+    config, said = read(experiment, overrides), list[str]()
+    from fedforget.experiment import Experiment
+    from fedforget.simulation import Simulation
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Simulation(nodes, config.engine)) as grid:
+        Experiment(config, grid, Path(folder), said.append).prepare()
+    return said
+
+
 def run(
     experiment: str,
     overrides: Sequence[str],
@@ -58,19 +74,13 @@ def run(
         ValueError: if the configuration or the data does not allow it; nothing has been started then.
         SystemExit: with 128 + the signal's number, if SIGINT, SIGTERM or SIGHUP stopped it.
     """
-    if nodes < 1:
-        raise ValueError(f"--nodes {nodes} must be at least 1")
     config = read(experiment, overrides)
     folder = (output or default_output()).expanduser().resolve()
     Store(folder / "store")
-    # Only now: what was refused before has loaded neither.
-    from fedforget.loading import loading
-
-    with loading():
-        from fedforget.cohort import TooFewClients
-        from fedforget.experiment import Experiment
-        from fedforget.grid import GridEnded
-        from fedforget.simulation import CannotStart, Simulation
+    from fedforget.cohort import TooFewClients
+    from fedforget.experiment import Experiment
+    from fedforget.grid import GridEnded
+    from fedforget.simulation import CannotStart, Simulation
 
     grid = Simulation(nodes, config.engine, path, verbose)
     with _stopped_by_signals(grid.give_up), contextlib.closing(grid), Terminal(verbose) as terminal:
@@ -125,7 +135,9 @@ class Terminal:
         self._verbose, self._shown = verbose, 0
         self._console = Console()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._progress = Progress(
+            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+        )
         self._bar = self._progress.add_task("reading the data", total=None)
 
     def __enter__(self) -> Terminal:

@@ -8,9 +8,11 @@ other clusters left their address on this machine; only one that ``RAY_ADDRESS``
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -149,13 +151,17 @@ class Simulation(Grid):
 
     def _serving(self, messages: list[Message]) -> InProcessGrid | RayGrid:
         """The grid that answers messages."""
-        if self._given_up:
-            raise GridEnded(self._given_up)
         if not self._address and all(message.metadata.message_type == DESCRIBE for message in messages):
             return self._here
         with self._starting:
+            if self._given_up:
+                raise GridEnded(self._given_up)
             if self._there is None:
-                self._there = self._start(messages)
+                try:
+                    self._there = self._start(messages)
+                except Exception as error:
+                    self._given_up = self._given_up or str(error)  # nobody else is to try
+                    raise
         return self._there
 
     def _start(self, messages: list[Message]) -> RayGrid:
@@ -287,7 +293,7 @@ class Ray:
     def _init(self, **settings: Any) -> None:
         import ray
 
-        with warnings.catch_warnings():
+        with handlers_kept(), warnings.catch_warnings():
             if not self._verbose:
                 warnings.simplefilter("ignore")  # Ray announces a change of its own
             level = logging.INFO if self._verbose else logging.CRITICAL
@@ -410,6 +416,24 @@ def environment(path: Iterable[str] = (), also: Mapping[str, str] | None = None)
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """What the process does with signals is what it did before, once it is closed.
+
+    Ray sets handlers of its own, below Python, by which SIGTERM aborts the process. Python sets any in its main thread
+    alone, so the C library is asked.
+    """
+    library, kept = ctypes.CDLL(None), {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        kept[number] = ctypes.create_string_buffer(1024)  # more than a ``struct sigaction`` takes
+        library.sigaction(int(number), None, kept[number])
+    try:
+        yield
+    finally:
+        for number, before in kept.items():
+            library.sigaction(int(number), before, None)
 
 
 def _needed() -> dict[str, Any]:
