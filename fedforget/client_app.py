@@ -11,7 +11,9 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedforget import engine, messages
+from fedforget import messages
+from fedforget.client import answering, training
+from fedforget.client.workbench import device_of
 from fedforget.data import FederatedData, load
 from fedforget.messages import TEST, Task, Work
 from fedforget.store import digest
@@ -33,7 +35,7 @@ def describe(message: Message, context: Context) -> Message:
     try:
         work, _ = _accepted(message, context)
         task = Task.from_json(work.task)
-        device = engine.device_of(task.device, task.precision)
+        device = device_of(task.device, task.precision)
         federated = load(task.data)
         hosted = _hosted(federated, context)
     except ValueError as error:  # what the user must mend: sent as a sentence, not as a traceback
@@ -50,6 +52,7 @@ def describe(message: Message, context: Context) -> Message:
         "num_test": len(federated.test_labels),
         "corruption": federated.record,
         "data": federated.fingerprint,
+        "facts": federated.facts.to_dict(),
     }
     return Message(messages.pack_reply({}, {"node": about, **report}), reply_to=message)
 
@@ -58,7 +61,7 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Run the routine for each client asked; the reply holds one vector a client, or their sum."""
     work, vectors = _accepted(message, context)
-    arrays, report = engine.train(work, vectors)
+    arrays, report = training.train(work, vectors)
     return Message(messages.pack_reply(arrays, report), reply_to=message)
 
 
@@ -66,7 +69,7 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """What models answer on each part asked."""
     work, vectors = _accepted(message, context)
-    arrays, report = engine.evaluate(work, vectors)
+    arrays, report = answering.evaluate(work, vectors)
     return Message(messages.pack_reply(arrays, report), reply_to=message)
 
 

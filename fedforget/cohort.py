@@ -12,7 +12,6 @@ examples, and count as one round.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,10 +26,15 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedforget import messages
-from fedforget.exchange import Card, Journal, Pool, Replies, Reply
+from fedforget.attendance import Attendance
+from fedforget.checks import Asked, miscount, misfit, said
+from fedforget.core.exact import exact_scale
+from fedforget.data.facts import DataFacts
+from fedforget.description import read_description
+from fedforget.exchange import Card, Exchange, Journal, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.messages import GRID, SPHERE, TEST, Task, Work
-from fedforget.params import Layout, Params, exact_scale
+from fedforget.params import Layout, Params
 from fedforget.request import SCOPES, UnlearningRequest
 from fedforget.routines import hessian_layout
 from fedforget.seeds import Seeds
@@ -38,7 +42,6 @@ from fedforget.seeds import Seeds
 TRAIN_ROUTINE = "fedforget.routines:train"
 GROUP = {"cpu": 12, "cuda": 32}  # most clients in a group: more no longer fit a core's cache; on a GPU not measured
 LATE = "did not answer in time"
-MOST_SAID = 500  # characters of a reason that a node gave
 TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
 
 
@@ -77,7 +80,7 @@ class Answers(NamedTuple):
         included: ``[n]``, 1, or 0 for a candidate canary that the trajectory was not trained on.
         features: float16 ``[n, p]`` for ``forget`` and ``holdout``, what the last layer was given; ``[n, L, p]`` for
             ``forget_layers`` and ``holdout_layers``, what comes out of each of L layers; float32 ``[n, 2]`` for
-            ``noise``, see `fedforget.engine.evaluate`; ``None`` for other sets.
+            ``noise``, see `fedforget.client.answering.evaluate`; ``None`` for other sets.
     """
 
     logits: NDArray
@@ -128,6 +131,10 @@ class TooFewClients(RuntimeError):
     """So many clients failed in a round that its result would mean nothing."""
 
 
+class AuditFailed(RuntimeError):
+    """No node could say what a model answers: nothing is known against the model, nor against what made it."""
+
+
 @dataclass(frozen=True)
 class Federation:
     """Who is there: what the first round (``query.describe``) found.
@@ -143,6 +150,11 @@ class Federation:
     num_train: Mapping[int, int]
     class_counts: Mapping[int, Sequence[int]]
     about: Mapping[str, Any]
+
+    @cached_property
+    def facts(self) -> DataFacts:
+        """What the first node says of the data."""
+        return DataFacts.from_dict(self.about["facts"])
 
     @property
     def device(self) -> str:
@@ -211,6 +223,8 @@ def describe(grid: Grid, task: Task, timeout: float = 600.0) -> Federation:
             if counts.setdefault(client, class_counts) != class_counts:
                 raise ValueError(f"two SuperNodes hold different data of client {client}; a client has one home")
             num_train[client] = sum(class_counts)
+    if not num_train:
+        raise ValueError(f"none of {len(nodes)} SuperNodes hosts a client")
     return Federation(hosts, num_train, counts, about)
 
 
@@ -222,24 +236,14 @@ def _description(reply: Message) -> tuple[dict[str, Any], dict[int, list[int]]]:
     """
     try:
         _, report = messages.unpack_reply(reply.content)
-        about = report.pop("node")
-        error = about.get("error", "")
-        clients = {int(client): entry["class_counts"] for client, entry in report.items()}
-        kinds = {"device": str, "data": str, "num_test": int, "num_classes": int, "input_shape": list}
-        wrong = {name: about.get(name) for name, kind in kinds.items() if not isinstance(about.get(name), kind)}
-        for client, counts in clients.items():
-            whole = len(counts) == about["num_classes"] and all(type(count) is int and count >= 0 for count in counts)
-            if client < 0 or not whole or sum(counts) != report[str(client)]["num_train"]:
-                wrong[f"client {client}"] = report[str(client)]
-        if wrong and not error:
-            raise ValueError(f"it says {wrong}")
+        about, clients = read_description(report)
     except (ValueError, KeyError, TypeError) as problem:
         raise ValueError(
-            f"a SuperNode's description of itself cannot be read ({_said(problem)}); "
+            f"a SuperNode's description of itself cannot be read ({said(problem)}); "
             "run the same version of fedforget on all of them"
         ) from problem
-    if error:
-        raise ValueError(_said(error))
+    if "error" in about:
+        raise ValueError(said(about["error"]))
     return about, clients
 
 
@@ -267,6 +271,7 @@ class Cohort(Grid):
         separate: for a learner that only averages, the clients whose updates are wanted one by one all the same;
             ``None``: the learner must see every update.
         held: most bytes that the server held at once, see `hold`.
+        attendance: whether the request's targets took part in what they were asked.
     """
 
     grid: Grid
@@ -291,6 +296,7 @@ class Cohort(Grid):
     contacted: set[int] = field(default_factory=set)
     last_replies: Replies = Replies()
     held: int = 0
+    attendance: Attendance = field(default_factory=Attendance)
     _exchanges: int = 0
     _part: _Part | None = None
     _aside: int = 0
@@ -338,7 +344,7 @@ class Cohort(Grid):
         clients, retained = self.federation.clients, self._keeping
         if not retained:
             raise ValueError("no client retains any data, so there is nobody to ask")
-        number = max(1, round_half_up(self.fraction * len(clients)))
+        number = asked_of(self.fraction, len(clients))
         order = self.seeds.numpy("cohort", round).permutation(len(clients))
         chosen = [client for client in (clients[place] for place in order[:number]) if client in retained]
         later = (clients[place] for place in order[number:])
@@ -439,7 +445,8 @@ class Cohort(Grid):
         sent, layout = {**(vectors or {}), "model": model}, layout or self.layout
         part = _Part(round, sent, frozenset((client, split) for client in asked))
         begins = not part.continues(self._part)
-        self.last_replies = self._remembered(lambda: self._exchange(work, sent, layout, begins))
+        self.last_replies, left_out = self._remembered(work, lambda: self._exchange(work, sent, layout, begins))
+        self.attendance.count(round, self._forgetting(asked, split), left_out)
         self._count_held(part, begins)
         self.progress(round)
         return self.last_replies
@@ -517,7 +524,7 @@ class Cohort(Grid):
                 spheres of points and `DEEP` examples inside the layers, and a plane is always whole.
 
         Raises:
-            TooFewClients: if a node cannot evaluate.
+            AuditFailed: if a node cannot evaluate, and no other one could in its place.
         """
         return self.evaluate_all([(model, sets)])[0]
 
@@ -525,7 +532,7 @@ class Cohort(Grid):
         """As `evaluate`, for several models, each with its audit sets, in one exchange; in the order given.
 
         Raises:
-            TooFewClients: if a node cannot evaluate.
+            AuditFailed: if a node cannot evaluate, and no other one could in its place.
         """
         parts = [
             {name: [(*part, number) for part in self._parts(name, most)] for name, most in sets.items()}
@@ -569,22 +576,38 @@ class Cohort(Grid):
         if split != "forget" and set(clients) - gone and not self.card.retained_online:
             raise ValueError("this strategy asks retained clients, but its card says retained_online=False")
 
-    def _remembered(self, exchange: Callable[[], tuple[Replies, Cost, list[str]]]) -> Replies:
+    def _forgetting(self, clients: Collection[int], split: str) -> set[int]:
+        """Those of the clients that are asked as targets: with what is to be forgotten, or although they are gone."""
+        targets = set(self.targets).intersection(clients)
+        return targets.difference(self.retained) if split == "retain" else targets
+
+    def _most(self, split: str) -> Mapping[int, int]:
+        """Most training examples that each client can have in a split, as far as the server knows."""
+        requests = self.removed if self.request is None else (*self.removed, self.request)
+        if {"class", "sample"} <= {request.scope for request in requests}:  # they may name the same example
+            return self.federation.num_train
+        before, after = self._kept(self.removed), self._kept(requests)
+        if split == "retain":
+            return after
+        if split in ("forget", "few"):
+            return {client: number - after.get(client, 0) for client, number in before.items()}
+        return before
+
+    def _remembered(self, work: Work, exchange: Callable[[], Exchange]) -> tuple[Replies, Mapping[int, str]]:
+        """The replies of an exchange, and who was left out of it and why."""
         self._exchanges += 1
         known = self.journal.get(self._exchanges) if self.journal else None
-        replies, cost, notes = known or exchange()
+        replies, cost, left_out = known or exchange()
         if self.journal and known is None:
-            self.journal.put(self._exchanges, (replies, cost, notes))
+            self.journal.put(self._exchanges, (replies, cost, left_out))
         self.cost += cost
-        self.notes += notes
-        return replies
+        self.notes += _notes(work.round, left_out)
+        return replies, left_out
 
-    def _exchange(
-        self, work: Work, vectors: Mapping[str, Params], layout: Layout, begins: bool
-    ) -> tuple[Replies, Cost, list[str]]:
+    def _exchange(self, work: Work, vectors: Mapping[str, Params], layout: Layout, begins: bool) -> Exchange:
         content = messages.pack(work, vectors)
         payload = sum(len(array.data) for array in content.array_records[messages.ARRAYS].values())
-        dtype = vectors["model"].flat.numpy().dtype
+        known = self._asked(work, vectors, layout)
         good: dict[int, Reply] = {}
         weights: dict[int, int] = {}  # of the clients in the pool
         losses: dict[int, float] = {}
@@ -598,9 +621,10 @@ class Cohort(Grid):
             missing = [group for group in groups if not reasons.keys().isdisjoint(group)]
             # Those of a group that did answer do not answer twice.
             wanted = replace(work, pooled=tuple(client for client in work.pooled if client in reasons))
-            reasons = dict.fromkeys(reasons, LATE)
+            reasons, start = dict.fromkeys(reasons, LATE), time.monotonic()
             for asked, arrays, report in self._ask(content, wanted, missing, tried, seconds):
-                problems = self._problems(asked, arrays, report, wanted, layout, dtype)
+                known = replace(known, seconds=time.monotonic() - start)
+                problems = self._problems(asked, arrays, report, wanted, known)
                 added = False
                 for client in asked:
                     if client not in reasons:
@@ -623,18 +647,31 @@ class Cohort(Grid):
                     pools.append(arrays[messages.POOL])
             if not reasons:
                 break
-        notes = [f"round {work.round}: client {c} left out ({reason})" for c, reason in sorted(reasons.items())]
         if len(work.clients) - len(reasons) < self.min_share * len(work.clients):
             raise TooFewClients(
                 f"round {work.round}: only {len(work.clients) - len(reasons)} of {len(work.clients)} clients answered, "
-                f"fewer than learning.min_share={self.min_share:g}; first failure: {notes[0]}"
+                f"fewer than learning.min_share={self.min_share:g}; first failure: {_notes(work.round, reasons)[0]}"
             )
         steps, examples, up, spent = (
             sum(entry[what] for entry in billed) for what in ("steps", "examples", "bytes", "seconds")
         )
         cost = Cost(int(begins), steps, examples, payload * len(work.clients), up, 0, spent)
         pool = Pool(pools, layout, weights, losses) if pools else None
-        return Replies((good[client] for client in sorted(good)), pool, work.scale), cost, notes
+        return Replies((good[client] for client in sorted(good)), pool, work.scale), cost, dict(sorted(reasons.items()))
+
+    def _asked(self, work: Work, vectors: Mapping[str, Params], layout: Layout) -> Asked:
+        """What is known of the clients' work before they answer."""
+        model = vectors["model"].flat
+        return Asked(
+            work.routine,
+            self.task.local.with_options(work.options),
+            float(work.options.get("effort", 1.0)),
+            vectors=len(vectors) - 1,
+            size=len(model),
+            layout=layout,
+            dtype=model.numpy().dtype,
+            holds=self._most(work.split),
+        )
 
     def _problems(
         self,
@@ -642,8 +679,7 @@ class Cohort(Grid):
         arrays: Mapping[str, NDArray],
         report: Mapping[str, Mapping[str, Any]],
         wanted: Work,
-        layout: Layout,
-        dtype: np.dtype,
+        known: Asked,
     ) -> dict[int, str]:
         """What is wrong with the answer of each client that a message asked; empty where nothing is.
 
@@ -656,26 +692,25 @@ class Cohort(Grid):
             if entry is None:
                 found[client] = "its node's answer does not name it"
             elif "error" in entry:
-                found[client] = _said(entry["error"])
+                found[client] = said(entry["error"])
             elif vector is None and not entry.get("pooled"):
                 found[client] = "" if entry.get("num_examples") == 0 else "sent no vector"
             else:
-                found[client] = _miscount(entry, self.federation.num_train[client])
-                if not found[client] and vector is not None:
-                    found[client] = _misfit(vector, layout, dtype)
+                wrong = "" if vector is None else misfit(vector, known.layout, known.dtype)
+                found[client] = wrong or miscount(client, entry, vector, known)
         summed = {name for name, entry in report.items() if entry.get("pooled")}
         if not summed:
             return found
         pool, may = arrays.get(messages.POOL), {str(client) for client in set(asked).intersection(wanted.pooled)}
-        wrong = next((client for client in asked if str(client) in summed and found[client]), None)
+        guilty = next((client for client in asked if str(client) in summed and found[client]), None)
         if summed - may:
             spoiled = "is in a sum that was not asked for"
         elif pool is None:
             spoiled = "sent no vector"
-        elif wrong is not None:
-            spoiled = f"is in one sum with client {wrong}, which {found[wrong]}"
+        elif guilty is not None:
+            spoiled = f"is in one sum with client {guilty}, which {found[guilty]}"
         else:
-            spoiled = _misfit(pool, layout, np.dtype(np.float64))
+            spoiled = misfit(pool, known.layout, np.dtype(np.float64))
         return {c: problem or (spoiled if str(c) in summed else "") for c, problem in found.items()}
 
     def _attempts(self) -> Iterator[float]:
@@ -721,12 +756,12 @@ class Cohort(Grid):
                 continue  # to a message that was given up: it must not enter another round
             what = asked.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
-                yield what, {}, {}, _said(reply.error.reason)
+                yield what, {}, {}, said(reply.error.reason)
                 continue
             try:
                 arrays, report = messages.unpack_reply(reply.content)
             except ValueError as error:
-                yield what, {}, {}, f"sent what cannot be read ({_said(error)})"
+                yield what, {}, {}, f"sent what cannot be read ({said(error)})"
                 continue
             yield what, arrays, report, ""
 
@@ -809,7 +844,9 @@ class Cohort(Grid):
                     answers[number] = Answers(logits, labels, owner, rows, included, kept)
             if len(answers) == len(parts):
                 return [answers[number] for number in range(len(parts))]
-        raise TooFewClients(problem)
+        raise AuditFailed(
+            f"{problem}; the audit of a model failed, not the method that made it: the same command goes on from here"
+        )
 
     # ------------------------------------------------------------------ the cohort as a Flower Grid, one node a client
 
@@ -870,42 +907,29 @@ class Cohort(Grid):
         return self._round(model, clients, self.separate, TRAIN_ROUTINE, "retain", self.next_round, None, None, options)
 
 
+def _notes(round: int, left_out: Mapping[int, str]) -> list[str]:
+    """A sentence for each client that was left out of a round."""
+    return [f"round {round}: client {client} left out ({reason})" for client, reason in sorted(left_out.items())]
+
+
 def _size(vector: Params) -> int:
     """Bytes of a vector."""
     return vector.flat.numel() * vector.flat.element_size()
 
 
-def round_half_up(value: float) -> int:
-    """The nearest integer; a half goes up (Python rounds it to even)."""
-    return int(value + 0.5)
+def asked_of(fraction: float, clients: int) -> int:
+    """How many of the clients are asked in a round: the nearest integer, where a half goes up.
 
-
-def _said(reason: object) -> str:
-    """What a node gave as its reason, as part of one sentence: whole tracebacks and worse may arrive."""
-    text = " ".join(str(reason).split())
-    return text if len(text) <= MOST_SAID else f"... {text[-MOST_SAID:]}"
-
-
-def _miscount(entry: Mapping[str, Any], holds: int) -> str:
-    """What is wrong with the numbers in a client's report; empty if nothing is. ``holds``: its training examples."""
-    for name in ("num_examples", "steps", "examples", "bytes"):
-        if type(entry.get(name)) is not int or entry[name] < 0:
-            return f"says {name}={_said(repr(entry.get(name)))}"
-    for name in ("loss", "seconds"):  # a loss may be infinite: some routines climb
-        if type(entry.get(name)) not in (int, float):
-            return f"says {name}={_said(repr(entry.get(name)))}"
-    if not 0 < entry["num_examples"] <= holds:
-        return f"says num_examples={entry['num_examples']}, but holds {holds}"
-    return "" if 0 <= entry["seconds"] < math.inf else f"says seconds={entry['seconds']}"
-
-
-def _misfit(vector: NDArray, layout: Layout, dtype: np.dtype) -> str:
-    """What is wrong with a vector that arrived; empty if nothing is."""
-    if vector.shape != (layout.size,):
-        return f"sent a vector of shape {vector.shape}, expected ({layout.size},)"
-    if vector.dtype != dtype:
-        return f"sent a vector of {vector.dtype}, expected {dtype}"
-    return "" if np.isfinite(vector).all() else "sent NaN or infinite values"
+    Raises:
+        ValueError: if that is nobody.
+    """
+    number = int(fraction * clients + 0.5)
+    if not number:
+        raise ValueError(
+            f"learning.fraction={fraction:g} of {clients} clients is not one client a round; "
+            f"use at least {1 / clients:.2g}"
+        )
+    return number
 
 
 def _misanswer(
@@ -921,7 +945,7 @@ def _misanswer(
     sizes = [report.get(str(place), {}).get("examples") for place in range(len(parts))]
     for (_, split, start, stop, _), size in zip(parts, sizes, strict=True):
         if type(size) is not int or not 0 <= size <= stop - start:
-            return f"says that {split} has {_said(repr(size))} examples"
+            return f"says that {split} has {said(repr(size))} examples"
     total = sum(sizes)
     for name in ("logits", "labels", "rows", "included"):
         shape, dtype = ((total, classes), "float32") if name == "logits" else ((total,), "int64")

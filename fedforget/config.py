@@ -77,6 +77,9 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "engine.trajectories": ("at least 0", lambda x: x >= 0),
 }
 
+# What each scope's targets may be named by, the usual way first.
+_TARGETS = {"client": ("clients", "owners"), "sample": ("clients", "owners", "rows", "records"), "class": ("classes",)}
+
 
 @dataclass(frozen=True)
 class RequestStep:
@@ -85,9 +88,14 @@ class RequestStep:
     Args:
         scope: ``"client"``, ``"sample"`` or ``"class"``.
         clients: the clients to forget; for a sample request the one client that owns the samples.
-        classes: the labels to forget, of a class request.
+        owners: instead of ``clients``, values of ``task.id_column``, where the partition is natural.
+        classes: the classes to forget, of a class request: a whole number is a label as the data have it, a text is a
+            class's name.
         samples: positions in the client's training split, of a sample request.
         share: instead of ``samples``, the share of the client's training split to draw at random.
+        rows: instead of a client and its samples, positions from 0 in the source's training split, as it is read; of a
+            sample request.
+        records: likewise, values of ``task.record_column``.
         after_round: the learning round after which the request arrives; None means after the last one.
 
     Raises:
@@ -96,33 +104,51 @@ class RequestStep:
 
     scope: str = "client"
     clients: tuple[int, ...] = ()
-    classes: tuple[int, ...] = ()
+    owners: tuple[int | str, ...] = ()
+    classes: tuple[int | str, ...] = ()
     samples: tuple[int, ...] = ()
     share: float = 1.0
+    rows: tuple[int, ...] = ()
+    records: tuple[int | str, ...] = ()
     after_round: int | None = None
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise _unknown("request.scope", self.scope, SCOPES)
-        needed = "classes" if self.scope == "class" else "clients"
-        if not getattr(self, needed):
-            raise ValueError(f"request.{needed} is empty, but a {self.scope} request must name {needed}, e.g. [3]")
-        unused = {"client": ("classes", "samples"), "sample": ("classes",), "class": ("clients", "samples")}[self.scope]
-        for name in unused:
-            if getattr(self, name):
-                raise ValueError(f"request.{name} is {list(getattr(self, name))}, but a {self.scope} request has none")
+        own = _TARGETS[self.scope]
+        for name in ("clients", "owners", "classes", "samples", "rows", "records"):
+            value = getattr(self, name)
+            if value and name not in (*own, *(("samples",) if self.scope == "sample" else ())):
+                raise ValueError(f"request.{name} is {list(value)}, but a {self.scope} request has none")
+        given = [name for name in own if getattr(self, name)]
+        if not given:
+            raise ValueError(f"request.{own[0]} is empty, but a {self.scope} request must name {own[0]}, e.g. [3]")
+        if len(given) > 1:
+            raise ValueError(f"request.{given[0]} and request.{given[1]} are both given; name what to forget by one")
         if self.scope == "sample":
-            self._check_samples()
+            self._check_samples(given[0])
         elif self.share != 1.0:
             raise ValueError(f"request.share is {self.share}, but only a sample request has a share")
-        targets = {"client": self.clients, "class": self.classes}.get(
-            self.scope, [(self.clients[0], position) for position in self.samples]
-        )
-        UnlearningRequest(self.scope, tuple(targets), self.after_round)  # refuses negative and repeated targets
+        for name in ("owners", "classes", "records"):
+            if len(set(map(str, getattr(self, name)))) < len(getattr(self, name)):
+                raise ValueError(f"request.{name} is {list(getattr(self, name))}, which names one target twice")
+        # Refuses negative and repeated numbers; what is named by a text is resolved once the data are known.
+        numbers = {
+            "client": self.clients,
+            "class": tuple(label for label in self.classes if isinstance(label, int)),
+            "sample": tuple((client, position) for client in (*self.clients, 0)[:1] for position in self.samples),
+        }
+        UnlearningRequest(self.scope, numbers[self.scope], self.after_round)
+        UnlearningRequest("client", self.rows)
 
-    def _check_samples(self) -> None:
-        if len(self.clients) != 1:
-            raise ValueError(f"request.clients is {list(self.clients)}, but a sample request names one client")
+    def _check_samples(self, given: str) -> None:
+        if given in ("rows", "records"):
+            if self.samples or self.share != 1.0:
+                raise ValueError(f"request.{given} names examples, so request.samples and request.share have no effect")
+            return
+        if len(getattr(self, given)) != 1:
+            noun = given.removesuffix("s")
+            raise ValueError(f"request.{given} is {list(getattr(self, given))}, but a sample request names one {noun}")
         if self.samples and self.share != 1.0:
             raise ValueError("request.samples and request.share are both given; a sample request takes one of them")
         if not self.samples and not 0 < self.share < 1:
@@ -448,7 +474,10 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, _mapping(value, key), key)
     if get_origin(kind) is types.UnionType:
-        return None if value is None else _convert(get_args(kind)[0], value, key)
+        valid = [each for each in get_args(kind) if each is not types.NoneType]
+        if value is None and len(valid) < len(get_args(kind)):
+            return None
+        return _convert(next((each for each in valid if type(value) is each), valid[0]), value, key)
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{key} is {value!r}, but must be a list, e.g. [{'' if value is None else value}]")

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fedforget.core.exact import BLOCK, ExactSum, can_add_exactly, exact_scale
 from fedforget.ledger import Cost
-from fedforget.params import BLOCK, ExactSum, Layout, Params, can_add_exactly, exact_scale
+from fedforget.params import Layout, Params
 
 RECORDS = ("nothing", "globals", "targets", "all")
 STORAGES = ("records", "updates", "sums")
@@ -96,7 +97,7 @@ class Replies(tuple[Reply, ...]):
     Args:
         replies: the answers that came one by one.
         pool: those that came as a sum, if any did.
-        scale: the scale of an exact sum over all of them (`fedforget.params.exact_scale`); by default that of the
+        scale: the scale of an exact sum over all of them (`fedforget.core.exact.exact_scale`); by default that of the
             replies' own weights.
     """
 
@@ -177,11 +178,15 @@ class Replies(tuple[Reply, ...]):
         return {reply.client: reply.update for reply in self}
 
 
+# The replies, what they cost, and by client why others were left out.
+Exchange = tuple[Replies, Cost, Mapping[int, str]]
+
+
 class Journal(Protocol):
     """Remembers exchanges so that an interrupted strategy can be run again without asking clients twice."""
 
-    def get(self, number: int) -> tuple[Replies, Cost, list[str]] | None:
+    def get(self, number: int) -> Exchange | None:
         """Exchange ``number``, if it is remembered."""
 
-    def put(self, number: int, exchange: tuple[Replies, Cost, list[str]]) -> None:
+    def put(self, number: int, exchange: Exchange) -> None:
         """Remember exchange ``number``."""

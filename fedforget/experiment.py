@@ -35,20 +35,32 @@ from torch import Tensor
 
 import fedforget
 from fedforget import config as configuration
-from fedforget import models, report, routines, solvers, tuning
+from fedforget import disk, models, report, routines, solvers, tuning
 from fedforget.assessment import PARTS, assess
-from fedforget.cohort import Cohort, TooFewClients, describe
-from fedforget.config import RequestStep, RunConfig, StrategySpec
+from fedforget.cohort import (
+    ANCHORS,
+    DEEP,
+    FEATURED,
+    TEST_SETS,
+    AuditFailed,
+    Cohort,
+    TooFewClients,
+    asked_of,
+    describe,
+)
+from fedforget.config import RunConfig, StrategySpec
+from fedforget.disk import Need
 from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL
 from fedforget.exchange import RECORDS
 from fedforget.grid import GridEnded
 from fedforget.history import FileJournal, History, HistoryConfig, Recording, find_recording
 from fedforget.ledger import Cost
-from fedforget.messages import Task
+from fedforget.messages import GRID, SPHERE, Task
 from fedforget.metrics import Outputs
 from fedforget.metrics.representation import swap_head
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest
+from fedforget.resolve import name_request, resolve
 from fedforget.seeds import Seeds
 from fedforget.store import (
     CannotWrite,
@@ -61,7 +73,7 @@ from fedforget.store import (
     save_tensors,
     write_text,
 )
-from fedforget.strategy import UnlearningStrategy, find
+from fedforget.strategy import AVERAGING, UnlearningStrategy, find
 
 AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
 REGION_SETS = ("near", "far")  # points around examples
@@ -145,8 +157,7 @@ class Experiment:
     ) -> None:
         self.config, self.say, self.grid = config, say, grid
         self.store = Store(output / "store")
-        self.folder = output / "runs" / f"{config.experiment}-{digest(configuration.to_dict(config))[:8]}"
-        make_folder(self.folder)
+        self.output = output
         self.task = Task(
             config.data, config.model, config.local, config.engine.device, config.engine.mode, config.engine.precision
         )
@@ -165,20 +176,27 @@ class Experiment:
         """
         self.federation = describe(self.grid, self.task)
         self.layout = Layout.of(models.build(self.config.model, *self._shape()))
-        self.requests = tuple(self._resolve(i, step) for i, step in enumerate(self.config.request.steps))
+        self.requests = resolve(self.config, self.federation)
+        self.folder = make_folder(self.output / "runs" / self._name())
         self._check()
+        for heading, text in self.federation.facts.lines():
+            self.say(f"{heading}: {text}")
+        named = [name_request(request, self.federation) for request in self.requests]
+        clients = len(self.federation.clients)
+        asked = asked_of(self.config.learning.fraction, clients)
         self.say(
-            f"{len(self.federation.clients)} clients on {len(self.federation.hosts)} SuperNodes "
-            f"({self.federation.about['device']}); to forget: {', then '.join(map(str, self.requests))}"
+            f"{clients} clients on {len(self.federation.hosts)} SuperNodes ({self.federation.about['device']}), "
+            f"{asked} asked in a round; to forget: {', then '.join(named)}"
         )
 
     def run(self) -> Path:
         """Do everything that is not done yet; returns the folder with the report.
 
         Raises:
-            ValueError: if the configuration does not fit the data; nothing has been trained then.
+            ValueError: if the configuration does not fit the data, or the results the disk; nothing has been trained.
             CannotWrite: if the disk does not take a result; the same command resumes from what was saved.
             TooFewClients: if a round failed; what was finished is stored, and the same command resumes from there.
+            AuditFailed: if no node could say what a model answers; likewise.
         """
         # The workers fill every core; a server with more threads would only take them away.
         torch.set_num_threads(1)
@@ -191,6 +209,9 @@ class Experiment:
             f"evidence level {evaluation.level} ({LEVELS[evaluation.level].code}), K = {evaluation.seeds}: "
             f"{self._trainings()} whole trainings, {len(self._specs()) - 1} strategies. {evaluation.claim}"
         )
+        need = _disk_needed(self)
+        self.say(f"what is still to be done needs {need}")
+        disk.refuse(need, self.store.root, self._history_config().record)
         self._count.total = self._to_make()
         if self.config.tuning.trials:
             self.tuned = self._tune()
@@ -209,37 +230,11 @@ class Experiment:
 
     # ------------------------------------------------------------------ before any work
 
-    def _resolve(self, number: int, step: RequestStep) -> UnlearningRequest:
-        """The request that a step of the configuration means, now that the clients' sizes are known."""
-        if step.scope == "class":
-            return UnlearningRequest("class", step.classes, step.after_round)
-        missing = [client for client in step.clients if client not in self.federation.num_train]
-        if missing:
-            raise ValueError(
-                f"request.clients={list(step.clients)}: client {missing[0]} does not exist; "
-                f"there are clients 0 to {self.federation.clients[-1]}"
-            )
-        if step.scope == "client":
-            return UnlearningRequest("client", step.clients, step.after_round)
-        client = step.clients[0]
-        size = self.federation.num_train[client]
-        positions: Any = step.samples
-        if not positions:
-            order = Seeds(self.config.seed).numpy("request", number).permutation(size)
-            positions = order[: max(1, round(step.share * size))].tolist()
-        beyond = [position for position in positions if position >= size]
-        if beyond:
-            raise ValueError(f"request.samples: client {client} has {size} training examples, so none at {beyond[0]}")
-        return UnlearningRequest("sample", tuple((client, position) for position in positions), step.after_round)
-
     def _check(self) -> None:
         """Refuse what cannot work, before anything is trained."""
         if int(self.federation.about["num_test"]) < 2:  # the audit measures distances between test images
             raise ValueError("the task has a single test example, but an audit needs two at least")
-        classes = int(self.federation.about["num_classes"])
         for number, request in enumerate(self.requests):
-            if request.scope == "class" and max(request.targets) >= classes:
-                raise ValueError(f"request.classes: class {max(request.targets)} does not exist; there are {classes}")
             cohort = self._cohort(Seeds(0), number)
             if not cohort.targets:
                 raise ValueError(f"request {request} names no training example that is still there")
@@ -360,11 +355,10 @@ class Experiment:
         config, seeds = self.config, self._seeds(k)
         key, start = self._trajectory_key(k, learner), self._initial(k)
         what = f"learning for {learner.label}, {_seed(k)}" if learner else f"learning, {_seed(k)}"
-        targets = tuple(sorted({client for request in self.requests for client in request.clients}))
         rounds = self.requests[0].after_round or config.learning.rounds
 
         def find() -> Recording:
-            return find_recording(self.store, key, start.layout, history_config, targets, seeds)
+            return find_recording(self.store, key, start.layout, history_config, self._targets(), seeds)
 
         with self.store.lock("trajectories", key):
             recording = find()
@@ -415,7 +409,8 @@ class Experiment:
         except TooFewClients as error:
             if spec.label == ORACLE:
                 raise
-            # A method that breaks its clients' models is a finding about that method; the others go on.
+            # A method that breaks its clients' models is a finding about that method; the others go on. An audit that
+            # fails is none: it stops the run.
             self._failed[spec.label] = f"seed {k}: {error}"
             self.say(f"  note: {spec.label} failed and is left out, {self._failed[spec.label]}")
         return entries
@@ -430,16 +425,7 @@ class Experiment:
             ValueError: if the strategy's code fails.
         """
         strategy, request, layout = self._strategy(spec), self.requests[i], previous.params.layout
-        card = strategy.card
-        determines = {
-            "trajectory": self._trajectory_key(k, spec if self._learns_itself(spec) else None),
-            "previous": previous.key,
-            "requests": [request.to_dict() for request in self.requests[: i + 1]],
-            "strategy": [spec.name, asdict(spec.options), _code_of(strategy)],
-            "recorded": None
-            if card.records in ("nothing", "globals")
-            else asdict(replace(recording.config, record="")),
-        }
+        card, determines = strategy.card, self._made_of(k, spec, i, previous.key, recording.config)
         key = digest(determines)
         folder = self.store.folder("models", key)
         path = folder / "model.safetensors"
@@ -490,6 +476,18 @@ class Experiment:
         params, notes = Params(tensors["model"], layout), tuple(metadata["notes"])
         return Model(key, params, cost, str(path), "model", metadata["residues"], notes), checkpoints
 
+    def _made_of(self, k: int, spec: StrategySpec, i: int, previous: str, form: HistoryConfig) -> dict[str, Any]:
+        """What determines the model that a strategy makes of the model ``previous``; its digest is the address."""
+        strategy = self._strategy(spec)
+        updates = strategy.card.records not in ("nothing", "globals")
+        return {
+            "trajectory": self._trajectory_key(k, spec if self._learns_itself(spec) else None),
+            "previous": previous,
+            "requests": [request.to_dict() for request in self.requests[: i + 1]],
+            "strategy": [spec.name, asdict(spec.options), _code_of(strategy)],
+            "recorded": asdict(replace(form, record="")) if updates else None,
+        }
+
     def _stored(self, path: Path) -> tuple[dict[str, Tensor], dict] | None:
         """What a file holds; ``None`` if it has to be made, or made again: a damaged one is named and deleted.
 
@@ -526,7 +524,7 @@ class Experiment:
             if self._learns_itself(spec):
                 why[spec.label] = "it learns by itself, so every trial would be a whole training"
             elif not tuning.space(spec.options):
-                why[spec.label] = "none of its options declares a range"
+                why[spec.label] = "no option of its Config declares a range to search"
             else:
                 tuned.append(spec)
         return tuned, why
@@ -554,7 +552,7 @@ class Experiment:
         """Give every strategy its trials, adopt the best options, and return what the report's header says of it."""
         config, there, (specs, why) = self.config.tuning, self.rehearsal, self._tunable()
         for label, reason in why.items():
-            self.say(f"{label} is not tuned: {reason}")
+            self.say(f"  note: {label} is not tuned and keeps its configured options: {reason}")
         said = {**asdict(config), "request": "", "objectives": {}, "strategies": {}, "untuned": why, "note": ""}
         if there is None:
             return said
@@ -773,17 +771,20 @@ class Experiment:
             "durability": list(config.evaluation.durability),
             "classes": int(self.federation.about["num_classes"]),
             "layout": [self.layout.names, self.layout.shapes],
-            "corruption_config": asdict(config.corruption),
+            "corruption_config": asdict(config.corruption.resolved(self.federation.facts.classes)),
             "claim": config.evaluation.claim,
             "tuning": self.tuned,
             "seeds": config.evaluation.seeds,
-            "requests": [str(request) for request in self.requests],
+            "requests": [name_request(request, self.federation) for request in self.requests],
             "failed": dict(sorted(self._failed.items())),
             "left_out": _left_out(index),
             "config": digest(configuration.to_dict(config)),
             "trajectory": digest([self._trajectory_key(k) for k in range(config.evaluation.seeds)]),
             "options": {spec.label: _options(spec) for spec in self._specs()},
             "data": self.federation.about["data"],
+            "data_facts": self.federation.about["facts"],
+            "data_lines": self.federation.facts.lines(),
+            "owners": {str(client): owner for client, owner in enumerate(self.federation.facts.owners)},
             "corruption": self.federation.about["corruption"],
             "versions": versions(),
             "strategies": {spec.label: asdict(self._strategy(spec).card) for spec in self._specs()},
@@ -792,12 +793,21 @@ class Experiment:
 
     # ------------------------------------------------------------------ small parts
 
+    def _name(self) -> str:
+        """The name of the run's folder: other settings, or other data under the same settings, are another run."""
+        of = {"config": configuration.to_dict(self.config), "data": self.federation.about["data"]}
+        return f"{self.config.experiment}-{digest(of)[:8]}"
+
     def _seeds(self, k: int) -> Seeds:
         """The streams of trajectory ``k``: originals and oracles of one ``k`` share them, which pairs them."""
         return Seeds(self.config.seed).child("trajectory", k)
 
     def _initial(self, k: int) -> Params:
         return Params.from_module(models.initial(self.config.model, *self._shape(), self._seeds(k).integer("initial")))
+
+    def _targets(self) -> tuple[int, ...]:
+        """The clients that requests name, whose updates a recording may have to keep."""
+        return tuple(sorted({client for request in self.requests for client in request.clients}))
 
     def _learns_itself(self, spec: StrategySpec) -> bool:
         """Whether the strategy's class has its own `learn`."""
@@ -881,6 +891,73 @@ class Count:
         self.step(self.done, self.total, what)
 
 
+def _disk_needed(run: Experiment) -> Need:
+    """What the run will write that is not there yet; what was begun counts as far as it is not written."""
+    config, form, specs = run.config, run._history_config(), run._specs()
+    model, need = disk.FLOAT * run.layout.size, Need()
+    for k in range(config.evaluation.seeds):
+        for learner in (None, *filter(run._learns_itself, specs)):
+            learning = _recording_needed(run, k, learner, form)
+            need += learning
+            if learner is None and learning.total:
+                need += sum((_audit_needed(run, i) for i in range(len(run.requests))), Need())
+        for spec in specs:
+            learned = run._trajectory_key(k, spec if run._learns_itself(spec) else None)
+            previous = digest([learned, run.requests[0].after_round or config.learning.rounds])
+            for i, request in enumerate(run.requests):
+                previous = digest(run._made_of(k, spec, i, previous, form))
+                if (run.store.folder("models", previous) / "model.safetensors").exists():
+                    continue
+                passed = run._checkpoints(request.after_round or config.learning.rounds) if spec.label == ORACLE else ()
+                answers = len(passed) * _answers_needed(run, i, AUDIT_SETS)
+                need += Need(models=(1 + len(passed)) * model, audits=answers) + _audit_needed(run, i)
+                if spec.label == ORACLE and config.evaluation.seeds > 1:
+                    need += _audit_needed(run, i)  # once more, in the place of another
+    if run.rehearsal:
+        learning = _recording_needed(run.rehearsal, tuning.SEED, None, form)
+        if learning.total:
+            number = 1 + config.tuning.trials * len(run._tunable()[0])
+            answers = number * _answers_needed(run.rehearsal, 0, tuning.SETS)
+            need += learning + Need(models=number * model, audits=answers)
+    return need
+
+
+def _recording_needed(run: Experiment, k: int, learner: StrategySpec | None, form: HistoryConfig) -> Need:
+    """What a trajectory needs that is not learned yet."""
+    seeds, targets = run._seeds(k), run._targets()
+    recording = find_recording(run.store, run._trajectory_key(k, learner), run.layout, form, targets, seeds)
+    if recording.is_complete:
+        return Need()
+    cohort, learning = run._cohort(seeds, None), run.config.learning
+    cohorts = [cohort.sample(round) for round in range(1, learning.rounds + 1)]
+    need = disk.of_recording(run.layout, form, cohorts, targets, learning.learner in AVERAGING)
+    return replace(need, recordings=max(0, need.recordings - disk.already(recording.folder)))
+
+
+def _audit_needed(run: Experiment, i: int) -> Need:
+    """About what the audit of a model needs after request ``i``: its answers, and the models of further rounds."""
+    evaluation = run.config.evaluation
+    taught = range(1, evaluation.relearn + 1)
+    later = len({*evaluation.durability, *taught}) + 2 * len(taught)
+    sets = [*FIRST_SETS, "plane", *run._marked_sets(), "forget", *(PATH - 1) * ["test"] * bool(evaluation.durability)]
+    sets += len(evaluation.durability) * [*LATER_SETS, *run._marked_sets()] + 3 * len(taught) * ["rest"]
+    return Need(models=later * disk.FLOAT * run.layout.size, audits=_answers_needed(run, i, sets))
+
+
+def _answers_needed(run: Experiment, i: int, sets: Iterable[str]) -> int:
+    """About how many bytes a model's answers on audit sets take."""
+    federation, most = run.federation, run.config.evaluation.max_examples
+    kept, everything = federation.kept(run.requests[: i + 1]), sum(federation.num_train.values())
+    sizes = dict.fromkeys(TEST_SETS, int(federation.about["num_test"]))
+    sizes |= dict.fromkeys(("forget", "rest", "few"), everything - sum(kept.values()))
+    sizes |= dict.fromkeys(REGION_SETS, ANCHORS * SPHERE) | dict.fromkeys(LAYER_SETS, DEEP)
+    classes, total = int(federation.about["num_classes"]), 0
+    for name in sets:
+        size = GRID * GRID if name == "plane" else min(most, sizes.get(name, everything))
+        total += disk.of_answers(run.layout, classes, {name: size}, FEATURED)
+    return total
+
+
 def _options(spec: StrategySpec) -> list[dict]:
     """What a strategy was set to: of each option its name, value, and what the strategy says of symbol and meaning."""
     return [
@@ -947,7 +1024,7 @@ def _code_of_strategy(spec: StrategySpec, refuses: bool = False) -> Iterator[Non
     """
     try:
         yield
-    except (TooFewClients, CannotWrite, DamagedFile, GridEnded, Stopped):
+    except (TooFewClients, AuditFailed, CannotWrite, DamagedFile, GridEnded, Stopped):
         raise
     except Exception as error:
         if refuses and type(error) is ValueError:

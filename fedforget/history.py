@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedforget.exchange import RECORDS, Card, Pool, Replies, Reply
+from fedforget.exchange import RECORDS, Card, Exchange, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.params import Layout, Params
 from fedforget.seeds import Seeds
@@ -74,6 +74,20 @@ def compress(update: Params, config: HistoryConfig, seeds: Seeds) -> dict[str, T
     return {**stored, "bitmap": torch.from_numpy(np.packbits(mask))}
 
 
+def bytes_of_update(layout: Layout, config: HistoryConfig) -> int:
+    """Bytes of what `compress` stores of an update."""
+    size, number = DTYPES[config.dtype].itemsize, layout.size
+    if config.keep >= 1:
+        return size * number
+    kept = sum(_number_kept(config, length) for length in layout.sizes)
+    return size * kept + (0 if config.select == "random" else min(4 * kept, -(-number // 8)))
+
+
+def _number_kept(config: HistoryConfig, size: int) -> int:
+    """How many entries pruning keeps of a layer."""
+    return max(1, round(config.keep * size))
+
+
 def decompress(stored: Mapping[str, Tensor], layout: Layout, config: HistoryConfig, seeds: Seeds) -> Params:
     """The update that `compress` stored, float32, with zeros where nothing was kept."""
     values = stored["values"].to(torch.float32, copy=True)
@@ -92,7 +106,7 @@ def _kept(layout: Layout, config: HistoryConfig, seeds: Seeds, flat: Tensor | No
     """Sorted positions of the entries that pruning keeps."""
     pieces, start = [], 0
     for number, size in enumerate(layout.sizes):
-        count = max(1, round(config.keep * size))
+        count = _number_kept(config, size)
         if config.select == "random":
             chosen = torch.from_numpy(seeds.numpy(number).permutation(size)[:count])
         else:
@@ -320,9 +334,7 @@ class History:
             for client in {client for cohort in cohorts.values() for client in cohort}:
                 yield UPDATES_OF_TARGETS if client in self.targets else UPDATES_OF_OTHERS, self.rounds, model
             return
-        # The size of a stored update depends on the layout and the form alone.
-        stored = compress(Params(torch.zeros(layout.size), layout), self._form, self.recording.seeds)
-        update = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+        update = bytes_of_update(layout, self._form)
         if card.storage != "updates":
             yield from ((GLOBAL_MODELS, round, model) for round in (0, *due))
         for round, cohort in cohorts.items():
@@ -381,7 +393,7 @@ class FileJournal:
     def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
         self.folder, self.say = make_folder(folder), say
 
-    def get(self, number: int) -> tuple[Replies, Cost, list[str]] | None:
+    def get(self, number: int) -> Exchange | None:
         """Exchange ``number``, or ``None`` if it has to be made: it is not there, or damaged, which is said.
 
         What follows a damaged one is deleted, because who answers the second time may be others, and what was asked
@@ -408,11 +420,12 @@ class FileJournal:
             losses = {client: loss for client, (_, loss) in pooled.items()}
             pool = Pool([tensors["pool"].numpy()], layout, weights, losses)
         one_by_one = (Reply(client, Params(tensors[str(client)], layout), *entries[client]) for client in alone)
-        return Replies(one_by_one, pool, metadata["scale"]), Cost(**metadata["cost"]), metadata["notes"]
+        left_out = {int(client): reason for client, reason in metadata["left_out"].items()}
+        return Replies(one_by_one, pool, metadata["scale"]), Cost(**metadata["cost"]), left_out
 
-    def put(self, number: int, exchange: tuple[Replies, Cost, list[str]]) -> None:
+    def put(self, number: int, exchange: Exchange) -> None:
         """Remember exchange ``number``."""
-        replies, cost, notes = exchange
+        replies, cost, left_out = exchange
         losses = replies.losses()
         entries = {str(client): [number, losses[client]] for client, number in replies.weights().items()}
         tensors = {str(reply.client): reply.update.flat for reply in replies}
@@ -425,7 +438,7 @@ class FileJournal:
             "replies": entries,
             "scale": replies.scale,
             "cost": cost.to_dict(),
-            "notes": notes,
+            "left_out": {str(client): reason for client, reason in left_out.items()},
             "layout": [layout.names, layout.shapes],
         }
         save_tensors(self._path(number), tensors, metadata)

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from fedforget.config import RunConfig, absolute_paths, compose
+from fedforget.data import check_task
 from fedforget.store import Store, default_output
 
 RESUMES = "the same command resumes from what was saved"
@@ -22,7 +23,7 @@ def read(experiment: str, overrides: Sequence[str]) -> RunConfig:
     """The configuration that a command line names, whose relative paths are those of the current folder.
 
     Raises:
-        ValueError: one sentence, for whatever the configuration alone decides.
+        ValueError: one sentence, for whatever the configuration, or the data without its images, decides.
     """
     if "=" in experiment:
         raise ValueError(f"{experiment!r} stands where an experiment's name is expected; see `fedforget list`")
@@ -31,6 +32,7 @@ def read(experiment: str, overrides: Sequence[str]) -> RunConfig:
     config = compose(experiment, absolute_paths(overrides, Path.cwd()))
     if config.task.source == "folder" and not Path(config.task.path).is_dir():
         raise ValueError(f"task.path={config.task.path} is not a folder")
+    check_task(config.task, config.partition, config.corruption, config.request.steps, config.seed)
     return config
 
 
@@ -77,7 +79,7 @@ def run(
     config = read(experiment, overrides)
     folder = (output or default_output()).expanduser().resolve()
     Store(folder / "store")
-    from fedforget.cohort import TooFewClients
+    from fedforget.cohort import AuditFailed, TooFewClients
     from fedforget.experiment import Experiment
     from fedforget.grid import GridEnded
     from fedforget.simulation import CannotStart, Simulation
@@ -86,7 +88,7 @@ def run(
     with _stopped_by_signals(grid.give_up), contextlib.closing(grid), Terminal(verbose) as terminal:
         try:
             Experiment(config, grid, folder, terminal.say, terminal.step).run()
-        except (CannotStart, TooFewClients) as error:
+        except (AuditFailed, CannotStart, TooFewClients) as error:
             terminal.complain(str(error))
             return 1
         except GridEnded as error:

@@ -47,7 +47,7 @@ class Task:
         local: how a client trains.
         device: ``auto``, ``cpu`` or ``cuda``.
         mode: ``auto`` (see `engine`), ``sequential`` (one client at a time), ``stacked`` (groups of clients as batched
-            matrix products, stacked.py and convolved.py) or ``vmap`` (groups of clients, any network, vmapped.py).
+            matrix products) or ``vmap`` (groups of clients, any network), see `fedforget.client.stacks`.
         precision: of `fedforget.routines.train`: ``float32``, ``tf32`` (CUDA only) or ``bfloat16``. Everything else
             that clients compute, and every evaluation, is in float32.
 
@@ -116,7 +116,7 @@ class Work:
             and the number of the model that is asked; its vector has that number as its name.
         groups: the clients cut into groups that are trained together; empty: one by one.
         pooled: the clients whose answers are wanted as one weighted sum.
-        scale: the scale of that sum, see `fedforget.params.exact_scale`.
+        scale: the scale of that sum, see `fedforget.core.exact.exact_scale`.
         planned: requests that clients know of while they learn.
         shelves: the folder in which clients keep vectors, each in one of its own; empty where they keep none. It stands
             for what a deployed node keeps in a folder of its own (client_app.py).

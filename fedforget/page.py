@@ -157,7 +157,7 @@ Primary metric: <code>{{ section.view.gate.primary }}</code>.</p>
 {% endfor %}
 </section>
 {% endfor %}
-<section id="assumptions"><h2>Assumptions and tuning</h2>
+<section id="assumptions"><h2>Data, assumptions and tuning</h2>
 {% for table in about %}
 {{ show(table, stamp) }}
 {% endfor %}
@@ -230,7 +230,7 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]], sequen
                 [
                     *([] if view.void else [tables.limits_table(header, view), tables.attack_table(header, view)]),
                     tables.memorised_table(view),
-                    tables.client_table(view),
+                    tables.client_table(header, view),
                     tables.ledger_table(view),
                     tables.residue_table(view),
                     *([] if view.void else [tables.comparable_table(header, view)]),
@@ -248,7 +248,7 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]], sequen
         sections=sections,
         sequence=[(drawing, Markup(inline(drawing))) for drawing in sequence],
         style=Markup(STYLE),
-        about=_known([tables.card_table(header), tables.tuning_table(header)]),
+        about=_known([tables.data_table(header), tables.card_table(header), tables.tuning_table(header)]),
         settings=tables.settings_table(header),
         stamp=tables.overall(header, views),
         facts=_facts(header, views),

@@ -158,6 +158,9 @@ def render_table(header: dict, rows: Rows) -> str:
     left_out = [_item(f"{model}: {why}") for model, why in header["left_out"].items()]
     if left_out:
         blocks.append("\n".join([_wrap("Noted while the run went on:"), *left_out]))
+    data = tables.data_table(header)
+    if data:
+        blocks.append("\n".join([_wrap("Data:"), *(_item(": ".join(row)) for row in data.rows)]))
     notes = [tables.accuracy_table(header, view).note for view in views[:1]]
     notes = [tables.verdict_table(header, view).note for view in views if not view.void][:1] + notes
     return "\n\n".join([*blocks, *map(_wrap, notes)]) + "\n"

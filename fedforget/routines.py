@@ -60,6 +60,22 @@ class LocalConfig:
         """Whether a step is no more than ``parameters -= lr * gradients``."""
         return self.optimizer == "sgd" and not self.momentum and not self.weight_decay
 
+    def with_options(self, options: Mapping[str, int | float | str]) -> LocalConfig:
+        """This recipe, with those options that name its fields applied to it (``lr=0.01``, ``epochs=2``)."""
+        fields = {name: value for name, value in options.items() if name in LocalConfig.__dataclass_fields__}
+        return replace(self, **fields) if fields else self  # type: ignore[arg-type]
+
+    def planned_steps(self, examples: int, effort: float = 1.0) -> int:
+        """How many steps it asks of a client with so many examples, or the share ``effort`` (0 to 1) of them."""
+        epoch_steps = -(-examples // self.batch_size)
+        steps = (self.steps or self.epochs * epoch_steps) if epoch_steps else 0
+        return math.ceil(steps * effort - 1e-9)  # 0.07 * 100 is 7, not 8
+
+    def planned_examples(self, examples: int, effort: float = 1.0) -> int:
+        """How many examples those steps see, with repetition; the last batch of an epoch may be short."""
+        epochs, more = divmod(self.planned_steps(examples, effort), max(1, -(-examples // self.batch_size)))
+        return epochs * examples + more * self.batch_size
+
 
 class Optimizer:
     """SGD or Adam over a list of tensors, equal to ``torch.optim`` to the bit for SGD.
@@ -204,9 +220,7 @@ class Client:
 
         The option ``effort`` (0 to 1) asks for that share of them, rounded up.
         """
-        epoch_steps = -(-self.labels.shape[0] // self.local.batch_size)
-        steps = (self.local.steps or self.local.epochs * epoch_steps) if epoch_steps else 0
-        return math.ceil(steps * float(self.options.get("effort", 1.0)) - 1e-9)  # 0.07 * 100 is 7, not 8
+        return self.local.planned_steps(self.labels.shape[0], float(self.options.get("effort", 1.0)))
 
     def order(self, epoch: int) -> Tensor:
         """The order of the examples in an epoch, counted from 0, ``[n]`` in main memory."""
@@ -248,11 +262,9 @@ class Client:
         return self._sent
 
     def with_recipe(self) -> Client:
-        """This client, with those options that name fields of the recipe applied to it (``lr=0.01``, ``epochs=2``)."""
-        fields = {name: value for name, value in self.options.items() if name in LocalConfig.__dataclass_fields__}
-        if not fields:
-            return self
-        return replace(self, local=replace(self.local, **fields))  # type: ignore[arg-type]
+        """This client, with its options applied to the recipe, see `LocalConfig.with_options`."""
+        local = self.local.with_options(self.options)
+        return self if local is self.local else replace(self, local=local)
 
 
 Routine = Callable[[Client], Params | None]

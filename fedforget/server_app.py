@@ -25,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
         RuntimeError: with one sentence, if the run cannot be done or had to stop.
     """
     with loading():
-        from fedforget.cohort import TooFewClients
+        from fedforget.cohort import AuditFailed, TooFewClients
         from fedforget.config import compose
         from fedforget.experiment import Experiment
         from fedforget.grid import choose
@@ -40,6 +40,6 @@ def main(grid: Grid, context: Context) -> None:
         config = compose(str(settings["experiment"]), str(settings["overrides"]))
         say(f"waiting for the SuperNodes and for {config.task.source} data")
         Experiment(config, choose(grid, config.engine, config.data), output, say).run()
-    except (ValueError, TooFewClients, CannotWrite) as error:
+    except (ValueError, TooFewClients, AuditFailed, CannotWrite) as error:
         say(f"fedforget: error: {error}")
         raise RuntimeError(str(error)) from error.__cause__  # where a strategy's own code failed, for its author

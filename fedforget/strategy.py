@@ -24,7 +24,7 @@ from flwr.serverapp import strategy as learners
 from flwr.serverapp.strategy import Strategy
 
 from fedforget import messages
-from fedforget.cohort import Cohort
+from fedforget.cohort import Cohort, TooFewClients
 from fedforget.exchange import Card, Replies
 from fedforget.history import History, Recording
 from fedforget.params import Params
@@ -109,6 +109,11 @@ def make_learner(config: LearningConfig) -> Strategy:
     return learner(**settings)
 
 
+def _named(value: object) -> str:
+    """What a value is, without what is in it: a tensor would fill the screen."""
+    return "None" if value is None else f"an object of type {type(value).__name__}"
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest valid one, or all of them."""
     valid = sorted(names)
@@ -167,19 +172,27 @@ class UnlearningStrategy(Strategy):
 
         Raises:
             ValueError: if `unlearn` yields what is no model of this federation, or nothing.
+            TooFewClients: if so many updates of the targets were left out that the result is another method's, see
+                `fedforget.attendance`.
         """
         if not cohort.targets:
             yield history.final
             return
         models, model = self.unlearn(request, history, cohort), None
-        if not isinstance(models, Iterable):
-            raise ValueError(f"unlearn returned {models!r}; it must yield a model after each round")
+        if not isinstance(models, Iterator):
+            raise ValueError(
+                f"unlearn returned {_named(models)}; it must yield a model after each round: write yield, not return"
+            )
         for model in models:
             if not isinstance(model, Params) or model.layout != history.final.layout:
-                raise ValueError("unlearn yielded no model; it must yield Params in the layout of history.final")
+                what = "Params in another layout" if isinstance(model, Params) else _named(model)
+                raise ValueError(f"unlearn yielded {what}; it must yield Params in the layout of history.final")
             yield model
         if model is None:
             raise ValueError("unlearn yielded no model; it must yield one after each round, and one at least")
+        complaint = cohort.attendance.complaint(cohort.min_share)
+        if complaint:
+            raise TooFewClients(complaint)
 
     # ------------------------------------------------------------------ learning, by the composed Flower learner
 

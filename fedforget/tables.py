@@ -408,7 +408,7 @@ def _accuracies(label: str, view: View) -> list[str]:
     return [*cells, short(cost["bytes_stored"], "B")]
 
 
-def client_table(view: View) -> Table | None:
+def client_table(header: Row, view: View) -> Table | None:
     """Retained clients one by one; None where they were not audited so."""
     metrics = [name for name in view.audits[ORACLE] if name.startswith("client/")]
     if not metrics:
@@ -417,7 +417,9 @@ def client_table(view: View) -> Table | None:
     rows = []
     for metric in metrics:
         oracle = view.audits[ORACLE][metric]
-        cells = [metric.partition("/")[2]]
+        client = metric.partition("/")[2]
+        owner = header.get("owners", {}).get(client)
+        cells = [f"{client} = {owner}" if owner else client]
         for row in (view.audits[ORIGINAL][metric], oracle):
             cells.append(plus_minus(row["value"], row["value_half_width"], 100))
         cells.append(score(oracle["floor"], 1, 100))
@@ -533,6 +535,16 @@ def card_table(header: Row) -> Table:
         "entries; billed: which of the records count as stored."
     )
     return Table("What each method assumes", columns, rows, note)
+
+
+def data_table(header: Row) -> Table | None:
+    """What is known of the data; None for a run of an earlier version, which said nothing of them."""
+    rows = [list(line) for line in header.get("data_lines", ())]
+    note = (
+        "Examples of each class are counted before any corruption, holdout splits included. duplicates: images of "
+        "equal pixels; what is forgotten at one client may then stay at another."
+    )
+    return Table("Data", ["", "what the run found"], rows, note) if rows else None
 
 
 def settings_table(header: Row) -> Table | None:

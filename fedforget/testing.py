@@ -125,9 +125,9 @@ def check_strategy(strategy_class: type[UnlearningStrategy], config: Any = None)
     """Hold a strategy against its contract; returns what it spent, by scope.
 
     For each scope that it declares, on a toy federation that records just what its card asks for: it yields finite
-    models; they are equal to the bit when made again and with another number of nodes; an empty request changes
-    nothing; clients that are gone are asked only if the card says so, and forgotten data is used only then; the ledger
-    agrees with what passed on the wire.
+    models, and no client is left out; they are equal to the bit when made again and with another number of nodes; an
+    empty request changes nothing; clients that are gone are asked only if the card says so, and forgotten data is used
+    only then; the ledger agrees with what passed on the wire.
 
     Raises:
         AssertionError: naming the broken promise.
@@ -145,6 +145,7 @@ def check_strategy(strategy_class: type[UnlearningStrategy], config: Any = None)
                 what = f"{strategy_class.__name__}, {scope} request"
                 assert made, f"{what}: yielded no model"
                 assert all(model.is_finite() for model in made), f"{what}: yielded NaN or infinite values"
+                assert not cohort.notes, f"{what}: {cohort.notes[0]}"
                 _check_ledger(what, toy, cohort)
                 _check_contacts(what, toy, cohort, request)
             for other in runs[1:]:

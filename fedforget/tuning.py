@@ -117,8 +117,23 @@ class Tuned:
 
 
 def space(options: Any) -> dict[str, tuple]:
-    """The ``search`` ranges that a strategy's options declare, by field; empty if it has nothing to tune."""
-    return {field.name: field.metadata["search"] for field in fields(options) if "search" in field.metadata}
+    """The ``search`` ranges that a strategy's options declare, by field; empty if it has nothing to tune.
+
+    Raises:
+        ValueError: if one of them is neither a range nor choices.
+    """
+    ranges = {field.name: field.metadata["search"] for field in fields(options) if "search" in field.metadata}
+    for name, search in ranges.items():
+        whole = isinstance(search, (tuple, list)) and len(search) > 0
+        numbers = whole and len(search) >= 2 and all(type(end) in (int, float) for end in search[:2])
+        if whole and numbers and len(search) == 3 and isinstance(search[2], str):  # a range, and no choices
+            whole = search[2] in SCALES and search[0] < search[1] and (search[2] != "log" or search[0] > 0)
+        if not whole:
+            raise ValueError(
+                f"{type(options).__qualname__}.{name} is to be searched in {search!r}, but that must be (low, high, "
+                f"scale) with low < high and a scale of {', '.join(SCALES)} (low > 0 for log), or a tuple of choices"
+            )
+    return ranges
 
 
 def tune(options: Any, trials: int, seeds: Seeds, attempt: Callable[[Any], Outcome]) -> Tuned:

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedforget import assessment, client_app, engine, report
+from fedforget import assessment, client_app, report
 from fedforget.assessment import assess
+from fedforget.client import answering, training
 from fedforget.config import compose
 from fedforget.evaluation import ANOTHER, ORACLE, layer_likeness
 from fedforget.experiment import Experiment
@@ -118,8 +119,8 @@ def test_assessing_a_stored_run_again_gives_what_it_printed_and_trains_nothing(c
     def refuse(*arguments):
         raise AssertionError("an assessment asked a client")
 
-    monkeypatch.setattr(engine, "train", refuse)
-    monkeypatch.setattr(engine, "evaluate", refuse)
+    monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(answering, "evaluate", refuse)
     store, header, rows = canary_run
     again = assess(store, header).rows()
     assert again.keys() == rows.keys()

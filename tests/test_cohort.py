@@ -7,7 +7,8 @@ import pytest
 import torch
 from flwr.app import ConfigRecord
 
-from fedforget import data, engine, routines
+from fedforget import data, routines
+from fedforget.client import training
 from fedforget.cohort import TRAIN_ROUTINE, TooFewClients
 from fedforget.exchange import Replies
 from fedforget.history import HistoryConfig, Recording
@@ -202,7 +203,7 @@ def test_a_reply_of_another_length_than_declared_is_left_out(tmp_path):
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 @pytest.mark.parametrize("mode, waiting", [("stacked", 16), ("stacked", 2), ("sequential", 16), ("sequential", 2)])
 def test_a_pool_holds_the_same_bits_as_updates_one_by_one(tmp_path, monkeypatch, nodes, separate, mode, waiting):
-    monkeypatch.setattr(engine, "WAITING", waiting)
+    monkeypatch.setattr(training, "WAITING", waiting)
     toy, other = Toy(tmp_path, nodes), Toy(tmp_path, 3)
     toy.task = other.task = replace(toy.task, mode=mode)
     one_by_one = other.cohort().train(toy.start, range(6), round=1)

@@ -14,8 +14,9 @@ from fedforget import models
 from fedforget.config import GROUPS, absolute_paths, compose, describe, to_dict, to_yaml
 from fedforget.data.corruption import CANARY_LABELS
 from fedforget.data.partition import GROWTHS, KINDS
-from fedforget.data.sources import SOURCES
+from fedforget.data.task import SOURCES
 from fedforget.evaluation import LEVELS
+from fedforget.history import HistoryConfig
 from fedforget.request import SCOPES
 from fedforget.store import digest
 from fedforget.strategy import LEARNERS, OPTIONS, all_strategies
@@ -396,3 +397,8 @@ def test_a_file_executes_nothing_and_names_no_file_outside_its_folders(tmp_path:
 def test_an_experiment_is_a_known_name_or_an_absolute_file(name: str) -> None:
     with pytest.raises(ValueError, match="unknown experiment|is relative"):
         compose(name)
+
+
+def test_by_default_no_more_is_recorded_than_the_strategies_need():
+    """The file of defaults and the dataclass say the same."""
+    assert compose("quickstart").history == HistoryConfig() and HistoryConfig().record == "auto"

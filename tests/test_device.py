@@ -3,8 +3,8 @@
 The device is a pretended card. A tensor on it names another device than the CPU and holds a tensor of the CPU, which
 computes for it. So results are those of the CPU to the bit, and an operation on tensors of both devices, or a look at
 the bytes of one that was not brought back, ends in an error, as on a real card. What it cannot show is how a card's own
-kernels round, which of them are missing, and how fast they are: where a real card is at hand, test_vmapped.py,
-test_stacked.py and test_precision.py use it.
+kernels round, which of them are missing, and how fast they are: where a real card is at hand, test_vmap_stack.py,
+test_linear_stack.py and test_precision.py use it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from fedforget import cohort, engine
+from fedforget import cohort
+from fedforget.client import workbench
 from fedforget.client_app import app
 from fedforget.cohort import RETAINED_SETS, TARGET_SETS, TEST_SETS, Cohort, describe
 from fedforget.data import DataConfig
@@ -142,15 +143,15 @@ def on(monkeypatch):
 
     @contextlib.contextmanager
     def place(device: str):
-        engine.workbench.cache_clear()
+        workbench.workbench.cache_clear()
         with contextlib.ExitStack() as stack:
             if device == "card":
-                monkeypatch.setattr(engine, "device_of", lambda *_: CARD)
+                monkeypatch.setattr(workbench, "device_of", lambda *_: CARD)
                 stack.enter_context(PretendedCard())
             yield
         monkeypatch.undo()
         monkeypatch.setitem(cohort.GROUP, CARD.type, cohort.GROUP["cpu"])
-        engine.workbench.cache_clear()
+        workbench.workbench.cache_clear()
 
     return place
 

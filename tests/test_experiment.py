@@ -9,7 +9,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedforget import client_app, messages
-from fedforget.cohort import TooFewClients
+from fedforget.cohort import AuditFailed, TooFewClients
 from fedforget.experiment import _left_out
 from fedforget.store import load_tensors
 
@@ -242,7 +242,8 @@ def faulty(clients, rounds=None, nodes=None, fault="raise"):
 
 @pytest.mark.parametrize("fault", ["raise", "nan", "shape", "silent"])
 def test_a_client_that_fails_everywhere_is_left_out_of_the_round_and_the_run_says_so(run_small, fault):
-    experiment, said = run_small("strategies=[finetune]", client_app=faulty({2}, {2}, fault=fault))
+    recorded = "strategies=[finetune] history.record=all"  # updates come one by one, as `faulty` changes them
+    experiment, said = run_small(recorded, client_app=faulty({2}, {2}, fault=fault))
     weights = [experiment_recording(experiment).load(round)[1] for round in (1, 2, 3)]
     assert ["2" in entry["weights"] for entry in weights] == [True, False, True]
     assert "client 2 left out" in weights[1]["notes"][0]
@@ -274,17 +275,19 @@ def test_a_note_is_said_once_of_a_model_and_of_what_became_of_it():
 def test_a_client_that_fails_on_one_node_is_retried_on_another_with_equal_numbers(
     run_small, stored_models, tmp_path, fault
 ):
-    run_small("strategies=[finetune]", tmp_path / "well")
-    run_small("strategies=[finetune]", tmp_path / "ill", client_app=faulty({2, 3}, nodes={1}, fault=fault))
+    overrides = "strategies=[finetune] history.record=all"  # updates come one by one, as `faulty` changes them
+    run_small(overrides, tmp_path / "well")
+    run_small(overrides, tmp_path / "ill", client_app=faulty({2, 3}, nodes={1}, fault=fault))
     assert equal(stored_models(tmp_path / "well"), stored_models(tmp_path / "ill"))
 
 
 def test_too_few_clients_stop_the_run_and_it_goes_on_later(run_small, stored_models, tmp_path):
     ill = faulty({0, 2, 3}, {3})
+    overrides = "strategies=[finetune] history.record=all"  # updates come one by one, as `faulty` changes them
     with pytest.raises(TooFewClients, match="round 3: only 2 of 5 clients answered"):
-        run_small("strategies=[finetune]", tmp_path / "ill", client_app=ill)
-    run_small("strategies=[finetune]", tmp_path / "ill")
-    run_small("strategies=[finetune]", tmp_path / "well")
+        run_small(overrides, tmp_path / "ill", client_app=ill)
+    run_small(overrides, tmp_path / "ill")
+    run_small(overrides, tmp_path / "well")
     assert equal(stored_models(tmp_path / "well"), stored_models(tmp_path / "ill"))
 
 
@@ -295,6 +298,48 @@ def test_a_strategy_that_breaks_its_clients_is_left_out_and_named_while_the_othe
     assert "finetune failed and has no row: seed 0: round 4: only 0 of 4 clients answered" in " ".join(table.split())
     assert "\namnesiac " in table and "\nfinetune " not in table
     assert any("note: finetune failed and is left out" in line for line in said)
+
+
+def deaf(after: int, nodes: tuple[int, ...] = (1, 2)):
+    """The project's ClientApp, except that nodes give no answer to an audit after the first few."""
+    asked = []
+
+    def app(message: Message, context) -> Message:
+        if message.metadata.message_type == messages.EVALUATE and context.node_id in nodes:
+            asked.append(message)
+            if len(asked) > after:
+                raise RuntimeError("no battery")
+        return client_app.app(message, context)
+
+    return app
+
+
+@pytest.mark.parametrize("after", [0, 2, 5])
+def test_an_audit_that_fails_stops_the_run_and_is_no_methods_failure(run_small, stored_models, tmp_path, after):
+    overrides = "strategies=[finetune,amnesiac]"
+    with pytest.raises(AuditFailed, match="could not evaluate a model: RuntimeError: no battery; .* not the method"):
+        run_small(overrides, tmp_path / "ill", client_app=deaf(after))
+    experiment, said = run_small(overrides, tmp_path / "ill")
+    well, _ = run_small(overrides, tmp_path / "well")
+    tables = [(each.folder / "audit.csv").read_text() for each in (experiment, well)]
+    assert experiment._failed == {} and tables[0] == tables[1]
+    assert equal(stored_models(tmp_path / "well"), stored_models(tmp_path / "ill"))
+
+
+def test_an_audit_that_one_node_cannot_make_another_one_makes(run_small):
+    experiment, said = run_small("strategies=[finetune]", client_app=deaf(0, nodes=(1,)))
+    assert experiment._failed == {} and not [line for line in said if "note:" in line]
+
+
+@pytest.mark.parametrize(("fraction", "asked"), [(0.1, 1), (0.5, 3), (1.0, 5)])
+def test_the_run_says_how_many_clients_a_round_asks(run_small, fraction, asked):
+    _, said = run_small(f"strategies=[] learning.rounds=1 learning.fraction={fraction}")
+    assert any(f"5 clients on 2 SuperNodes (cpu), {asked} asked in a round; to forget" in line for line in said)
+
+
+def test_a_fraction_that_is_nobody_is_refused(run_small):
+    with pytest.raises(ValueError, match="^learning.fraction=0.09 of 5 clients is not one client a round; use .* 0.2$"):
+        run_small("strategies=[] learning.fraction=0.09")
 
 
 def test_two_runs_at_once_on_one_store_do_everything_once(run_small, stored_models, tmp_path):

@@ -173,14 +173,22 @@ def refused(run, output, reason):
     readable(output)
 
 
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(run_small, undisturbed, tmp_path):
-    """On a file system of its own, which fills up in the midst of the run: three times, each with a bit more room."""
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
+    run_small, undisturbed, tmp_path, monkeypatch
+):
+    """On a file system of its own, which fills up in the midst of the run: three times, each with a bit more room.
+
+    At first the run does not begin: there is not enough room from the start.
+    """
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=60k", "tmpfs", str(disk)]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("only who may mount a file system can fill one")
     try:
+        with pytest.raises(ValueError, match=f"of disk: .*, but {disk}/store has .* kB free; use history.record=auto"):
+            run_small(RUN, disk)
+        monkeypatch.setattr("fedforget.disk.refuse", lambda *_: None)  # as if somebody else filled the disk meanwhile
         for size in (60, 140, 260):
             subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
             refused(run_small, disk, "No space left on device")

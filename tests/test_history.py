@@ -549,8 +549,8 @@ def test_trajectories_do_not_mix(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the journal of exchanges
 
 
-def exchange(number: int) -> tuple[Replies, Cost, list[str]]:
-    return replies(number), Cost(rounds=1, client_steps=number, seconds=0.1), [f"client 2 left out in {number}"]
+def exchange(number: int) -> tuple[Replies, Cost, dict[int, str]]:
+    return replies(number), Cost(rounds=1, client_steps=number, seconds=0.1), {2: f"left out in {number}"}
 
 
 def test_exchanges_round_trip(tmp_path: Path) -> None:
@@ -562,9 +562,9 @@ def test_exchanges_round_trip(tmp_path: Path) -> None:
     for number in (1, 2, 10):
         found = again.get(number)
         assert found is not None
-        got, cost, notes = found
+        got, cost, left_out = found
         expected = exchange(number)
-        assert (cost, notes) == expected[1:]
+        assert (cost, left_out) == expected[1:]
         assert isinstance(got, Replies) and [r.client for r in got] == [r.client for r in expected[0]]
         for one, other in zip(got, expected[0], strict=True):
             assert one.update.equals(other.update)
@@ -575,20 +575,20 @@ def test_exchanges_round_trip(tmp_path: Path) -> None:
 def test_replies_come_back_in_client_order(tmp_path: Path) -> None:
     journal = FileJournal(tmp_path)
     crowd = Replies(Reply(client, update(1, client), client, 0.0) for client in (2, 9, 10, 100))
-    journal.put(1, (crowd, Cost(), []))
+    journal.put(1, (crowd, Cost(), {}))
     found = journal.get(1)
     assert found is not None and [reply.client for reply in found[0]] == [2, 9, 10, 100]
 
 
 def test_an_exchange_without_replies_is_remembered(tmp_path: Path) -> None:
     journal = FileJournal(tmp_path)
-    journal.put(1, (Replies(), Cost(rounds=1), []))
-    assert journal.get(1) == (Replies(), Cost(rounds=1), [])
+    journal.put(1, (Replies(), Cost(rounds=1), {}))
+    assert journal.get(1) == (Replies(), Cost(rounds=1), {})
 
 
 def test_a_loss_that_is_no_number_is_remembered(tmp_path: Path) -> None:
     journal = FileJournal(tmp_path)
-    journal.put(1, (Replies([Reply(0, update(1, 0), 3, math.nan)]), Cost(), []))
+    journal.put(1, (Replies([Reply(0, update(1, 0), 3, math.nan)]), Cost(), {}))
     found = journal.get(1)
     assert found is not None and math.isnan(found[0][0].loss)
 

@@ -17,10 +17,13 @@ import pytest
 from flwr.app import Message
 
 from fedforget import client_app, messages
-from fedforget.cohort import LATE, MOST_SAID, Cohort, TooFewClients, describe
+from fedforget.checks import MOST_SAID, Asked, miscount, shared_work
+from fedforget.cohort import LATE, AuditFailed, Cohort, describe
 from fedforget.exchange import Replies
 from fedforget.grid import InProcessGrid
 from fedforget.messages import POOL, Work
+from fedforget.params import Layout
+from fedforget.routines import LocalConfig, hessian_layout
 from fedforget.testing import REQUESTS, Toy
 
 ILL, SIZE = 3, 650
@@ -102,6 +105,16 @@ ALONE = {
     "examples in words": (says(num_examples="7"), "says num_examples='7'"),
     "no number of examples": (says(num_examples=...), "says num_examples=None"),
     "no steps": (says(steps=...), "says steps=None"),
+    "one step more": (says(steps=1000), r"says 1000 steps over \d+ examples, but \d+ examples ask for"),
+    "one example less": (says(examples=1), r"says \d+ steps over 1 examples, but"),
+    "more examples than atoms": (says(examples=10**30), f"over {10**30} examples, but"),
+    "a bill beyond any disk": (says(bytes=10**40), f"says bytes={10**40} of a vector of 650 numbers"),
+    "half of the bytes": (says(bytes=1300), "says bytes=1300 of a vector of 650 numbers"),
+    "nothing sent": (says(bytes=0), "says bytes=0 of a vector of 650 numbers"),
+    "a day for a moment's work": (says(seconds=86400.0), r"says seconds=86400.0, but was asked 0\.\d s ago"),
+    "no time": (says(seconds=math.nan), "says seconds=nan"),
+    "a loss beyond floats": (says(loss=10**400), "says loss="),
+    "a number beyond reading": (says(examples=10**4000), "says .* steps over"),
     "a bill below zero": (says(bytes=-1), "says bytes=-1"),
     "an endless time": (says(seconds=math.inf), "says seconds=inf"),
     "a time before its start": (says(seconds=-1.0), "says seconds=-1.0"),
@@ -127,6 +140,90 @@ def test_a_wrong_answer_leaves_out_its_client_alone(tmp_path, case):
     assert note.startswith(f"round 1: client {ILL} left out (") and len(note) < MOST_SAID + 100 and "\n" not in note
     assert re.search(reason, note)
     assert 0 < ill.cost.seconds < math.inf and ill.cost.client_steps > 0
+
+
+@pytest.mark.parametrize("scope", ["client", "sample", "class"])
+@pytest.mark.parametrize("split", ["train", "retain", "forget"])
+def test_a_weight_is_bounded_by_the_split_that_was_asked(tmp_path, scope, split):
+    """Client 2's own number is believed; one more than it has in this split is not."""
+    well, toy = cohort(tmp_path)
+    well.request = REQUESTS[scope]
+    most = well._most(split)
+    honest = well.train(toy.start, [2], round=1, split=split)
+    if (scope, split) == ("client", "retain"):
+        assert not honest and 2 not in most  # it keeps nothing
+        return
+    assert [reply.num_examples for reply in honest] == [most[2]] and most[2] <= well.federation.num_train[2]
+    assert well.notes == []
+
+    def inflated(work, arrays, report):
+        report["2"]["num_examples"] += 1
+
+    ill, _ = cohort(tmp_path, tampered_everywhere(inflated))
+    ill.request, ill.min_share = REQUESTS[scope], 0.0
+    assert not ill.train(toy.start, [2], round=1, split=split)
+    assert f"client 2 left out (says num_examples={most[2] + 1}, but holds {most[2]})" in ill.notes[0]
+
+
+def tampered_everywhere(change: Change):
+    """The ClientApp, whose answers to all training are changed."""
+
+    def app(message, context):
+        reply = client_app.app(message, context)
+        work, _ = messages.unpack(message.content)
+        arrays, report = messages.unpack_reply(reply.content)
+        change(work, arrays, report)
+        return Message(messages.pack_reply(arrays, report), reply_to=message)
+
+    return app
+
+
+@pytest.mark.parametrize("name", ["train", "gradient", "fisher", "hvp", "hessian"])
+@pytest.mark.parametrize("options", [{}, {"epochs": 3}, {"steps": 7, "batch_size": 9}, {"effort": 0.3, "epochs": 2}])
+def test_the_bills_of_shared_routines_are_known_to_the_server(tmp_path, name, options):
+    """What every client bills is what `checks.shared_work` says, alone and in a sum, and is billed."""
+    well, toy = cohort(tmp_path)
+    layout = hessian_layout(SIZE) if name == "hessian" else None
+    vectors = {"v": toy.start} if name == "hvp" else None
+    clients = range(2) if name == "hessian" else range(6)
+    ask = {"routine": f"fedforget.routines:{name}", "vectors": vectors, "layout": layout, **options}
+    replies = well.train(toy.start, clients, round=1, **ask)
+    assert len(replies) == len(clients) and well.notes == []
+    local = toy.task.local.with_options(options)
+    asked = Asked(
+        ask["routine"],
+        local,
+        options.get("effort", 1.0),
+        bool(vectors),
+        SIZE,
+        layout or toy.start.layout,
+        np.dtype("float32"),
+        {},
+    )
+    bills = [shared_work(asked, reply.num_examples) for reply in replies]
+    assert (well.cost.client_steps, well.cost.client_examples) == tuple(map(sum, zip(*bills, strict=True)))
+    if name != "hessian":
+        pooled = cohort(tmp_path)[0]
+        pooled.reduce(toy.start, clients, round=1, **ask)
+        assert pooled.notes == [] and pooled.cost.client_examples == well.cost.client_examples
+
+
+def test_a_strategys_own_routine_may_bill_much_but_not_anything():
+    layout = Layout(("w",), ((10,),))
+    asked = Asked(
+        "strategies.mine:work", LocalConfig(batch_size=10), 1.0, 0, 10, layout, np.dtype("float32"), {0: 50}, 1
+    )
+    entry = {"num_examples": 50, "steps": 5, "examples": 50, "bytes": 40, "loss": 0.0, "seconds": 0.5}
+    vector = np.ones(10, np.float32)
+    for believed in ({}, {"examples": 1000 * 50}, {"steps": 5000}, {"steps": 0, "examples": 0}, {"loss": math.inf}):
+        assert miscount(0, {**entry, **believed}, vector, asked) == "", believed
+    for wrong in ({"examples": 10**30}, {"steps": 5001}, {"bytes": 44}, {"seconds": 10}, {"num_examples": 51}):
+        assert miscount(0, {**entry, **wrong}, vector, asked), wrong
+    sparse = np.where(np.arange(10) < 3, vector, 0)
+    assert miscount(0, {**entry, "bytes": 3 * 4 + 2}, sparse, asked) == "", "three entries and a bitmap"
+    assert miscount(0, {**entry, "bytes": 3 * 4 + 2}, vector, asked), "ten entries do not fit"
+    matrix = replace(asked, layout=Layout(("H",), ((10, 10),)))
+    assert miscount(0, {**entry, "bytes": 400, "steps": 50_000}, np.ones(100, np.float32), matrix) == ""
 
 
 def test_a_node_cannot_answer_for_another_nodes_client(tmp_path):
@@ -270,7 +367,7 @@ def test_a_wrong_answer_to_an_audit_is_asked_for_elsewhere_or_refused(tmp_path, 
     answers, others = ill.evaluate(toy.start, SETS), well.evaluate(toy.start, SETS)
     for name, mine in answers.items():
         assert all(a is b or np.array_equal(a, b) for a, b in zip(mine, others[name], strict=True)), name
-    with pytest.raises(TooFewClients, match=f"a node could not evaluate a model: .*{reason}"):
+    with pytest.raises(AuditFailed, match=f"a node could not evaluate a model: .*{reason}"):
         worse.evaluate(toy.start, SETS)
 
 
@@ -278,7 +375,7 @@ def test_a_wrong_answer_to_an_audit_is_asked_for_elsewhere_or_refused(tmp_path, 
 def test_an_audit_without_its_features_is_refused(tmp_path, name):
     ill, toy = cohort(tmp_path, tampered(without("0/features"), messages.EVALUATE))
     ill.request = REQUESTS["client"]
-    with pytest.raises(TooFewClients, match=f"sent no features of {name}"):
+    with pytest.raises(AuditFailed, match=f"sent no features of {name}"):
         ill.evaluate(toy.start, {name: 8})
 
 
@@ -293,6 +390,10 @@ def of_node(**fields) -> Change:
     return lambda work, arrays, report: report["node"].update(fields)
 
 
+def of_facts(**fields) -> Change:
+    return lambda work, arrays, report: report["node"]["facts"].update(fields)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -305,7 +406,64 @@ def of_node(**fields) -> Change:
         (of_client(num_train=-10, class_counts=[-1] * 10), "cannot be read"),
         (of_client(num_train=10, class_counts=[1] * 10), "two SuperNodes hold different data of client 0"),
         (of_node(device=7), "cannot be read"),
-        (of_node(num_classes="ten"), "cannot be read"),
+        (of_client(num_train=10**30, class_counts=[10**30] + [0] * 9), "cannot be read"),
+        (of_client(num_train=7.5), "cannot be read"),
+        (lambda work, arrays, report: report.update({"0": [1]}), "cannot be read"),
+        (lambda work, arrays, report: report.update({"007": report["0"]}), "cannot be read"),
+        (lambda work, arrays, report: report.update({"9" * 99: report["0"]}), "cannot be read"),
+        *[(lambda work, arrays, report, it=it: report.update(node=it), "cannot be read") for it in (None, [], "x", 3)],
+        *[(of_node(error=it), "cannot be read") for it in (None, 3, ["x"])],
+        *[(of_node(num_classes=it), "cannot be read") for it in ("ten", 1, -10, 10.0, True, 10**9, None)],
+        *[(of_node(num_test=it), "cannot be read") for it in (0, -1, 2.5, "3", 10**30, 359)],
+        *[(of_node(data=it), "cannot be read") for it in ("", None, 7)],
+        *[(of_node(device=it), "cannot be read") for it in ("", "tpu", ["cpu"])],
+        *[(of_node(torch=it), "cannot be read") for it in (None, 2)],
+        *[
+            (of_node(input_shape=it), "cannot be read")
+            for it in (
+                [],
+                [1, 8],
+                [1, 8, 8, 8],
+                [1, 0, 8],
+                [1, -8, 8],
+                [1, 8.0, 8],
+                ["1", 8, 8],
+                [10**9] * 3,
+                "188",
+                None,
+            )
+        ],
+        *[
+            (of_node(corruption=it), "cannot be read")
+            for it in (
+                None,
+                [],
+                "noise",
+                {"kind": "noise"},
+                {"kind": "magic", "positions": {}},
+                {"kind": ["noise"], "positions": {}},
+                {"kind": "noise", "positions": [1]},
+                {"kind": "noise", "positions": {"0": 3}},
+                {"kind": "noise", "positions": {"0": [-1]}},
+                {"kind": "noise", "positions": {"0": ["1"]}},
+                {"kind": "noise", "positions": {"zero": [1]}},
+            )
+        ],
+        *[(of_node(facts=it), "cannot be read") for it in (None, [], {}, "x", {"files": {}})],
+        *[
+            (of_facts(**{name: it}), "cannot be read")
+            for name, it in {
+                "files": {"train": "x"},
+                "columns": {"label": 3},
+                "classes": {"names": ["a"] * 9, "numbers": []},
+                "train": [1] * 9,
+                "test": [-1] * 10,
+                "owners": {"0": "a"},
+                "equal": [1],
+                "holder": -1,
+                "other": 1,
+            }.items()
+        ],
         (of_node(data="other"), "two SuperNodes hold different data"),
     ],
 )

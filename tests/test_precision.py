@@ -9,7 +9,8 @@ import pytest
 import torch
 from flwr.app import Message
 
-from fedforget import engine, messages
+from fedforget import messages
+from fedforget.client import workbench
 from fedforget.client_app import app
 from fedforget.cohort import Cohort, describe
 from fedforget.config import compose
@@ -115,7 +116,7 @@ def test_float64_is_left_alone() -> None:
 
 def test_tf32_is_used_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The switches, which are for CUDA alone; a CPU refuses TF32, so it is let through here."""
-    monkeypatch.setattr(engine, "device_of", lambda *_: torch.device("cpu"))
+    monkeypatch.setattr(workbench, "device_of", lambda *_: torch.device("cpu"))
     made, start = cohort("tf32")
     seen = []
 

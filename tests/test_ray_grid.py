@@ -17,7 +17,7 @@ import pytest
 from flwr.app import Message
 
 from fedforget import data, messages
-from fedforget.cohort import LATE, TooFewClients, describe
+from fedforget.cohort import LATE, AuditFailed, describe
 from fedforget.data import FederatedData, adopt
 from fedforget.grid import DIED, EngineConfig, InProcessGrid, RayGrid, load_client_app
 from fedforget.simulation import RAY
@@ -251,7 +251,7 @@ def test_an_evaluation_that_fails_on_one_node_is_done_on_another(federation, fau
 
 def test_an_evaluation_that_fails_everywhere_is_refused(federation):
     toy, cohort = federation("raise", message_type="evaluate")
-    with pytest.raises(TooFewClients, match="a node could not evaluate a model: RuntimeError: no battery"):
+    with pytest.raises(AuditFailed, match="a node could not evaluate a model: RuntimeError: no battery"):
         cohort.evaluate(toy.start, {"clients": 60})
 
 

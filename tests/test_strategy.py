@@ -109,21 +109,28 @@ def test_a_card_of_unknown_words_is_refused():
     [
         ("yield history.finale", "mine.py, line 14: AttributeError: 'History' object has no attribute 'finale'"),
         ("yield history.update(1, 0)", "mine.py, line 14: this strategy reads the update of client 0 in round 1"),
-        ("yield history.final.flat", ": unlearn yielded no model; it must yield Params in the layout"),
-        ("yield None", ": unlearn yielded no model; it must yield Params in the layout"),
+        ("yield history.final.flat", ": unlearn yielded an object of type Tensor; it must yield Params in the layout"),
+        ("yield None", ": unlearn yielded None; it must yield Params in the layout"),
+        ("yield [history.final]", ": unlearn yielded an object of type list; it must yield Params in the layout"),
         (
             "yield Params(torch.zeros(5), Layout(('a',), ((5,),)))",
-            ": unlearn yielded no model; it must yield Params in",
+            ": unlearn yielded Params in another layout; it must yield Params in",
         ),
         ("yield from ()", ": unlearn yielded no model; it must yield one after each round"),
         ("return None", ": unlearn returned None; it must yield a model after each round"),
+        ("return history.final", ": unlearn returned an object of type Params; it must yield a model"),
+        ("return history.final.flat", ": unlearn returned an object of type Tensor; it must yield a model"),
+        ("return {'model': history.final}", ": unlearn returned an object of type dict; it must yield a model"),
+        ("raise KeyError(history.final)", ": KeyError: Params(650 numbers in 2 layers, torch.float32)"),
     ],
 )
 def test_what_fails_while_it_serves_is_one_sentence_that_names_the_line(write, run_small, body, complaint):
     write(f"{HEAD}    def unlearn(self, request, history, cohort):\n        {body}\n")
     with pytest.raises(ValueError) as error:
         run_small("strategies=[mine]")
-    assert str(error.value).startswith("strategy 'mine' failed") and complaint in str(error.value)
+    said = str(error.value)
+    assert said.startswith("strategy 'mine' failed") and complaint in said
+    assert "tensor(" not in said and "\n" not in said and len(said) < 300
 
 
 def test_a_model_that_is_not_finite_has_no_row(write, run_small):

@@ -187,11 +187,17 @@ def test_retained_clients_against_the_oracle() -> None:
         "none": {"client/4": audit(0.95, 0.05)},
         "finetune": {"client/4": audit(0.88, -0.02)},
     }
-    table = tables.client_table(view({"finetune": FOUND})._replace(audits=audits))
+    table = tables.client_table({"owners": {"4": "ward B"}}, view({"finetune": FOUND})._replace(audits=audits))
     assert table is not None
     assert table.columns == ["client", "original %", "oracle %", "floor", "original", "finetune"]
-    assert table.rows == [["4", "95.0", "90.0", "2.0", "+5.0", "-2.0"]]
-    assert tables.client_table(view({})._replace(audits={"retrain": {}})) is None
+    assert table.rows == [["4 = ward B", "95.0", "90.0", "2.0", "+5.0", "-2.0"]]
+    assert tables.client_table({}, view({})._replace(audits={"retrain": {}})) is None
+
+
+def test_what_is_said_of_the_data() -> None:
+    table = tables.data_table({"data_lines": [["columns", "image = img"], ["owners", "client 0 = a"]]})
+    assert table is not None and table.rows == [["columns", "image = img"], ["owners", "client 0 = a"]]
+    assert tables.data_table({}) is None  # an earlier version
 
 
 def attacked(attack: str, accuracy: float, worst: float) -> dict:

@@ -222,6 +222,18 @@ def test_too_few_targets_are_refused(request_, sizes, counts):
 # ---------------------------------------------------------------------- whole runs
 
 
+@pytest.mark.parametrize(
+    "search", [(), "log", 3, (0.1, 1.0, "logarithmic"), (1.0, 0.1, "log"), (0.0, 1.0, "log"), [2, 2, "int"]]
+)
+def test_a_range_that_is_none_is_refused(search):
+    @dataclass(frozen=True)
+    class Config:
+        rate: float = field(default=0.5, metadata={"search": search})
+
+    with pytest.raises(ValueError, match=r"Config.rate is to be searched in .* must be \(low, high, scale\) with"):
+        tuning.space(Config())
+
+
 def header_of(experiment):
     lines = (experiment.folder / "results.jsonl").read_text().splitlines()
     return next(line["header"] for line in map(json.loads, lines) if "header" in line)
@@ -258,7 +270,11 @@ def test_every_strategy_gets_its_trials_on_another_seed_and_client_and_the_best_
     header = header_of(experiment)["tuning"]
     tuned = header["strategies"]
     assert {label: len(mine["trials"]) for label, mine in tuned.items()} == {"finetune": 3, "federaser": 3}
-    assert list(header["untuned"]) == ["amnesiac"] and any("amnesiac is not tuned" in line for line in said)
+    why = "no option of its Config declares a range to search"
+    assert header["untuned"] == {"amnesiac": why}
+    note = said.index(f"  note: amnesiac is not tuned and keeps its configured options: {why}")
+    assert note < min(number for number, line in enumerate(said) if line.startswith("[")), "it is said at the start"
+    assert why in (experiment.folder / "report.html").read_text()
     assert tuned["finetune"]["trials"][0]["options"] == {"rounds": 2}
 
     # Another target and another seed; no trial asks for the test set, or for what the run's own target holds.

@@ -15,14 +15,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedforget.data.check import check_task
 from fedforget.data.corruption import CorruptionConfig, brightest, coins, corrupt, stamp
+from fedforget.data.facts import DataFacts, count_duplicates, count_labels
 from fedforget.data.holder import load_holder, write_holders
+from fedforget.data.origins import Origins
 from fedforget.data.partition import PartitionConfig, partition, split_holdout
-from fedforget.data.sources import Dataset, TaskConfig, load_source, unknown
+from fedforget.data.sources import Dataset, load_source
+from fedforget.data.task import TaskConfig, unknown
 from fedforget.request import UnlearningRequest
 from fedforget.seeds import Seeds
 
+__all__ = [
+    "CorruptionConfig",
+    "DataConfig",
+    "DataFacts",
+    "FederatedData",
+    "PartitionConfig",
+    "TaskConfig",
+    "adopt",
+    "check_task",
+    "divide",
+    "load",
+]
 SPLITS = ("train", "retain", "forget", "holdout", "noise", "canary", "canary_in", "canary_out", "few", "rest")
+LATER = ("mode", "record_column")  # settings of a task that were added after results had been stored
 FEW = 20  # one in so many forgotten examples is known to whoever tries to relearn the others
 
 
@@ -43,8 +60,13 @@ class DataConfig:
     seed: int = 0
 
     def to_json(self) -> str:
-        """Canonical JSON; `from_json` inverts it."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Canonical JSON; `from_json` inverts it.
+
+        `LATER` settings are left out where they are empty: the text is part of the addresses of stored results.
+        """
+        fields = dataclasses.asdict(self)
+        fields["task"] = {name: value for name, value in fields["task"].items() if value or name not in LATER}
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> DataConfig:
@@ -69,12 +91,14 @@ class FederatedData:
         labels: their labels, corrupted, int64 ``[N]``.
         test_inputs: the clean global test set, float32 ``[M, C, H, W]``.
         test_labels: int64 ``[M]``.
-        num_classes: labels are below it.
+        num_classes: how many classes occur; labels are below it.
         input_shape: ``(C, H, W)``.
         num_clients: clients are ``0..num_clients-1``.
         record: what corruption touched, in JSON types: ``{}`` for none, else ``{"kind": ..., "positions":
             {client: [...]}}`` with positions as in sample requests.
-        corruption: what was done to the data.
+        corruption: what was done to the data, with classes as labels.
+        facts: what is known of the data, for the report.
+        origins: what of the source is where; ``None`` for a holder's data, whose rows are its own affair.
         seeds: the random streams of the data.
         fingerprint: digest of all the above; nodes that differ in it hold different data.
 
@@ -99,19 +123,22 @@ class FederatedData:
         ]
         self._train = [train for train, _ in halves]
         self._holdout = [holdout for _, holdout in halves]
+        self.corruption = config.corruption.resolved(source.labels)
         self.inputs, self.labels, touched = corrupt(
-            source.train_inputs, source.train_labels, self._train, source.num_classes, config.corruption, self.seeds
+            source.train_inputs, source.train_labels, self._train, source.num_classes, self.corruption, self.seeds
         )
         self._labels = self.labels.numpy()
         self._canaries = touched if config.corruption.kind == "canary" else {}
         self._noised = touched if config.corruption.kind == "noise" else {}
         self._clean = source.train_inputs if self._noised else None
         positions = {str(client): rows.tolist() for client, rows in touched.items()}
-        self.corruption = config.corruption
         self.record: dict[str, Any] = {"kind": config.corruption.kind, "positions": positions} if touched else {}
         self.test_inputs, self.test_labels = source.test_inputs, source.test_labels
         self.num_classes, self.input_shape = source.num_classes, source.input_shape
         self.num_clients = len(parts)
+        natural = config.partition.kind == "natural"
+        self.origins = Origins(source.origin, self._train, self._holdout, natural) if source.origin else None
+        self.facts = _facts(source, self._train, self.origins)
         self.fingerprint = self._digest(source)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -263,6 +290,16 @@ class FederatedData:
             for part in (*self._train, *self._holdout, *self._canaries.values()):
                 hasher.update(json.dumps(part.tolist()).encode())
         return hasher.hexdigest()
+
+
+def _facts(source: Dataset, train: list[np.ndarray], origins: Origins | None) -> DataFacts:
+    """What is known of the data; duplicates are known where all training examples are here."""
+    counts = [count_labels(labels.numpy(), source.labels) for labels in (source.train_labels, source.test_labels)]
+    duplicates = None if source.holding else count_duplicates(source.alike, train, len(source.train_labels))
+    holder = source.holding.client if source.holding else None
+    owners = origins.owners if origins else ()
+    named = source.named
+    return DataFacts(named.files, named.columns, source.labels, counts[0], counts[1], owners, duplicates, holder)
 
 
 def _own_part(source: Dataset, config: DataConfig) -> list[np.ndarray]:

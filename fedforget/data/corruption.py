@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedforget.data.sources import unknown
+from fedforget.data.classes import Classes, numbered
+from fedforget.data.task import unknown
 from fedforget.seeds import Seeds
 
 KINDS = ("none", "trigger", "label_swap", "label_random", "noise", "canary")
@@ -33,9 +34,10 @@ class CorruptionConfig:
         clients: whose data is corrupted.
         share: share of each such client's eligible training examples: for ``trigger`` those not of the target class,
             for ``label_swap`` those of the two classes, for ``label_random`` and ``noise`` all. Not for ``canary``.
-        target_class: for ``trigger``, the label given to marked images.
+        target_class: for ``trigger``, the label given to marked images: a whole number is the label as the data have
+            it, a text is a class's name (`fedforget.data.classes.Classes.index`).
         patch: for ``trigger``, side of the square in the lower right corner, in pixels.
-        classes: for ``label_swap``, the two classes.
+        classes: for ``label_swap``, the two classes, named likewise.
         deviation: for ``noise``, its standard deviation in each entry of a normalised image, whose own is about 1.
         canaries: for ``canary``, candidates at each client.
         canary_label: for ``canary``, ``random`` (uniform over the wrong labels) or ``natural`` (the true ones).
@@ -47,16 +49,16 @@ class CorruptionConfig:
     kind: str = "none"
     clients: tuple[int, ...] = ()
     share: float = 1.0
-    target_class: int = 0
+    target_class: int | str = 0
     patch: int = 3
-    classes: tuple[int, int] = (0, 1)
+    classes: tuple[int | str, int | str] = (0, 1)
     deviation: float = 0.5
     canaries: int = 100
     canary_label: str = "random"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clients", tuple(sorted(int(client) for client in self.clients)))
-        object.__setattr__(self, "classes", tuple(int(label) for label in self.classes))
+        object.__setattr__(self, "classes", tuple(self.classes))
         if self.kind not in KINDS:
             raise unknown("corruption.kind", self.kind, KINDS)
         if self.canary_label not in CANARY_LABELS:
@@ -74,6 +76,19 @@ class CorruptionConfig:
         for field in ("patch", "canaries"):
             if getattr(self, field) < 1:
                 raise ValueError(f"corruption.{field}={getattr(self, field)} must be at least 1")
+
+    def resolved(self, classes: Classes) -> CorruptionConfig:
+        """The same with the classes that it uses as numbers of the network's outputs.
+
+        Raises:
+            ValueError: if one does not occur.
+        """
+        if self.kind == "trigger":
+            return replace(self, target_class=classes.index(self.target_class, "corruption.target_class"))
+        if self.kind == "label_swap":
+            first, second = (classes.index(label, "corruption.classes") for label in self.classes)
+            return replace(self, classes=(first, second))
+        return self
 
 
 def stamp(inputs: Tensor, patch: int, value: Tensor) -> Tensor:
@@ -120,7 +135,7 @@ def corrupt(
         labels: int64 ``[N]``.
         train: each client's training split, as positions in ``inputs``.
         num_classes: labels are below it.
-        config: what to do.
+        config: what to do, with classes as numbers of the network's outputs.
         seeds: the streams of the data: ``("corruption", client)``.
 
     Returns:
@@ -132,7 +147,8 @@ def corrupt(
     """
     if config.kind == "none":
         return inputs, labels, {}
-    _check(inputs, len(train), num_classes, config)
+    _check(inputs, len(train), config)
+    config = config.resolved(numbered(num_classes))
     touched, marked, renamed = {}, inputs, labels.clone()
     if config.kind in ("trigger", "noise"):
         marked = inputs.clone()
@@ -151,14 +167,10 @@ def corrupt(
     return marked, renamed, touched
 
 
-def _check(inputs: Tensor, num_clients: int, num_classes: int, config: CorruptionConfig) -> None:
+def _check(inputs: Tensor, num_clients: int, config: CorruptionConfig) -> None:
     outside = [client for client in config.clients if not 0 <= client < num_clients]
     if outside:
         raise ValueError(f"corruption.clients names client {outside[0]}, but the clients are 0 to {num_clients - 1}")
-    named = {"trigger": (config.target_class,), "label_swap": config.classes}.get(config.kind, ())
-    for label in named:
-        if not 0 <= label < num_classes:
-            raise ValueError(f"corruption names class {label}, but the classes are 0 to {num_classes - 1}")
     if config.kind == "trigger" and config.patch > min(inputs.shape[2:]):
         raise ValueError(f"corruption.patch={config.patch} does not fit images of {list(inputs.shape[2:])} pixels")
 

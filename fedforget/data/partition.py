@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedforget.data.sources import unknown
+from fedforget.data.task import unknown
 from fedforget.seeds import Seeds
 
 KINDS = ("iid", "dirichlet", "pathological", "shards", "sizes", "natural")
@@ -77,7 +77,7 @@ def partition(labels: np.ndarray, ids: np.ndarray | None, config: PartitionConfi
     Raises:
         ValueError: if the examples cannot be divided as asked.
     """
-    _check(labels, ids, config)
+    check_partition(labels, ids, config)
     # The partitioners cut runs out of the given order, so the order must be random.
     order = seeds.numpy("order").permutation(len(labels))
     if config.kind == "iid":
@@ -115,7 +115,12 @@ def split_holdout(positions: np.ndarray, share: float, rng: np.random.Generator)
     return positions[~held], positions[held]
 
 
-def _check(labels: np.ndarray, ids: np.ndarray | None, config: PartitionConfig) -> None:
+def check_partition(labels: np.ndarray, ids: np.ndarray | None, config: PartitionConfig) -> None:
+    """Refuse a division that cannot be, whatever is drawn; arguments as of `partition`.
+
+    Raises:
+        ValueError: if ids are missing, or there are more clients, ids or shards than can be filled.
+    """
     if config.kind == "natural":
         if ids is None:
             raise ValueError("partition.kind=natural needs task.id_column, but the task names no such column")

@@ -136,7 +136,7 @@ def test_coins_are_fair_and_depend_on_client_and_trajectory() -> None:
         ({"kind": "trigger", "clients": ()}, "corruption.kind=trigger needs corruption.clients"),
         ({"kind": "trigger", "clients": (1, 1)}, r"corruption.clients=\[1, 1\] names one client twice"),
         ({"kind": "trigger", "clients": (5,)}, "names client 5, but the clients are 0 to 4"),
-        ({"kind": "trigger", "target_class": 10}, "names class 10, but the classes are 0 to 9"),
+        ({"kind": "trigger", "target_class": 10}, "class 10 does not exist; the classes are 0 to 9"),
         ({"kind": "trigger", "patch": 9}, "corruption.patch=9 does not fit"),
         ({"kind": "trigger", "patch": 0}, "corruption.patch=0 must be at least 1"),
         ({"kind": "label_swap", "classes": (3, 3)}, "must be two different classes"),

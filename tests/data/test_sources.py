@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fedforget.data.images import decode
 from fedforget.data.sources import TaskConfig, load_source
 from fedforget.seeds import Seeds
 
@@ -81,13 +82,15 @@ def test_folder_decodes_and_normalises(tmp_path: Path, size: tuple[int, ...]) ->
         ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"),
         ("data/train-0", "data/train-1", "data/test-0"),
         ("default/train/0000", "default/train/0001", "default/test/0000"),
-        ("one", "two", "validation"),
+        ("Train-0", "Train-1", "TEST"),
+        ("data/train_1", "data/train_2", "dev"),
+        ("train/0000", "train/0001", "validation/0000"),
     ],
 )
 def test_folder_layouts(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    data = load_source(folder(tmp_path, **dict.fromkeys(names, table(6))), SEEDS)
+    data = load_source(folder(tmp_path, **{name: table(6, seed=seed) for seed, name in enumerate(names)}), SEEDS)
     assert len(data.train_labels) == 12 and len(data.test_labels) == 6
 
 
@@ -138,7 +141,7 @@ def test_wanted_columns(tmp_path: Path) -> None:
     path = folder(tmp_path, train=content).path
     config = TaskConfig(source="folder", path=path, input_column="thumbnail", label_column="coarse", test_share=0.1)
     data = load_source(config, SEEDS)
-    assert data.input_shape == (1, 2, 2) and set(data.train_labels.tolist()) == {0, 2} and data.num_classes == 3
+    assert data.input_shape == (1, 2, 2) and set(data.train_labels.tolist()) == {0, 1} and data.classes == ("0", "2")
 
 
 @pytest.mark.parametrize(
@@ -149,11 +152,11 @@ def test_wanted_columns(tmp_path: Path) -> None:
         (
             [],
             {"label_column": "image"},
-            "task.label_column=image is no integer label column; such columns are label, a, b",
+            "task.label_column=image is no label column, for it holds struct<.*>; .*; such columns are label, a, b",
         ),
         ([], {"id_column": "writer"}, "task.id_column=writer is unknown; choose one of image, label, a, b"),
-        (["label"], {}, r"there are several integer label columns \(a, b\); set task.label_column"),
-        (["label", "a", "b"], {}, "there is no integer label column; the columns are image"),
+        (["label"], {}, "there is no column called label, .* or classes; set task.label_column .* are image, a, b"),
+        (["label", "a", "b"], {}, "there is no column called label, .* set task.label_column .* columns are image"),
         (["image"], {}, "there is no image column; the columns are label, a, b"),
     ],
 )
@@ -189,6 +192,60 @@ def test_images_of_a_palette_are_refused(tmp_path: Path) -> None:
         load_source(config, SEEDS)
 
 
+def stored(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "tiff" if image.mode in ("CMYK", "F", "I") else "png")
+    return file.getvalue()
+
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+DEEP = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # the same brightness in 16 bits
+
+
+@pytest.mark.parametrize(
+    ("image", "mode", "expected"),
+    [
+        (Image.fromarray(RAMP), "L", RAMP),
+        (Image.fromarray(RAMP), "RGB", np.stack([RAMP] * 3, 2)),
+        (Image.fromarray(np.stack([RAMP] * 3, 2)), "L", RAMP),
+        (Image.fromarray(RAMP).convert("P"), "L", RAMP),
+        (Image.fromarray(RAMP).convert("P"), "RGB", np.stack([RAMP] * 3, 2)),
+        (Image.fromarray(np.stack([RAMP, RAMP], 2)), "L", RAMP),  # grey with transparency
+        (Image.fromarray(np.stack([RAMP] * 4, 2)), "RGB", np.stack([RAMP] * 3, 2)),
+        (Image.fromarray(RAMP > 127), "L", np.where(RAMP > 127, 255, 0)),
+        (Image.fromarray(DEEP), "L", RAMP),
+        (Image.fromarray(DEEP), "RGB", np.stack([RAMP] * 3, 2)),
+        (Image.fromarray(DEEP.astype(np.int32)), "L", RAMP),
+    ],
+)
+def test_images_are_converted_as_asked(image: Image.Image, mode: str, expected: np.ndarray) -> None:
+    found = decode(np.array([stored(image)], dtype=object), mode)[0]
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), expected.reshape(16, 16, -1))
+
+
+@pytest.mark.parametrize(
+    ("image", "mode", "sentence"),
+    [
+        (Image.fromarray(DEEP), "", "mode I;16, .* set task.mode=RGB or task.mode=L to convert it"),
+        (Image.fromarray(RAMP > 127), "", "mode 1, .* set task.mode=RGB"),
+        (Image.fromarray(np.stack([RAMP] * 4, 2)), "", "mode RGBA, .* set task.mode=RGB"),
+        (Image.fromarray(RAMP.astype(np.float32)), "L", "mode F, whose brightest value is unknown"),
+        (Image.fromarray(DEEP.astype(np.int32) * 2), "L", "values from 0 to 131070, more than 16 bits hold"),
+    ],
+)
+def test_images_of_other_modes_are_refused(image: Image.Image, mode: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"image 0 has {sentence}" if mode == "" else sentence):
+        decode(np.array([stored(image)], dtype=object), mode)
+
+
+def test_grey_beside_colour_names_the_conversion(tmp_path: Path) -> None:
+    path = folder(tmp_path, train=pa.concat_tables([table(6, (4, 5)), table(6, (4, 5, 3))])).path
+    with pytest.raises(ValueError, match="different sizes: .* task.mode=RGB"):
+        load_source(TaskConfig("folder", path), SEEDS)
+    assert load_source(TaskConfig("folder", path, mode="L"), SEEDS).input_shape == (1, 4, 5)
+    assert load_source(TaskConfig("folder", path, mode="RGB"), SEEDS).input_shape == (3, 4, 5)
+
+
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder"):
         load_source(TaskConfig(source="folder", path=str(tmp_path / "absent")), SEEDS)
@@ -204,6 +261,9 @@ def test_bad_folders(tmp_path: Path) -> None:
         ({"source": "digit"}, "task.source=digit is unknown; did you mean digits?"),
         ({"source": "hub"}, "task.source=hub needs task.path"),
         ({"id_column": "writer"}, "task.id_column=writer needs task.source=folder or hub, not digits"),
+        ({"mode": "L"}, "task.mode=L needs task.source=folder or hub, not digits"),
+        ({"record_column": "name"}, "task.record_column=name needs task.source=folder or hub, not digits"),
+        ({"source": "folder", "path": "x", "mode": "rgb"}, "task.mode=rgb is unknown; .*RGB"),
         ({"test_share": 1.0}, "task.test_share=1.0 must be above 0 and below 1"),
         ({"max_train": -1}, "task.max_train=-1 must be at least 0"),
     ],

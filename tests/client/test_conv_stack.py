@@ -1,4 +1,4 @@
-"""Stacked convolutional networks, by hand and beside torch's own; test_vmapped.py has their training."""
+"""Stacked convolutional networks, by hand and beside torch's own; test_vmap_stack.py has their training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedforget.convolved import ConvStack, can_convolve
+from fedforget.client.stacks.conv import ConvStack, can_convolve
 from fedforget.models import ModelConfig, build, initial
 
 CPU = torch.device("cpu")

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedforget import data, engine
+from fedforget import data
+from fedforget.client import answering
+from fedforget.client.workbench import workbench
 from fedforget.cohort import Answers, Cohort, describe
 from fedforget.data.corruption import CorruptionConfig
 from fedforget.metrics import regions
@@ -28,7 +30,7 @@ PIXEL = 20  # one that varies
 def asked(cohort: Cohort, model: Params, name: str, most: int = 2000) -> tuple[Answers, Tensor]:
     """The answers on one audit set of one owner, and the images that the model was given."""
     given: list[Tensor] = []
-    network = engine.workbench(cohort.task.to_json()).model
+    network = workbench(cohort.task.to_json()).model
     hook = network.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].clone()))
     answers = cohort.evaluate(model, {name: most})[name]
     hook.remove()
@@ -135,7 +137,7 @@ def test_examples_inside_every_layer(tmp_path: Path) -> None:
     found = cohort.evaluate(toy.start, {"forget": 2000, "forget_layers": 2000, "holdout_layers": 3})
     inside = found["forget_layers"]
     number, layers, width = inside.features.shape
-    assert (number, width) == (min(64, len(found["forget"].labels)), engine.LAYER_WIDTH)
+    assert (number, width) == (min(64, len(found["forget"].labels)), answering.LAYER_WIDTH)
     assert inside.features.nbytes == 512 * number * layers  # the bound that the documentation states
     # The last layer's outputs are filled up with zeros; the examples are the first of the audit set.
     assert torch.equal(torch.tensor(inside.features[:, -1, :10]), torch.tensor(inside.logits).half())
@@ -153,7 +155,7 @@ def test_a_wide_layer_is_averaged_over_neighbours() -> None:
         convolution.weight.copy_(torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1))
     network = torch.nn.Sequential(convolution, torch.nn.Flatten(), torch.nn.Linear(2048, 3))
     with torch.no_grad():
-        logits, features = engine._layers(network, [torch.ones(2, 1, 32, 32)])
+        logits, features = answering._layers(network, [torch.ones(2, 1, 32, 32)])
     kept = torch.cat(features)
     assert kept.shape == (2, 2, 256) and kept.dtype == torch.half
     assert kept[:, 0].tolist() == [[1.0] * 128 + [0.0] * 128] * 2

@@ -13,7 +13,7 @@ from functools import lru_cache, reduce
 import torch
 from torch import Tensor, nn
 
-from fedforget.stacked import LinearStack, can_stack, through_relu
+from fedforget.client.stacks.linear import LinearStack, can_stack, through_relu
 
 
 def can_convolve(model: nn.Module) -> bool:

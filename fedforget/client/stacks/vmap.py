@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedforget.stacked import Stack
+from fedforget.client.stacks.base import Stack
 
 
 class VmapStack(Stack):

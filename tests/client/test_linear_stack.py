@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from fedforget import data, stacked
+from fedforget import data
+from fedforget.client.stacks import training
+from fedforget.client.stacks.linear import FactoredStack, can_stack
 from fedforget.client_app import app
 from fedforget.cohort import Cohort, describe
 from fedforget.data import DataConfig
@@ -15,7 +17,6 @@ from fedforget.params import Params
 from fedforget.request import UnlearningRequest
 from fedforget.routines import LocalConfig
 from fedforget.seeds import Seeds
-from fedforget.stacked import FactoredStack, can_stack
 
 DATA = DataConfig(partition=PartitionConfig(kind="dirichlet", clients=15, min_examples=4))
 
@@ -127,14 +128,14 @@ def test_a_client_that_diverges_in_a_factored_stack_harms_no_other(monkeypatch):
     monkeypatch.setattr(FactoredStack, "pays", lambda *_: True)
     made, start = cohort("stacked", LocalConfig(batch_size=16, steps=3))
     expected = {reply.client: reply.update for reply in made.train(start, round=1)}
-    loss = stacked._loss
+    loss = training._loss
 
     def spoiled(logits, *others):
         each, slope = loss(logits, *others)
         slope[1] = float("nan")
         return each, slope
 
-    monkeypatch.setattr(stacked, "_loss", spoiled)
+    monkeypatch.setattr(training, "_loss", spoiled)
     found = {reply.client: reply.update for reply in made.train(start, round=1)}
     assert len(found) == 15 - 2, "one of each group is left out"
     assert all(update.equals(expected[client]) for client, update in found.items())
@@ -154,7 +155,7 @@ def test_a_client_that_diverges_in_a_factored_stack_harms_no_other(monkeypatch):
 )
 def test_stacks_are_factored_where_it_pays(monkeypatch, rank, local, factored):
     made = []
-    monkeypatch.setattr(stacked, "FactoredStack", spy := type("Spy", (FactoredStack,), {}))
+    monkeypatch.setattr(training, "FactoredStack", spy := type("Spy", (FactoredStack,), {}))
     spy.__init__ = lambda self, *given: made.append(given[-1]) or FactoredStack.__init__(self, *given)
     trained, start = cohort("stacked", local)
     trained.train(start)

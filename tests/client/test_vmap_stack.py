@@ -10,6 +10,7 @@ from flwr.app import Message
 from torch import nn
 
 from fedforget import messages
+from fedforget.client.stacks.vmap import VmapStack
 from fedforget.client_app import app
 from fedforget.cohort import Cohort, describe
 from fedforget.data import DataConfig, load
@@ -22,7 +23,6 @@ from fedforget.request import UnlearningRequest
 from fedforget.routines import LocalConfig
 from fedforget.seeds import Seeds
 from fedforget.testing import CountingGrid
-from fedforget.vmapped import VmapStack
 
 # 5 clients of 117 to 486 examples
 DATA = DataConfig(partition=PartitionConfig(kind="dirichlet", clients=5, min_examples=4))
