@@ -109,6 +109,7 @@ def test_fedforget_run_on_ray(in_process, stored_models, tmp_path):
             f"fedforget: error: Ray's process {name} ended in the midst of the run (killed, or out of memory)" in said
         )
         assert said.strip().endswith("the same command resumes from what was saved")
+    shutil.rmtree(tmp_path / "store")
     status, said = interrupted(lambda process: process.kill())
     assert status == -signal.SIGKILL
     assert watcher.UNANNOUNCED in said
