@@ -235,6 +235,18 @@ def test_loading_leaves_the_search_for_garbage_as_it_was(looking: bool) -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["runn"]])
+def test_the_command_line_itself_loads_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom fedforget.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    print('loaded', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loaded = {name.split(".")[0] for name in done.stdout.rpartition("loaded")[2].split()}
+    assert "fedforget" in loaded and not loaded & (HEAVY | {"torch", "flwr", "ray", "numpy", "omegaconf", "rich"})
+
+
 def test_reading_a_config_loads_nothing_that_audits_need() -> None:
     """Every command does, and a run twice, before anything else can start: scipy.stats alone takes most of a second."""
     script = (

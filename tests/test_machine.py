@@ -2,6 +2,8 @@
 
 import math
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +65,10 @@ def test_a_process_bound_to_one_core_has_one(groups):
         assert machine.cores() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_nothing_else_counts_cores():
+    """Else a process that may use two cores of sixty-four would start sixty-four workers."""
+    root = Path(machine.__file__).parent
+    counting = {path.name for path in root.rglob("*.py") if re.search(r"cpu_count|sched_getaffinity", path.read_text())}
+    assert counting == {"machine.py"}
