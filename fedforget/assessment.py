@@ -31,17 +31,19 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from fedforget import verdicts
+from fedforget import claims, verdicts
 from fedforget.evaluation import (
     ANOTHER,
     CHECKPOINT,
     LATER,
+    NOOP,
     ORACLE,
     ORIGINAL,
     ModelResult,
     audit,
     bill,
     canary_scores,
+    chances,
     layer_likeness,
     measure,
 )
@@ -53,6 +55,7 @@ from fedforget.params import Layout, Params
 from fedforget.store import DamagedFile, load_tensors, within
 
 PARTS = ("logits", "labels", "clients", "features", "rows", "included")
+MEASURED = ("forget", "retain", "holdout", "test", "clients")  # sets of examples, of which answers are asked
 KEPT = frozenset({*verdicts.COMPARED, "canary", "plane"})  # sets that margins and figures are made of
 PRIMARIES = (
     ("canary", "canary/calibrated"),
@@ -64,6 +67,7 @@ PRIMARIES = (
 # Where nothing was planted: the only plain metric under which the models of tests/test_meta_evaluation.py that saw the
 # data can be told from those that did not, and which passes the gate there. Attacks find nothing to attack.
 PLAIN = "forget/loss"
+ROUNDING = 4 * 2.0**-23  # of the length of the weights: a few units in the last place of a 32-bit float
 GROUPS = 3  # of forgotten examples, by how much they were memorised
 Sets = dict[str, Outputs]
 
@@ -107,28 +111,32 @@ def assess(store: Path, header: Mapping[str, Any]) -> Assessment:
 
     Args:
         store: the folder that the index's paths are relative to.
-        header: the run's header: ``models`` is the index; ``corruption_config``, ``classes`` and ``primary`` are used.
+        header: the run's header: ``models`` is the index; ``corruption_config``, ``request_values`` and ``primary`` are
+            used.
 
     Raises:
         DamagedFile: if a stored file is not there or does not match its checksum.
-        ValueError: as `fedforget.evaluation.audit`.
+        ValueError: as `fedforget.evaluation.audit`; or if the header is an earlier version's.
     """
+    if "request_values" not in header:
+        raise ValueError(
+            "the header has no request_values, because an earlier version wrote it, so which classes were forgotten is "
+            "unknown; run its experiment again, which trains nothing that is stored"
+        )
     index: list[dict] = header["models"]
     results: list[ModelResult] = []
     verdict_rows, gate_rows, figures = [], [], []
     for request in sorted({entry["request"] for entry in index}):
-        reader = _Reader(store, header, [entry for entry in index if entry["request"] == request])
+        reader = _Reader(store, header, request)
         mine = reader.results(request)
         results += mine
-        models = verdicts.evidence(mine, reader.margins())
-        primary = _primary(header, models)
-        found = verdicts.gates(models, primary)
+        models = verdicts.evidence(mine, reader.margins(), reader.states)
+        primary, chances = _primary(header, models), reader.chances()
+        found = verdicts.gates(models, primary, chances)
         gate_rows.append({"request": request, "primary": primary, "examples": reader.sizes, **found})
-        judged = verdicts.judge(models, primary, header["classes"])
+        judged = verdicts.judge(models, primary, chances)
         verdict_rows += [{"request": request, **row} for row in judged]
-        figures += [
-            {"request": request, **row} for row in _frontier(models, gate_rows[-1]["attacks"], header["classes"])
-        ]
+        figures += [{"request": request, **row} for row in _frontier(models, found["attacks"], chances)]
         figures += [{"request": request, **row} for row in [*_examples(models), *_memorised(models), *reader.figures()]]
     shown = [result for result in results if not _is_yardstick(result.label)]
     return Assessment(results, audit(shown), bill(shown), verdict_rows, gate_rows, figures)
@@ -139,9 +147,11 @@ def _is_yardstick(label: str) -> bool:
     return label == ANOTHER or label.startswith(CHECKPOINT)
 
 
-def _frontier(models: Mapping[str, verdicts.Evidence], attacks: Sequence[str], classes: int) -> list[dict]:
+def _frontier(
+    models: Mapping[str, verdicts.Evidence], attacks: Sequence[str], chances: Mapping[str, float]
+) -> list[dict]:
     """Quality against client examples of retrains stopped early; no row where they have no quality."""
-    stops = verdicts.stopped(models, attacks, classes).items()
+    stops = verdicts.stopped(models, attacks, chances).items()
     known = [(models[label].cost.client_examples, axes["quality_privacy"]) for label, axes in stops]
     points = sorted((examples, quality) for examples, quality in known if quality is not None)
     x, y = [examples for examples, _ in points], [quality for _, quality in points]
@@ -176,6 +186,8 @@ def _memorised(models: Mapping[str, verdicts.Evidence]) -> list[dict]:
         known = all(verdicts.RIGHT in side[k] for side in sides for k in seeds)
         if label in (ORACLE, ANOTHER) or len(seeds) < 2 or not known or len(sides[0][seeds[0]]["forget"]) < GROUPS:
             continue
+        if not all(side[k]["forget"].isfinite().all() for side in sides for k in seeds):
+            continue
         original, oracle = (torch.stack([side[k]["forget"] for k in seeds]).sigmoid() for side in sides[:2])
         oracle_right, mine_right = (torch.stack([side[k][verdicts.RIGHT] for k in seeds]) for side in sides[1:])
         groups = memorisation.by_memorisation(original, oracle, mine_right, oracle_right, GROUPS)
@@ -198,8 +210,17 @@ def _primary(header: Mapping[str, Any], models: Mapping[str, verdicts.Evidence])
 class _Reader:
     """The stored answers of one request's models."""
 
-    def __init__(self, store: Path, header: Mapping[str, Any], entries: Sequence[dict]) -> None:
+    def __init__(self, store: Path, header: Mapping[str, Any], request: int) -> None:
         self.store, self.header = store, header
+        entries = [entry for entry in header["models"] if entry["request"] == request]
+        self.before = {  # of a sequence, the models that this request's started from
+            (e["label"], e["seed"]): e["weights"]
+            for e in header["models"]
+            if e["request"] == request - 1 and e["stage"] == ""
+        }
+        asked = header["request_values"][: request + 1]
+        self.forgotten = sorted({t for each in asked if each["scope"] == "class" for t in each["targets"]})
+        self.states: dict[tuple[str, int], str] = {}  # what a model is called that cannot have unlearned
         self.entries = {(entry["label"], entry["seed"], entry["stage"]): entry for entry in entries}
         self.models = [key for key in self.entries if key[2] == ""]
         self.seeds = sorted({seed for label, seed, _ in self.models if label == ORACLE})
@@ -227,7 +248,10 @@ class _Reader:
 
     def weights(self, label: str, seed: int) -> Params:
         """A model's parameters."""
-        path, name = self.entries[label, seed, ""]["weights"]
+        return self._weights(self.entries[label, seed, ""]["weights"])
+
+    def _weights(self, where: Sequence[str]) -> Params:
+        path, name = where
         return Params(self._load(path)[name], self.layout)
 
     def _load(self, path: str) -> dict[str, Tensor]:
@@ -252,6 +276,11 @@ class _Reader:
             cost = Cost(**self.entries[label, seed, ""]["cost"])
             results.append(ModelResult(request, label, seed, metrics, cost, others))
         return results
+
+    def chances(self) -> dict[str, float]:
+        """`fedforget.evaluation.chances`, the mean over seeds; of metrics that every seed can be judged by."""
+        each = [chances(self._oracle(seed, ""), self.forgotten) for seed in self.seeds]
+        return {name: float(np.mean([one[name] for one in each])) for name in each[0] if all(name in o for o in each)}
 
     def _others(self, seed: int) -> dict[str, list[float]]:
         """What the oracles of other seeds score under the coins of this one, now and after ordinary rounds."""
@@ -282,15 +311,17 @@ class _Reader:
         if label == ORACLE and seed == self.seeds[0]:
             self.sizes = {name: len(answers) for name, answers in first.items()}
         brief = label.startswith(CHECKPOINT)
-        values = measure(first, self.references(label, seed, ""), corruption, brief)
+        values = measure(first, self.references(label, seed, ""), corruption, brief, self.forgotten)
         if brief:
             return values
+        if state := _state(first) or self._unmoved(label, seed):
+            self.states[label, seed] = state
         stages = [stage for name, k, stage in self.entries if (name, k) == (label, seed) and stage]
         path = []
         for stage in stages:
             sets = self._oracle(seed, stage) if label == ORACLE else self.outputs(label, seed, stage)
             if stage[:1] == "+":
-                later = measure(sets, self.references(label, seed, stage), corruption, brief=True)
+                later = measure(sets, self.references(label, seed, stage), corruption, True, self.forgotten)
                 values |= {f"{stage}/{name}": value for name, value in later.items() if name.startswith(LATER)}
             elif stage == "head":
                 values["head/forget_accuracy"] = accuracy(sets["forget"]) if len(sets["forget"]) else float("nan")
@@ -329,6 +360,14 @@ class _Reader:
                     probes = enumerate(representation.layer_probes(known, asked), start=1)
                     values |= {f"layer/{i}/probe": share for i, share in probes}
         return values
+
+    def _unmoved(self, label: str, seed: int) -> str:
+        """Whether a strategy that should have done something left the model that it started from, to rounding."""
+        if label in (ORIGINAL, ORACLE, ANOTHER, NOOP) or (ORIGINAL, seed, "") not in self.entries:
+            return ""
+        where = self.before.get((label, seed))
+        before, after = self._weights(where) if where else self._learned(seed), self.weights(label, seed)
+        return claims.UNMOVED if float((after - before).norm()) <= ROUNDING * float(before.norm()) else ""
 
     def margins(self) -> dict[tuple[str, int], dict[str, Tensor]]:
         """Margins of every model on the examples that all models of the request have, by label and seed, then set.
@@ -397,6 +436,13 @@ class _Reader:
         for label, several in known.items():  # an entry of the first seed alone has the plane
             rows += [_drawn(label, sets["plane"]) for sets in several if len(sets.get("plane", ()))]
         return rows
+
+
+def _state(sets: Sets) -> str:
+    """What a model is called whose answers show that it is none any more; empty for all others."""
+    if not all(answers.finite for name, answers in sets.items() if name in MEASURED):
+        return claims.NOT_FINITE
+    return claims.CONSTANT if "test" in sets and sets["test"].constant else ""
 
 
 def _regions(sets: Sets, original: Sets) -> dict[str, float]:

@@ -52,21 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options, rest = parser.parse_known_args(arguments)
     if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        from fedforget.config import as_setting
+
+        hint = as_setting(rest) if "overrides" in options else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:  # overrides behind an option, where argparse expects no more of them
         options.overrides = [*options.overrides, *rest]
+    from fedforget.escape import plain
     from fedforget.store import CannotWrite
 
     command = {"run": _run, "list": _list, "report": _report, "split": _split, "doctor": _doctor}[options.command]
     try:
         with _on_path(_own_folder()):
             return command(options)
-    except ValueError as error:
-        print(f"{ERROR}{error}", file=sys.stderr)
-        return 2
-    except CannotWrite as error:
-        print(f"{ERROR}{error}", file=sys.stderr)
-        return 1
+    except (ValueError, CannotWrite) as error:
+        print(f"{ERROR}{plain(str(error))}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
 
 
 # ---------------------------------------------------------------------- run

@@ -9,15 +9,13 @@ mentions has the default of its dataclass.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
 import json
 import math
 import re
 import shlex
 import types
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -31,18 +29,23 @@ from fedforget.data import DataConfig
 from fedforget.data.corruption import CorruptionConfig
 from fedforget.data.partition import PartitionConfig
 from fedforget.data.sources import TaskConfig
+from fedforget.effects import check_effects, value_of
 from fedforget.evaluation import EvaluationConfig
 from fedforget.exchange import RECORDS
+from fedforget.folders import places
 from fedforget.grid import EngineConfig
 from fedforget.history import DTYPES, HistoryConfig
 from fedforget.models import ModelConfig
+from fedforget.names import closest, nearest
 from fedforget.request import SCOPES, UnlearningRequest
 from fedforget.routines import LocalConfig
-from fedforget.strategy import LearningConfig, find, make_learner, nearest
+from fedforget.strategy import LearningConfig, find, make_learner
 from fedforget.tuning import GOALS, TuningConfig
 
 GROUPS = ("task", "model", "partition", "corruption", "request", "evaluation")
 
+_COMPUTED = re.compile(r"\$\{[^}]*:")  # a reference to what OmegaConf's resolvers compute, of the environment above all
+_NO_BLANK = re.compile(r"\w+:\S+")
 _CHECKSUM = re.compile("; checksum ([0-9a-f]{8})")  # at the end of the first line of what `to_yaml` wrote
 _CHOICES = {
     "local.optimizer": ("sgd", "adam"),
@@ -77,8 +80,17 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "engine.trajectories": ("at least 0", lambda x: x >= 0),
 }
 
-# What each scope's targets may be named by, the usual way first.
+# What each scope's targets may be named by, the usual way first; and what else of a request a scope has.
 _TARGETS = {"client": ("clients", "owners"), "sample": ("clients", "owners", "rows", "records"), "class": ("classes",)}
+_FURTHER = {"client": (), "sample": ("samples", "share"), "class": ()}
+_INSTEAD = {  # what somebody sets takes the place of what the group's file says
+    "samples": ("share",),
+    "share": ("samples",),
+    "owners": ("clients",),
+    "rows": ("clients", "samples", "share"),
+    "records": ("clients", "samples", "share"),
+}
+_NAMING = ("clients", "owners", "classes", "samples", "rows", "records")
 
 
 @dataclass(frozen=True)
@@ -116,9 +128,9 @@ class RequestStep:
         if self.scope not in SCOPES:
             raise _unknown("request.scope", self.scope, SCOPES)
         own = _TARGETS[self.scope]
-        for name in ("clients", "owners", "classes", "samples", "rows", "records"):
+        for name in _NAMING:
             value = getattr(self, name)
-            if value and name not in (*own, *(("samples",) if self.scope == "sample" else ())):
+            if value and name not in (*own, *_FURTHER[self.scope]):
                 raise ValueError(f"request.{name} is {list(value)}, but a {self.scope} request has none")
         given = [name for name in own if getattr(self, name)]
         if not given:
@@ -224,6 +236,7 @@ class RunConfig:
         self.evaluation.check(self.corruption.kind, self.partition.holdout)
         _check_request(self.request, self.learning.rounds)
         _check_clients(self)
+        _check_holders(self)
         _check_strategies(self)
 
     @property
@@ -253,10 +266,14 @@ def compose(experiment: str, overrides: str | Sequence[str] = "") -> RunConfig:
     path = _experiment_path(experiment)
     tree: dict[str, Any] = {}
     _apply(tree, _read(_files("")["default"]), None)
-    _apply(tree, _read(path), path.parent)
+    mine = _read(path)
+    _apply(tree, mine, path.parent)
     layers = [_parse(key, value) for key, value in sorted(_items(overrides), key=lambda item: item[0] not in GROUPS)]
     for layer in layers:
         _apply(tree, layer, None)
+    # A copy of a whole configuration names every setting, and was checked when it was composed.
+    said = {key for layer in ([] if _is_copy(path) else [mine]) + layers for key in _leaves(layer)}
+    tree["request"] = _suiting(tree["request"], said)
 
     seed = _convert(int, tree.pop("seed"), "seed")
     labels = _convert(tuple[str, ...], tree.pop("strategies"), "strategies")
@@ -267,7 +284,9 @@ def compose(experiment: str, overrides: str | Sequence[str] = "") -> RunConfig:
     specs = {label: _strategy(label, options.get(label, {})) for label in (*labels, *options)}
     _check_paths(tree["task"])
     sections = {name: _convert(kind, tree.get(name, {}), name) for name, kind in _SECTIONS.items()}
-    return RunConfig(path.stem, seed, **sections, strategies=tuple(specs[label] for label in labels))
+    config = RunConfig(path.stem, seed, **sections, strategies=tuple(specs[label] for label in labels))
+    check_effects(config, said)
+    return config
 
 
 def absolute_paths(overrides: str | Sequence[str], base: Path) -> list[str]:
@@ -331,6 +350,22 @@ def describe() -> dict[str, Any]:
     return {"experiments": titles("experiment"), "groups": {group: titles(group) for group in (*GROUPS, "strategy")}}
 
 
+def as_setting(words: Sequence[str]) -> str:
+    """The end of a sentence about an option that no command has: the setting that was meant, if it is one.
+
+    Args:
+        words: the option, such as ``--seed``, and what follows it.
+    """
+    key, _, value = words[0].lstrip("-").partition("=")
+    key = key.replace("-", "_")
+    fields = {f"{name}.{field.name}" for name, kind in _SECTIONS.items() for field in dataclasses.fields(kind)}
+    meant = [field for field in sorted(fields | set(_TOP)) if key == field or field.endswith(f".{key}")]
+    if not meant:
+        return ""
+    value = value or (words[1] if len(words) > 1 and not words[1].startswith("-") else "VALUE")
+    return f"; settings have no dashes: did you mean {' or '.join(f'{field}={value}' for field in meant)}?"
+
+
 def group_settings(group: str, name: str) -> dict[str, Any]:
     """The settings in ``configs/<group>/<name>.yaml``, as they stand there.
 
@@ -349,8 +384,8 @@ def _files(folder: str) -> dict[str, Path]:
     ``configs`` is a namespace package: a ``configs/`` folder of the user's joins the installed one, as ``strategies/``
     does, and a file of the same name in the folder that comes first on the path hides the other.
     """
-    places = reversed([Path(place) / folder for place in importlib.import_module("configs").__path__])
-    return dict(sorted((path.stem, path) for place in places for path in place.glob("*.yaml")))
+    found = [place / folder for place in reversed(places("configs"))]
+    return dict(sorted((path.stem, path) for place in found for path in place.glob("*.yaml")))
 
 
 def _file(folder: str, name: str) -> Path:
@@ -380,10 +415,24 @@ def _read(path: Path) -> dict:
                 f"{path} is damaged or was edited (its checksum does not match); "
                 "delete its first line to use it as it is"
             )
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        content = _plain(OmegaConf.load(path), str(path))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from error
     return _mapping(content, str(path))
+
+
+def _is_copy(path: Path) -> bool:
+    """Whether a file is a whole configuration that `to_yaml` wrote (`_read` refuses it if it was edited)."""
+    return bool(_CHECKSUM.search(path.read_text(encoding="utf-8").partition("\n")[0]))
+
+
+def _leaves(layer: dict, prefix: str = "") -> Iterator[str]:
+    """The settings that a layer names, such as ``local.lr``."""
+    for name, content in layer.items():
+        if isinstance(content, dict) and content:
+            yield from _leaves(content, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _items(overrides: str | Sequence[str]) -> list[tuple[str, str]]:
@@ -400,9 +449,37 @@ def _items(overrides: str | Sequence[str]) -> list[tuple[str, str]]:
 
 def _parse(key: str, value: str) -> dict:
     try:
-        return _mapping(OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={value}"]), resolve=True), key)
+        return _mapping(_plain(OmegaConf.from_dotlist([f"{key}={value}"]), f"override '{key}={value}'"), key)
     except (YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"override '{key}={value}' is not valid YAML: {_one_line(error)}") from error
+
+
+def _plain(content: Any, where: str) -> Any:
+    """What YAML holds in plain types; a reference such as ``${local.lr}`` is replaced by what it refers to.
+
+    Raises:
+        ValueError: if it would be computed (``${oc.env:HOME}``), for the environment must not get into results, or if
+            a mapping lacks the blank after a colon.
+    """
+    for key, value in _entries(OmegaConf.to_container(content, resolve=False)):
+        if isinstance(value, str) and _COMPUTED.search(value):
+            raise ValueError(
+                f"{where} holds {value!r}, but only references such as ${{local.lr}} are replaced; "
+                "write the value itself"
+            )
+        if isinstance(key, str) and value is None and _NO_BLANK.fullmatch(key):
+            raise ValueError(
+                f"{where} holds {{{key}}}, which lacks the blank after the colon; write {{{key.replace(':', ': ', 1)}}}"
+            )
+    return OmegaConf.to_container(content, resolve=True)
+
+
+def _entries(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Every key with its value, at any depth; items of lists have their number as key."""
+    pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in pairs:
+        yield key, value
+        yield from _entries(value)
 
 
 def _apply(tree: dict, layer: dict, folder: Path | None) -> None:
@@ -430,8 +507,8 @@ def _group(group: str, name: object) -> dict:
 
 def _paths(task: dict) -> dict[str, str]:
     """The task's fields that are paths; ``path`` is one for a folder only, else it is a name."""
-    fields = ("path", "root") if task.get("source") == "folder" else ("root",)
-    return {field: task[field] for field in fields if isinstance(task.get(field), str) and task[field]}
+    field = {"folder": "path", "torchvision": "root"}.get(str(task.get("source")), "")
+    return {field: task[field]} if isinstance(task.get(field), str) and task[field] else {}
 
 
 def _resolve(task: dict, folder: Path) -> dict:
@@ -446,6 +523,18 @@ def _merge(base: dict, layer: dict) -> dict:
 
 
 # The nested dict -> dataclasses
+
+
+def _suiting(request: dict, said: Collection[str]) -> dict:
+    """A request without what its group's file says and what does not suit the scope or samples that somebody set."""
+    scope, unsuited = request.get("scope", "client"), set()
+    if "request.scope" in said:
+        own = (*_TARGETS.get(str(scope), ()), *_FURTHER.get(str(scope), ()))
+        unsuited = {*_NAMING, "share"} - set(own)
+    for one, others in _INSTEAD.items():
+        if f"request.{one}" in said:
+            unsuited.update(others)
+    return {key: value for key, value in request.items() if key not in unsuited or f"request.{key}" in said}
 
 
 def _strategy(label: str, fields: object) -> StrategySpec:
@@ -507,6 +596,8 @@ def _build(kind: Any, fields: dict, key: str) -> Any:
 
 
 def _mapping(value: object, key: str) -> dict:
+    if isinstance(value, str) and _NO_BLANK.fullmatch(value):
+        raise ValueError(f"{key} is {value!r}, but must be a mapping; write {{{value.replace(':', ': ', 1)}}}")
     if not isinstance(value, dict):
         raise ValueError(f"{key} is {value!r}, but must be a mapping")
     return value
@@ -517,9 +608,7 @@ def _mapping(value: object, key: str) -> dict:
 
 def _check_paths(task: dict) -> None:
     if task.get("source") == "folder" and not task.get("path"):
-        raise ValueError(
-            "task.path is empty: give the folder with the parquet files, e.g. overrides='task.path=/data/mnist'"
-        )
+        raise ValueError("task.path is empty; add task.path=FOLDER, the folder with the parquet files")
     for field, path in _paths(task).items():
         if not Path(path).is_absolute():  # the processes that read it work in folders of their own
             raise ValueError(
@@ -529,25 +618,22 @@ def _check_paths(task: dict) -> None:
 
 
 def _check_values(config: RunConfig) -> None:
-    def value(key: str) -> Any:
-        section, field = key.split(".")
-        return getattr(getattr(config, section), field)
-
     for key, valid in _CHOICES.items():
-        if value(key) not in valid:
-            raise ValueError(f"{key} is {value(key)!r}, but must be one of {', '.join(valid)}")
+        if value_of(config, key) not in valid:
+            raise ValueError(f"{key} is {value_of(config, key)!r}, but must be one of {', '.join(valid)}")
     for key, (words, holds) in _RANGES.items():
-        if not holds(value(key)):
-            raise ValueError(f"{key} is {value(key)}, but must be {words}")
+        if not holds(value_of(config, key)):
+            raise ValueError(f"{key} is {value_of(config, key)}, but must be {words}")
 
 
 def _check_request(request: RequestConfig, rounds: int) -> None:
-    gone: set[int] = set()
+    gone: set[tuple] = set()
     for step in request.steps:
-        again = gone & set(step.clients)
+        owners = [("client", client) for client in step.clients]
+        again = gone.intersection([*_named(step), *owners])
         if again:
-            raise ValueError(f"request.then names client {min(again)} again, but it is forgotten by then")
-        gone |= set(step.clients) if step.scope == "client" else set()
+            raise ValueError(f"request.then names {_in_words(min(again))} again, but it is forgotten by then")
+        gone |= set(_named(step))
         if step.after_round != request.after_round:
             raise ValueError(
                 f"request.after_round is {request.after_round} first and {step.after_round} in request.then, "
@@ -555,6 +641,18 @@ def _check_request(request: RequestConfig, rounds: int) -> None:
             )
     if request.after_round is not None and request.after_round > rounds:
         raise ValueError(f"request.after_round is {request.after_round}, but learning.rounds is {rounds}")
+
+
+def _named(step: RequestStep) -> list[tuple]:
+    """What a request names: pairs of ``client`` or ``class`` and its number, or a client and a sample of it."""
+    if step.scope == "sample":
+        return [("sample", position, step.clients[0]) for position in step.samples]
+    return [(step.scope, target) for target in (step.clients if step.scope == "client" else step.classes)]
+
+
+def _in_words(target: tuple) -> str:
+    kind, number, *client = target
+    return f"{kind} {number}" + (f" of client {client[0]}" if client else "")
 
 
 def _check_clients(config: RunConfig) -> None:
@@ -574,18 +672,31 @@ def _check_clients(config: RunConfig) -> None:
         raise ValueError(f"request.clients names all {count} clients, so none is left to learn from")
 
 
+def _check_holders(config: RunConfig) -> None:
+    if config.task.source == "holder" and config.corruption.kind != "none":
+        raise ValueError(
+            f"corruption.kind is {config.corruption.kind!r}, but a holder's own data (task.source=holder) is not "
+            "corrupted; use corruption=none"
+        )
+    if config.partition.kind == "natural" and config.task.source != "holder" and not config.task.id_column:
+        raise ValueError("partition.kind=natural needs task.id_column, the column that says whose an example is")
+
+
 def _check_strategies(config: RunConfig) -> None:
     labels = [spec.label for spec in config.strategies]
-    for spec in config.strategies:
-        if labels.count(spec.label) > 1:
-            raise ValueError(f"strategies lists {spec.label!r} twice")
-        scopes = find(spec.name).scopes
-        for step in config.request.steps:
-            if step.scope not in scopes:
-                raise ValueError(
-                    f"strategy {spec.label!r} cannot serve {step.scope} requests, only {', '.join(sorted(scopes))}; "
-                    f"leave it out of strategies [{', '.join(labels)}]"
-                )
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"strategies lists {label!r} twice")
+    scopes = {spec.label: find(spec.name).scopes for spec in config.strategies}
+    asked = dict.fromkeys(step.scope for step in config.request.steps)
+    unfit = [label for label in labels if not scopes[label].issuperset(asked)]
+    if unfit:
+        fit = [label for label in labels if label not in unfit] or ["finetune"]
+        raise ValueError(
+            f"{'strategies' if len(unfit) > 1 else 'strategy'} {', '.join(unfit)} cannot serve "
+            f"{' and '.join(asked)} requests; leave {'them' if len(unfit) > 1 else 'it'} out: "
+            f"strategies=[{','.join(fit)}]"
+        )
 
 
 # Messages
@@ -597,12 +708,12 @@ def _unknown(what: str, name: object, valid: Iterable[str]) -> ValueError:
 
 def _unknown_key(key: str, siblings: Iterable[str] = _TOP) -> ValueError:
     """Suggests a near sibling, or else the same field of another section (``rounds`` -> ``learning.rounds``)."""
-    if difflib.get_close_matches(key, siblings):
+    if closest(key, siblings):
         return _unknown("key", key, siblings)
     fields = [f"{name}.{field.name}" for name, kind in _SECTIONS.items() for field in dataclasses.fields(kind)]
     elsewhere = [field for field in fields if field.endswith("." + key.rpartition(".")[2])]
     if not elsewhere:
-        return _unknown("key", key, siblings)
+        return _unknown("key", key, sorted(siblings))
     return ValueError(f"unknown key {key!r}; did you mean {' or '.join(map(repr, elsewhere))}?")
 
 

@@ -5,7 +5,6 @@ The unit of replication is the seed (one whole training run), never the example.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
+import torch
 from torch import Tensor
 
 from fedforget.ledger import Cost
-from fedforget.metrics import METRICS, Outputs, clients, fidelity, leakage, representation
-from fedforget.metrics.outputs import align, margins
+from fedforget.metrics import METRICS, Outputs, chance, clients, fidelity, leakage, representation
+from fedforget.metrics.outputs import accuracy, align, balanced_accuracy, margins
+from fedforget.names import nearest
 
 ORIGINAL, ORACLE = "original", "retrain"
+NOOP = "none"  # the strategy that does nothing
 CHECKPOINT = "retrain@"  # a retrain stopped after so many rounds: free, for the oracle passed there
 ANOTHER = "another oracle"  # of another seed, in the place of an unlearned model: what a perfect method would show
 
@@ -53,7 +55,7 @@ LEVELS = {
         3,
         (),
         "The direction of a gap may be claimed, not a ranking: with three seeds a 95 % interval is 2.5 standard "
-        "deviations on each side.",
+        "deviations on each side. Scores stand beside their limits and are no verdict.",
     ),
     "leaderboard": Level(
         "EL2",
@@ -114,9 +116,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "durability", tuple(sorted(int(rounds) for rounds in self.durability)))
         if self.level not in LEVELS:
-            near = difflib.get_close_matches(self.level, LEVELS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"evaluation level {self.level!r} is unknown; choose one of {', '.join(LEVELS)}{hint}")
+            raise ValueError(f"evaluation level {self.level!r} is unknown{nearest(self.level, LEVELS)}")
         level = LEVELS[self.level]
         if self.seeds < level.seeds:
             raise ValueError(
@@ -208,7 +208,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # metrics that can be a primary one; t
     "forget": (*METRICS, *LIKENESS, "cka"),
     "retain": (*METRICS, *LIKENESS),
     "holdout": (*METRICS,),
-    "test": (*METRICS, "calibration_error", "brier", *LIKENESS),
+    "test": (*METRICS, "balanced_accuracy", "calibration_error", "brier", *LIKENESS),
     "matched": (*leakage.SCORES, "balanced_accuracy", "tpr_at_1", "tpr_at_01"),
     "efficacy": (*leakage.SCORES, "logistic"),
     "lira": ("auc",),
@@ -260,11 +260,15 @@ def measure(
     references: Sequence[Mapping[str, Outputs]] = (),
     corruption: Mapping[str, Any] | None = None,
     brief: bool = False,
+    forgotten: Sequence[int] = (),
 ) -> dict[str, float]:
     """Every metric of one model, as ``"forget/accuracy" -> value``; a set that is empty or not there gives no entry.
 
     ==================  =============================================================================================
-    forget, retain, ... accuracy, loss and margin on each set; on the test set calibration error and Brier score
+    forget, retain, ... accuracy, loss and margin on each set; on the test set calibration error, Brier score and
+                        balanced accuracy (not where one class occurs)
+    test_retained, ...  where classes were forgotten: accuracy on test examples of the others (balanced accuracy, too),
+                        and, ``test_forgotten``, of these classes
     matched             AUC of each membership score, forget set against the owner's holdout; of the margin the best
                         balanced accuracy, and true positive rates
     efficacy            share of the forget set that an attack fitted on retain and test calls non-member
@@ -273,7 +277,8 @@ def measure(
     canary              coin-flip audit: AUC of the margins, the same calibrated by references, p value, epsilon
     trigger, confusion  success of the planted trigger; mistakes between the two classes that were swapped
     noise               how far the model leans along the noise that was added to forgotten examples (GUS), its p value
-    clients             accuracy on the retained clients' own holdouts, and its distance from the references'
+    clients             accuracy on the retained clients' own holdouts (of classes that were not forgotten), and its
+                        distance from the references'
     .../disagreement    churn, Jensen-Shannon divergence, activation distance and CKA to the references
     layer               CKA to the references of what comes out of each layer, on forgotten examples
     near, far           churn to the references on points around forgotten examples, and around test images
@@ -285,6 +290,7 @@ def measure(
         corruption: the run's corruption: its ``kind``, ``target_class``, ``classes`` and ``deviation``.
         brief: leave out what a model of a later stage, or a checkpoint of an oracle, is not judged by: the family
             probe, calibration and likeness.
+        forgotten: the classes that requests so far named.
     """
     sets = {name: answers for name, answers in outputs.items() if len(answers)}
     values = {
@@ -296,13 +302,58 @@ def measure(
     if "test" in sets and not brief:
         values["test/calibration_error"] = fidelity.calibration_error(sets["test"])
         values["test/brier"] = fidelity.brier(sets["test"])
+    values |= _by_class(sets, forgotten)
     values |= _membership(sets, references, brief)
     values |= _marks(sets, references, corruption or {})
-    values |= _side_effects(sets, references)
+    values |= _side_effects(sets, references, forgotten)
     values |= _efficacy(sets)
     if not brief:
         values |= _likeness(sets, references)
     return values
+
+
+def _by_class(sets: Mapping[str, Outputs], forgotten: Sequence[int]) -> dict[str, float]:
+    """Accuracies on the test set that know its classes: balanced, and of retained and forgotten classes apart."""
+    if "test" not in sets:
+        return {}
+    test = sets["test"]
+    values = {}
+    if len(test.labels.unique()) > 1:
+        values["test/balanced_accuracy"] = balanced_accuracy(test)
+    if forgotten:
+        retained = test.without(forgotten)
+        gone = test.take(torch.isin(test.labels, torch.tensor(forgotten)).nonzero().flatten())
+        if len(retained):
+            values["test_retained/accuracy"] = accuracy(retained)
+        if len(retained.labels.unique()) > 1:
+            values["test_retained/balanced_accuracy"] = balanced_accuracy(retained)
+        if len(gone):
+            values["test_forgotten/accuracy"] = accuracy(gone)
+    return values
+
+
+def chances(sets: Mapping[str, Outputs], forgotten: Sequence[int] = ()) -> dict[str, float]:
+    """The metrics that utility is judged by, each with what the best constant answer scores under it.
+
+    The test set's accuracy, of retained classes only if classes were forgotten; on a skewed one the balanced accuracy,
+    too; and the retained clients' accuracy, of the mean and of the worst. A set on which a constant answer is always
+    right, because one class occurs, judges nothing.
+
+    Args:
+        sets: an oracle's answers by audit set; only their labels and owners count.
+        forgotten: the classes that requests so far named.
+    """
+    found: dict[str, float] = {}
+    test = sets["test"].without(forgotten) if "test" in sets else None
+    if test is not None and len(test):
+        name = "test_retained" if forgotten else "test"
+        found[f"{name}/accuracy"] = chance.constant_guess(test)
+        if chance.is_skewed(test):
+            found[f"{name}/balanced_accuracy"] = 1 / len(test.labels.unique())
+    own = sets["clients"].without(forgotten) if "clients" in sets else None
+    if own is not None and len(own):
+        found |= {f"clients/{name}": value for name, value in chance.client_guesses(own).items()}
+    return {name: value for name, value in found.items() if value < 1}
 
 
 def _membership(
@@ -375,17 +426,18 @@ def canary_scores(candidates: Outputs, references: Sequence[Outputs]) -> dict[st
     return scores | ({"canary/calibrated": leakage.calibrated(candidates, references)} if references else {})
 
 
-def _side_effects(sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]]) -> dict[str, float]:
+def _side_effects(
+    sets: Mapping[str, Outputs], references: Sequence[Mapping[str, Outputs]], forgotten: Sequence[int]
+) -> dict[str, float]:
     """The family clients."""
-    if "clients" not in sets:
+    own = clients.client_accuracies(sets["clients"].without(forgotten)) if "clients" in sets else {}
+    if not own:
         return {}
-    own = clients.client_accuracies(sets["clients"])
-    worst = sorted(own.values())[: -(-len(own) // 10)]
-    values = {"clients/accuracy": float(np.mean(list(own.values()))), "clients/worst": float(np.mean(worst))}
+    values = {f"clients/{name}": value for name, value in clients.summary(own).items()}
     if len(own) <= ONE_BY_ONE:
         values |= {f"client/{client}": value for client, value in own.items()}
     if references:
-        others = [clients.client_accuracies(other["clients"]) for other in references]
+        others = [clients.client_accuracies(other["clients"].without(forgotten)) for other in references]
         mean = {client: float(np.mean([other[client] for other in others])) for client in own}
         values |= {f"clients/{name}": value for name, value in clients.side_effects(own, mean).items()}
     return values

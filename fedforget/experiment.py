@@ -35,7 +35,7 @@ from torch import Tensor
 
 import fedforget
 from fedforget import config as configuration
-from fedforget import disk, models, report, routines, solvers, tuning
+from fedforget import disk, escape, models, report, routines, solvers, tuning
 from fedforget.assessment import PARTS, assess
 from fedforget.cohort import (
     ANCHORS,
@@ -155,7 +155,7 @@ class Experiment:
         say: Callable[[str], None] = print,
         step: Step | None = None,
     ) -> None:
-        self.config, self.say, self.grid = config, say, grid
+        self.config, self.say, self.grid = config, lambda line: say(escape.lines(line)), grid
         self.store = Store(output / "store")
         self.output = output
         self.task = Task(
@@ -163,7 +163,7 @@ class Experiment:
         )
         self._stop = threading.Event()
         self._failed: dict[str, str] = {}
-        self._count = Count(step or (lambda done, total, what: say(f"[{done}/{total}] {what}")))
+        self._count = Count(step or (lambda done, total, what: self.say(f"[{done}/{total}] {what}")))
         self.strategies = config.strategies  # with the options that tuning chose, once it has
         self.rehearsal: Experiment | None = None
         self.tuned: dict[str, Any] = {}
@@ -776,6 +776,7 @@ class Experiment:
             "tuning": self.tuned,
             "seeds": config.evaluation.seeds,
             "requests": [name_request(request, self.federation) for request in self.requests],
+            "request_values": [request.to_dict() for request in self.requests],
             "failed": dict(sorted(self._failed.items())),
             "left_out": _left_out(index),
             "config": digest(configuration.to_dict(config)),

@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from fedforget.tables import ANOTHER, NAMES, NOOP, ORACLE, ORIGINAL, Row, View
+from fedforget import claims
+from fedforget.tables import ANOTHER, NAMES, NOOP, ORACLE, ORIGINAL, Row, View, named
 
 CHECKPOINT = "retrain@"
 SHOWN = "forget/margin"  # accuracy saturates, and the loss of a destroyed model has no bound
@@ -87,7 +89,9 @@ def quality_cost(header: Row, views: list[View]) -> bytes:
             panels[1].set_title(f"{view.name}: distance to the oracle")
             for panel, plot in zip(panels, (_plot_quality, _plot_distance), strict=True):
                 if not plot(panel, header, view):
-                    reason = "void" if view.void else "not measured: no attack tells\nthe original from the oracle here"
+                    reason = "not measured: no attack tells\nthe original from the oracle here"
+                    if not view.scored:
+                        reason = textwrap.fill(claims.no_scores(header, view.gate), 50)
                     panel.text(0.5, 0.5, reason, transform=panel.transAxes, ha="center")
                     panel.set_axis_off()
                 legend |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
@@ -115,7 +119,7 @@ def requests(runs: Sequence[tuple[Row, View]], sequence: bool = False) -> Drawin
         styles[ANOTHER] = {"color": INK, "marker": "*", "linestyle": ":", "label": ANOTHER}
         for panel, key in ((upper, "quality_privacy"), (lower, "remaining")):
             for label, style in styles.items():
-                rows = [{} if view.void else view.verdicts.get(label, {}) for _, view in runs]
+                rows = [view.verdicts.get(label, {}) if view.scored else {} for _, view in runs]
                 values = [row.get(key) for row in rows]
                 panel.plot(range(len(runs)), _finite([math.nan if v is None else v for v in values]), **style)
             panel.set_xticks(range(len(runs)), names, rotation=20 * (len("".join(names)) > 40))
@@ -172,6 +176,11 @@ def _figure(height: float, rows: int = 1, columns: int = 1):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _columns(panels: int) -> int:
+    """Columns of small multiples: three, or another number with which no panel is alone in the last row."""
+    return next((columns for columns in (3, 2, 4, 5) if columns <= panels and panels % columns != 1), min(3, panels))
+
+
 def _svg(figure, name: str) -> str:
     import matplotlib as mpl
 
@@ -194,7 +203,8 @@ def _shown(view: View) -> list[str]:
     labels = [label for label in view.strategies if label != NOOP]
 
     def order(label: str) -> tuple[float, float]:
-        quality = view.verdicts.get(label, {}).get("quality_privacy")
+        row = view.verdicts.get(label, {})
+        quality = None if row.get("state") else row.get("quality_privacy")
         gap = view.audits[label].get(SHOWN, {}).get("gap", math.inf)
         worse = 1.0 if quality is None or not math.isfinite(quality) else -quality
         return worse, abs(gap) if math.isfinite(gap) else math.inf
@@ -246,7 +256,7 @@ def _share(view: View, examples: float) -> float:
 def _plot_quality(panel, header: Row, view: View) -> bool:
     """Quality against cost; False if no model has a quality that counts."""
     known = {label: row for label, row in view.verdicts.items() if row["quality_privacy"] is not None}
-    if view.void or not known:
+    if not view.scored or not known:
         return False
     for stops in view.figures:
         if stops["kind"] == "frontier":
@@ -258,7 +268,7 @@ def _plot_quality(panel, header: Row, view: View) -> bool:
     for label, style in _styles(view).items():
         row = known.get(label)
         if row is not None:
-            _point(panel, _share(view, view.costs[label]["client_examples"]), row, label, style)
+            _point(panel, _share(view, view.costs[label]["client_examples"]), row, named(label, view), style)
     if ANOTHER in known:
         style = {"color": INK, "marker": "*", "markersize": 11}
         _point(panel, 1.0, known[ANOTHER], ANOTHER, style)
@@ -361,7 +371,7 @@ def _distance(header: Row, view: View):
 def _forest(header: Row, view: View):
     judged = {label: view.verdicts[label] for label in (ANOTHER, *view.strategies) if label in view.verdicts}
     rows = {label: row for label, row in judged.items() if row["remaining"] is not None and label != NOOP}
-    if view.void or not rows:
+    if not view.scored or not rows:
         return None
     figure, ((panel,),) = _figure(0.9 + 0.17 * len(rows))
     panel.axvspan(-20, 20, color="C2", alpha=0.15, linewidth=0, label="margin of equivalence")
@@ -377,7 +387,7 @@ def _forest(header: Row, view: View):
         panel.errorbar(value, y, xerr=bars, color=INK, marker="o", markersize=3.5, linewidth=1, capsize=2)
     panel.set_xscale("symlog", linthresh=100, linscale=1.5)
     panel.xaxis.set_major_formatter("{x:g}")
-    panel.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    panel.set_yticks(range(len(rows)), [named(label, view) for label in rows], fontsize=8)
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.grid(False, axis="y")
     # Long names make the panel narrower than this label: it grows to the left, where there is room.
@@ -676,9 +686,9 @@ def _regions(header: Row, view: View):
         return None
     import matplotlib as mpl
 
-    columns = min(3, len(rows))
+    columns = _columns(len(rows))
     lines = -(-len(rows) // columns)
-    figure, grid = _figure(0.2 + 1.6 * lines, lines, columns)
+    figure, grid = _figure(0.2 + 1.6 * lines * min(1, 3 / columns), lines, columns)
     classes = sorted({c for row in rows for c in row["classes"]})
     colours = {c: mpl.colormaps["tab20"](i % 20)[:3] if c >= 0 else (0.5, 0.5, 0.5) for i, c in enumerate(classes)}
     panels = grid.flatten()
@@ -690,7 +700,7 @@ def _regions(header: Row, view: View):
         panel.imshow(image, origin="lower", interpolation="nearest")
         for (x, y, _), marker in zip(row["points"], MARKS, strict=True):
             panel.plot(x, y, marker, color="white", markeredgecolor="black", markersize=6)
-        panel.set_title(NAMES.get(row["label"], row["label"]), fontsize=8.5)
+        panel.set_title(NAMES.get(row["label"], row["label"]), fontsize=8.5 * min(1, 3 / columns))
         panel.set(xticks=[], yticks=[])
     handles: list = [
         mpl.patches.Patch(color=colours[c], label=f"class {c}" if c >= 0 else "no number") for c in classes

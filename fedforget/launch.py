@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from fedforget.config import RunConfig, absolute_paths, compose
 from fedforget.data import check_task
+from fedforget.escape import plain
 from fedforget.store import Store, default_output
 
 RESUMES = "the same command resumes from what was saved"
@@ -156,14 +157,14 @@ class Terminal:
     def complain(self, line: str) -> None:
         """Show why a run could not go on."""
         self._progress.stop()
-        print(f"fedforget: error: {line}", file=sys.stderr)
+        print(f"fedforget: error: {plain(line)}", file=sys.stderr)
 
     def step(self, done: int, total: int, what: str) -> None:
         """Show how far the run is."""
-        self._progress.update(self._bar, completed=done, total=total, description=f"{what[:60]:60}")
+        self._progress.update(self._bar, completed=done, total=total, description=f"{plain(what)[:60]:60}")
         if self._verbose or (not self._console.is_terminal and done != self._shown):
             self._shown = done
-            self._print(f"[{done}/{total}] {what}")
+            self._print(f"[{done}/{total}] {plain(what)}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

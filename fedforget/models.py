@@ -21,7 +21,6 @@ gradients are those of the usual order to the bit, and it sees a quarter of the 
 
 from __future__ import annotations
 
-import difflib
 import math
 import threading
 from collections import OrderedDict
@@ -31,6 +30,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fedforget.names import nearest
 
 Shape = tuple[int, int, int]
 
@@ -56,8 +57,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.name not in _BUILDERS:
-            nearest = difflib.get_close_matches(self.name.lower(), names(), n=1, cutoff=0.0)[0]
-            raise ValueError(f"model {self.name!r} is unknown; nearest is {nearest!r}, of {', '.join(names())}")
+            raise ValueError(f"model {self.name!r} is unknown{nearest(self.name, names())}")
         if not 0 < self.width < math.inf:
             raise ValueError(f"model width {self.width} must be a positive finite number")
 

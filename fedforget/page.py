@@ -8,7 +8,7 @@ from __future__ import annotations
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup  # a part of jinja2
 
-from fedforget import tables
+from fedforget import claims, tables
 from fedforget.figures import MOST, Drawing, inline
 from fedforget.tables import Row, Table, View
 
@@ -40,9 +40,12 @@ figcaption { margin-bottom: .4rem; }
 .title { font-weight: 600; }
 .stamp, .note { font-size: .82rem; color: var(--soft); margin: .2rem 0; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+table { border-collapse: separate; border-spacing: 0; font-size: .875rem;
+  font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .3125rem .6rem; line-height: 1.3125rem; text-align: right;
+  white-space: nowrap; border-bottom: 1px solid var(--line); }
+th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
+  border-right: 1px solid var(--line); }
 thead th { background: var(--raised); vertical-align: bottom; white-space: normal; }
 thead th:first-child { background: var(--raised); }
 tbody tr:last-child > * { border-bottom: 0; }
@@ -101,8 +104,8 @@ PAGE = """
 seed{{ "" if header.seeds == 1 else "s" }}.</strong> {{ header.claim }}</p>
 {% for section in sections %}
 <p>{% if sections|length > 1 %}Request {{ section.view.number }}: {% endif %}
-{% if section.view.void %}<span class="void">VOID</span>: {{ section.view.gate.why }}.
-{% else %}<span class="passed">Gate passed</span>: there is something to forget.{% endif +%}
+<span class="{{ 'passed' if section.view.gate.state == 'passed' else 'void' }}">{{ section.gate[0] }}</span>:
+{{ section.gate[1] }}.
 Primary metric: <code>{{ section.view.gate.primary }}</code>.</p>
 {% endfor %}
 </div>
@@ -128,8 +131,8 @@ Primary metric: <code>{{ section.view.gate.primary }}</code>.</p>
 {% set view = section.view %}
 <section id="request-{{ view.number }}" aria-labelledby="title-{{ view.number }}">
 <h2 id="title-{{ view.number }}">Request {{ view.number }} of {{ sections|length }}: {{ view.name }}</h2>
-{% if view.void %}
-<p><span class="void">VOID</span>: {{ view.gate.why }}. {{ void }}</p>
+{% if section.silent %}
+<p>{{ section.silent }}</p>
 {% endif %}
 {% for table in section.first %}
 {{ show(table, section.stamp) }}
@@ -192,7 +195,8 @@ GLOSSARY = (
     ("original", "the model before unlearning; doing nothing keeps it"),
     ("oracle", "the same federation trained again without the forgotten data; K seeds of it make a distribution"),
     ("floor", "an oracle scored against the other oracles: what a perfect method would get"),
-    ("gate", "whether the original differs from the oracles by more than 3 standard deviations between oracles"),
+    ("gate", "whether the original differs from the oracles by more than 3 standard deviations between oracles, and is "
+     "better than a constant answer; one seed cannot check it"),
     ("nat", "unit of losses and margins: natural logarithms of probabilities, or of odds"),
     ("forget, retain, holdout, test", "data to forget, data that stays, the owner's never-trained data, a test set"),
     ("accuracy, AUC, rates", "fractions from 0 to 1 in the tables of all metrics, % or points where it says so"),
@@ -223,17 +227,19 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]], sequen
         {
             "view": view,
             "stamp": tables.stamp(header, view),
+            "gate": claims.gate(view.gate),
+            "silent": "" if view.scored else claims.no_scores(header, view.gate),
             "sentences": tables.sentences(header, view),
             "first": _known([*_verdicts(header, view), tables.accuracy_table(header, view)]),
             "drawings": [(drawing, Markup(inline(drawing))) for drawing in mine],  # matplotlib escaped it
             "second": _known(
                 [
-                    *([] if view.void else [tables.limits_table(header, view), tables.attack_table(header, view)]),
+                    *([tables.limits_table(header, view), tables.attack_table(header, view)] if view.scored else []),
                     tables.memorised_table(view),
                     tables.client_table(header, view),
                     tables.ledger_table(view),
                     tables.residue_table(view),
-                    *([] if view.void else [tables.comparable_table(header, view)]),
+                    *([tables.comparable_table(header, view)] if view.scored else []),
                 ]
             ),
             "metrics": [tables.metric_table(view, label) for label in view.strategies],
@@ -243,7 +249,6 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]], sequen
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(PAGE).render(
         header=header,
-        void=tables.VOID,
         few=MOST,  # more sentences than these are folded away
         sections=sections,
         sequence=[(drawing, Markup(inline(drawing))) for drawing in sequence],
@@ -257,7 +262,7 @@ def render(header: Row, views: list[View], drawings: list[list[Drawing]], sequen
 
 
 def _verdicts(header: Row, view: View) -> list[Table]:
-    return [] if view.void else [tables.verdict_table(header, view)]
+    return [tables.verdict_table(header, view)] if view.scored else []
 
 
 def _known(several: list[Table | None]) -> list[Table]:

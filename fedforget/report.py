@@ -10,15 +10,17 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedforget import figures, page, tables
+from fedforget import claims, figures, page, tables
+from fedforget.escape import csv_cell, everywhere, markdown, plain
 from fedforget.store import load_lines, make_folder, save_lines, write_bytes, write_text
 from fedforget.tables import Row, Rows, Table, View
 
 WIDTH = 118
+METRICS = ("metric",)  # columns of CSV files
 RECORD = "results.jsonl"
 HEADER = (
     *("experiment", "level", "code", "seeds", "claim", "requests", "failed", "left_out", "trainings", "durability"),
@@ -30,7 +32,8 @@ KINDS = ("result", "audit", "cost", "verdict", "gate", "figure")  # see `fedforg
 def write(folder: Path, header: dict, rows: Rows) -> dict[str, Path]:
     """Writes the record and everything that follows from it; each file appears whole or not at all.
 
-    ``report.html`` is the page, ``table.md`` its short form, ``audit.csv`` and ``verdicts.csv`` the rows as they are,
+    ``report.html`` is the page, ``table.md`` its short form, ``audit.csv`` and ``verdicts.csv`` have what
+    of the rows gate and evidence level let be shown (`fedforget.claims`),
     ``quality_cost.png`` the planes against cost, ``figures/`` the page's figures one by one.
 
     Args:
@@ -47,22 +50,23 @@ def write(folder: Path, header: dict, rows: Rows) -> dict[str, Path]:
         ValueError: if the header lacks a field.
     """
     text = render_table(header, rows)
+    record = {"header": [header], **{kind: rows[kind] for kind in KINDS}}
+    header, rows = everywhere(header, plain), everywhere(rows, plain)
     views = tables.views(header, rows)
     drawings = [figures.draw(header, view) for view in views]
     sequence = [figures.requests([(header, view) for view in views], sequence=True)] if len(views) > 1 else []
-    groups = {"header": [header], **{kind: rows[kind] for kind in KINDS}}
     contents = {
         "table.md": text.encode(),
         "report.html": page.render(header, views, drawings, sequence).encode(),
         "quality_cost.png": figures.quality_cost(header, views),
-        "audit.csv": _csv(rows["audit"]).encode(),
-        "verdicts.csv": _csv(rows["verdict"]).encode(),
+        "audit.csv": _csv([row for view in views for mine in view.audits.values() for row in mine.values()]).encode(),
+        "verdicts.csv": _csv([row for view in views for row in view.verdicts.values()]).encode(),
         **{f"figures/{drawing.name}.svg": drawing.svg.encode() for mine in (sequence, *drawings) for drawing in mine},
     }
     make_folder(folder / "figures")
     for name, content in contents.items():
         write_bytes(folder / name, content)
-    save_lines(folder / RECORD, ({kind: _to_json(row)} for kind, mine in groups.items() for row in mine))
+    save_lines(folder / RECORD, ({kind: _to_json(row)} for kind, mine in record.items() for row in mine))
     return {name: folder / name for name in (*contents, RECORD)}
 
 
@@ -76,19 +80,29 @@ def write_together(folder: Path, runs: Sequence[tuple[dict, Rows]]) -> dict[str,
     Returns:
         file name -> path.
     """
-    several = [(header, view) for header, rows in runs for view in tables.views(header, rows)]
+    drawn, several = _views(runs, plain), _views(runs, markdown)
     table = tables.requests_table(several)
-    title = f"**{runs[0][0]['experiment']}**, {tables.overall(runs[0][0], [view for _, view in several])}"
-    void = [
-        _item(f"{view.name} is void and counts for nothing: {view.gate['why']}") for _, view in several if view.void
-    ]
-    scores = [_grid(table), *void, _wrap(table.note)] if table.rows else [_wrap(tables.VOID), *void]
+    header = several[0][0]
+    title = f"**{header['experiment']}**, {tables.overall(header, [view for _, view in several])}"
+    void = [_item(_counts_for_nothing(header, view)) for header, view in several if not view.scored]
+    scores = [_grid(table), *void, _wrap(table.note)] if table.rows else void
     blocks = [_wrap(title), *scores]
     make_folder(folder)
-    contents = {"requests.md": "\n\n".join(blocks) + "\n", "requests.svg": figures.requests(several).svg}
+    contents = {"requests.md": "\n\n".join(blocks) + "\n", "requests.svg": figures.requests(drawn).svg}
     for name, text in contents.items():
         write_text(folder / name, text)
     return {name: folder / name for name in contents}
+
+
+def _views(runs: Sequence[tuple[dict, Rows]], escape: Callable[[str], str]) -> list[tuple[dict, View]]:
+    """Each request of the runs with the header of its run, their texts escaped."""
+    escaped = [(everywhere(header, escape), everywhere(rows, escape)) for header, rows in runs]
+    return [(header, view) for header, rows in escaped for view in tables.views(header, rows)]
+
+
+def _counts_for_nothing(header: dict, view: View) -> str:
+    said, why = claims.gate(view.gate)
+    return f"{view.name} counts for nothing ({said}: {why}). {claims.no_scores(header, view.gate)}"
 
 
 def load(folder: Path) -> tuple[dict, Rows]:
@@ -139,11 +153,12 @@ def _from_json(value: Any) -> Any:
 def render_table(header: dict, rows: Rows) -> str:
     """The report as GitHub Markdown that also reads well in a terminal of 120 columns. Raises as `write` does."""
     _check_header(header)
-    if any("examples" not in gate for gate in rows["gate"]):
+    if any(part not in gate for gate in rows["gate"] for part in ("examples", "state", "chances")):
         raise ValueError(
-            "the record has no sizes of audit sets, because an earlier version wrote it and the store that it could be "
-            "measured from again is gone; run its experiment again"
+            "the record lacks the sizes of audit sets or the states of its gates, because an earlier version wrote it "
+            "and the store that it could be measured from again is gone; run its experiment again"
         )
+    header, rows = everywhere(header, markdown), everywhere(rows, markdown)
     views = tables.views(header, rows)
     seeds = f"{header['seeds']} seed{'s' * (header['seeds'] != 1)}"
     level = f"evidence level {header['level']} ({header['code']}), K = {seeds}. {header['claim']}"
@@ -162,7 +177,7 @@ def render_table(header: dict, rows: Rows) -> str:
     if data:
         blocks.append("\n".join([_wrap("Data:"), *(_item(": ".join(row)) for row in data.rows)]))
     notes = [tables.accuracy_table(header, view).note for view in views[:1]]
-    notes = [tables.verdict_table(header, view).note for view in views if not view.void][:1] + notes
+    notes = [tables.verdict_table(header, view).note for view in views if view.scored][:1] + notes
     return "\n\n".join([*blocks, *map(_wrap, notes)]) + "\n"
 
 
@@ -175,8 +190,8 @@ def _check_header(header: dict) -> None:
 def _of_request(header: dict, view: View) -> list[str]:
     stamp = _wrap(tables.stamp(header, view))
     accuracies = [stamp, _grid(tables.accuracy_table(header, view))]
-    if view.void:
-        return [_wrap(tables.VOID), *accuracies]
+    if not view.scored:
+        return [_wrap(claims.no_scores(header, view.gate)), *accuracies]
     sentences = "\n".join(map(_item, tables.sentences(header, view)))
     return [stamp, _grid(tables.verdict_table(header, view)), *([sentences] if sentences else []), *accuracies]
 
@@ -199,6 +214,10 @@ def _grid(table: Table) -> str:
 
 
 def _csv(rows: list[Row]) -> str:
+    """Rows as CSV; names of metrics, which are the framework's, stay as they are, though some begin with a plus."""
+    rows = [
+        {key: value if key in METRICS else everywhere(value, csv_cell) for key, value in row.items()} for row in rows
+    ]
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

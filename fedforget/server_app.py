@@ -7,6 +7,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedforget.escape import plain
 from fedforget.loading import loading
 
 app = ServerApp()
@@ -41,5 +42,5 @@ def main(grid: Grid, context: Context) -> None:
         say(f"waiting for the SuperNodes and for {config.task.source} data")
         Experiment(config, choose(grid, config.engine, config.data), output, say).run()
     except (ValueError, TooFewClients, AuditFailed, CannotWrite) as error:
-        say(f"fedforget: error: {error}")
+        say(f"fedforget: error: {plain(str(error))}")
         raise RuntimeError(str(error)) from error.__cause__  # where a strategy's own code failed, for its author

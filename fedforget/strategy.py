@@ -8,7 +8,6 @@ and is found by that file's name.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import math
@@ -26,7 +25,9 @@ from flwr.serverapp.strategy import Strategy
 from fedforget import messages
 from fedforget.cohort import Cohort, TooFewClients
 from fedforget.exchange import Card, Replies
+from fedforget.folders import places
 from fedforget.history import History, Recording
+from fedforget.names import nearest
 from fedforget.params import Params
 from fedforget.request import SCOPES, UnlearningRequest
 
@@ -112,15 +113,6 @@ def make_learner(config: LearningConfig) -> Strategy:
 def _named(value: object) -> str:
     """What a value is, without what is in it: a tensor would fill the screen."""
     return "None" if value is None else f"an object of type {type(value).__name__}"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest valid one, or all of them."""
-    valid = sorted(names)
-    if not valid:
-        return "; there is none"
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(valid)}"
 
 
 class UnlearningStrategy(Strategy):
@@ -306,9 +298,8 @@ def _check_class(who: str, strategy: type[UnlearningStrategy]) -> None:
 
 def strategy_names() -> list[str]:
     """Names of all strategies: the files of the package ``strategies``."""
-    import strategies
-
-    return sorted(module.name for module in pkgutil.iter_modules(strategies.__path__) if module.name[0] != "_")
+    folders = [str(place) for place in places("strategies")]
+    return sorted(module.name for module in pkgutil.iter_modules(folders) if module.name[0] != "_")
 
 
 def all_strategies() -> dict[str, type[UnlearningStrategy]]:

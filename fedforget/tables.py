@@ -1,15 +1,17 @@
 """What the report says in tables and sentences, as text cells: Markdown and HTML print the same ones.
 
-Everything follows from the header and the rows of a run (see `fedforget.report`). Scores, intervals and verdicts are
-printed as they were found; what is *claimed* of a strategy (its verdict, its rank, its sentence) is cut down to what
-the evidence level allows.
+Everything follows from the header and the rows of a run (see `fedforget.report`). `views` cuts verdict rows down to
+what gate and evidence level allow (`fedforget.claims`); whatever a table finds in a view may be printed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+from fedforget import claims
+from fedforget.claims import ATTACKED_FROM, RANKED_FROM, level
 
 ORIGINAL, ORACLE = "original", "retrain"  # the two labels that are no strategy's
 NOOP, ANOTHER = "none", "another oracle"
@@ -17,11 +19,15 @@ SETS = ("forget", "retain", "holdout", "test")
 ASKED = (*SETS, "clients", "canary", "noise", "trigger")  # audit sets whose sizes are stated
 NAMES = {ORACLE: "oracle (retrain)"}
 BLANK = "-"
-ATTACKED_FROM = 4  # the first that may claim attacks on single examples; the next one bounds epsilon
 ATTACKED = ("accuracy", "AUC", "TPR", "worst")
-RANKED_FROM = 2  # the first evidence level that may claim verdicts, ranks and the speed-up at equal quality
 LEAKS = ("canary", "lira", "matched", "rmia")  # families of metrics whose distance from the oracle is a leak
-VOID = "This scenario cannot show forgetting, whatever a method does, so there are no scores and no verdicts."
+HEADINGS = {  # of accuracies
+    **{f"{name}/accuracy": f"{name} %" for name in SETS},
+    "test/balanced_accuracy": "balanced %",
+    "test_retained/accuracy": "retained classes %",
+    "test_retained/balanced_accuracy": "balanced %",
+    "test_forgotten/accuracy": "forgotten class %",
+}
 COSTS = (
     ("rounds", "rounds", ""),
     ("client_steps", "client steps", ""),
@@ -65,10 +71,11 @@ class View(NamedTuple):
     Args:
         number: from 1.
         name: what is forgotten, in short.
-        audits: ``label -> metric -> audit row``, for the models that a bill exists for.
+        audits: ``label -> metric -> audit row``, cut down likewise, for the models that a bill exists for.
         costs: ``label -> cost row``: the original, the oracle, then strategies in their given order.
-        verdicts: ``label -> verdict row``.
+        verdicts: ``label -> verdict row``, cut down to what may be shown.
         gate: the gate row.
+        scored: whether there are scores, shares and verdicts to show: the gate passed, and the level prints them.
         figures: figure rows.
         results: result rows, of retrains that were stopped early, too.
         residues: ``label -> what -> bytes``, a mean over seeds.
@@ -83,11 +90,7 @@ class View(NamedTuple):
     figures: list[Row]
     results: list[Row]
     residues: dict[str, dict[str, float]]
-
-    @property
-    def void(self) -> bool:
-        """Whether the gate failed: the scenario cannot show forgetting, whatever a strategy does."""
-        return not self.gate["memorised"]
+    scored: bool
 
     @property
     def strategies(self) -> list[str]:
@@ -103,7 +106,7 @@ def views(header: Row, rows: Rows) -> list[View]:
         costs = {row["label"]: row for row in mine["cost"]}
         audits: dict[str, dict[str, Row]] = {label: {} for label in costs}
         for row in mine["audit"]:
-            audits[row["label"]][row["metric"]] = row
+            audits[row["label"]][row["metric"]] = claims.permitted_metric(header, row)
         (gate,) = mine["gate"]
         models = [m for m in header["models"] if m["request"] == request and m["stage"] == "" and m["label"] in costs]
         view = View(
@@ -111,11 +114,12 @@ def views(header: Row, rows: Rows) -> list[View]:
             name=header["requests"][request],
             audits=audits,
             costs=costs,
-            verdicts={row["label"]: row for row in mine["verdict"]},
+            verdicts={row["label"]: claims.permitted(header, gate, row) for row in mine["verdict"]},
             gate=gate,
             figures=mine["figure"],
             results=mine["result"],
             residues={label: _residues([m for m in models if m["label"] == label]) for label in costs},
+            scored=claims.scored(header, gate),
         )
         found.append(view)
     return found
@@ -128,91 +132,74 @@ def _residues(models: list[Row]) -> dict[str, float]:
 
 def stamp(header: Row, view: View) -> str:
     """What stands beside every table: how much evidence there is, and whether the gate was passed."""
-    gate = f"VOID: {view.gate['why']}" if view.void else "gate: passed"
+    said, why = claims.gate(view.gate)
+    gate = "gate: passed" if view.gate["state"] == claims.PASSED else f"{said}: {why}"
     return f"{header['code']} ({header['level']}), K = {header['seeds']}, primary metric {view.gate['primary']}; {gate}"
 
 
 def overall(header: Row, several: list[View]) -> str:
     """The same beside a table that belongs to no request."""
-    passed = sum(not view.void for view in several)
+    passed = sum(view.gate["state"] == claims.PASSED for view in several)
     return f"{header['code']} ({header['level']}), K = {header['seeds']}; gates: {passed} of {len(several)} passed"
 
 
-def level(header: Row) -> int:
-    """The number of the evidence level: 2 for ``EL2``."""
-    return int(header["code"].removeprefix("EL"))
-
-
-# ---------------------------------------------------------------------- claims
-
-
-def verdict(header: Row, row: Row) -> str:
-    """What the level allows to say about the primary metric: nothing, a direction, or the result of the test."""
-    if row["verdict"] == "void":
-        return "void"
-    if not math.isfinite(row["remaining"]):
-        return "diverged"
-    if level(header) == 0:
-        return "no claim"
-    if level(header) >= RANKED_FROM:
-        return row["verdict"]
-    if row["remaining_low"] is None or row["remaining_low"] <= 0 <= row["remaining_high"]:
-        return "no direction"
-    return "short of the oracle" if row["remaining_low"] > 0 else "beyond the oracle"
+# ---------------------------------------------------------------------- sentences
 
 
 def sentences(header: Row, view: View) -> list[str]:
-    """One sentence for each strategy but doing nothing; a void scenario has none."""
-    if view.void:
+    """One sentence for each strategy but doing nothing; none where nothing may be said."""
+    if not view.scored:
         return []
     return [_sentence(header, view, label) for label in _ordered(header, view) if label in view.verdicts]
 
 
 def _sentence(header: Row, view: View, label: str) -> str:
-    row, primary = view.verdicts[label], view.gate["primary"]
-    found = verdict(header, row)
-    if found == "diverged":
-        parts = [f"the model diverged, {primary} is no number"]
-    else:
-        interval = ""
-        if row["remaining_low"] is not None:
-            interval = f" [{100 * row['remaining_low']:.0f}, {100 * row['remaining_high']:.0f}]"
-        of = (
-            "what doing nothing leaks"
-            if primary.partition("/")[0] in LEAKS
-            else "the original's distance from the oracle"
-        )
-        parts = [f"{100 * row['remaining']:.0f} %{interval} of {of} remains ({primary})"]
-        parts.append(
-            {
-                "no claim": f"{header['code']}, so nothing is claimed about it",
-                "no direction": "on which side of the oracle it lies is open",
-                "short of the oracle": "it lies on the original's side of the oracle",
-                "beyond the oracle": "it lies beyond the oracle, which shows as well",
-                "equivalent": "equivalent to retraining in this metric",
-                "different": "different from retraining",
-                "unresolved": "whether it is equivalent to retraining in this metric is unresolved",
-            }[found]
-        )
-    if level(header) >= RANKED_FROM:
-        p = row["energy_holm"]
-        if found != "different" and p is not None and p < 0.05:
-            parts.append(f"its margins on the forget set are not distributed as the oracles' (p = {p:.2g})")
-        if level(header) >= ATTACKED_FROM and row["ulira_accuracy"] is not None:
-            parts.append(f"U-LiRA is right in {_within(row, 'ulira_accuracy')} % of its calls against the oracle")
-        if level(header) >= ATTACKED_FROM and row["coin_accuracy"] is not None:
-            parts.append(f"in {_within(row, 'coin_accuracy')} % by the coin")
-        if level(header) > ATTACKED_FROM and row["epsilon"] is not None:
-            parts.append(f"its epsilon is at least {score(row['epsilon'])}")
-        if row["quality_privacy_low"] is not None:
-            parts.append(f"quality {score(row['quality_privacy'])}, at least {score(row['quality_privacy_low'])}")
+    row = view.verdicts[label]
+    parts = [claims.state(row)] if row["state"] else [*_shares(view, row), *_tests(header, row)]
     cost = _compared(view.costs[label]["client_examples_speedup"], "a full retrain")
     equal = row["examples_speedup"]
-    if cost and level(header) >= RANKED_FROM and equal == 0:
+    if cost and equal == 0:
         cost += ", but no better than doing nothing"
-    elif cost and level(header) >= RANKED_FROM and equal is not None and equal < math.inf:
+    elif cost and equal is not None and equal < math.inf:
         cost += f", {_compared(equal, 'a retrain of equal quality')}"
     return f"{label}: {'; '.join([*parts, cost] if cost else parts)}."
+
+
+def _shares(view: View, row: Row) -> list[str]:
+    """What is left under the primary metric, and, if it is another one, under the attack that the score counts."""
+    primary, attack, left = view.gate["primary"], row["worst_attack"], row["worst_left"]
+    if row["verdict"] == "diverged":
+        return [f"the model diverged, {primary} is no number"]
+    leak = primary.partition("/")[0] in LEAKS
+    of = "what doing nothing leaks" if leak else "the original's distance from the oracle"
+    parts = [f"{claims.distance(row['remaining'], of, row['remaining_low'], row['remaining_high'])} ({primary})"]
+    if attack not in (None, primary) and math.isfinite(left):
+        parts.append(f"by its worst attack, {attack}, {claims.distance(left, 'what doing nothing shows')}")
+    said = {
+        "no direction": "on which side of the oracle it lies is open",
+        "short of the oracle": "it lies on the original's side of the oracle",
+        "beyond the oracle": "too much shows as well as too little",
+        "equivalent": "equivalent to retraining in this metric",
+        "different": "different from retraining",
+        "unresolved": "whether it is equivalent to retraining in this metric is unresolved",
+    }
+    return [*parts, said[row["verdict"]]]
+
+
+def _tests(header: Row, row: Row) -> list[str]:
+    """What tests and attacks beyond the primary metric found, from the level on that claims them."""
+    parts, p = [], row["energy_holm"]
+    if row["verdict"] != "different" and p is not None and p < 0.05:
+        parts.append(f"its margins on the forget set are not distributed as the oracles' (p = {p:.2g})")
+    if row["ulira_accuracy"] is not None:
+        parts.append(f"U-LiRA is right in {_within(row, 'ulira_accuracy')} % of its calls against the oracle")
+    if row["coin_accuracy"] is not None:
+        parts.append(f"in {_within(row, 'coin_accuracy')} % by the coin")
+    if row["epsilon"] is not None:
+        parts.append(f"its epsilon is at least {score(row['epsilon'])}")
+    if level(header) >= RANKED_FROM and row["quality_privacy_low"] is not None:
+        parts.append(f"quality {score(row['quality_privacy'])}, at least {score(row['quality_privacy_low'])}")
+    return parts
 
 
 def _compared(speedup: float, what: str) -> str:
@@ -228,11 +215,13 @@ def _ordered(header: Row, view: View) -> list[str]:
     labels = [label for label in view.strategies if label != NOOP]
     if level(header) < RANKED_FROM:
         return labels
-    return sorted(labels, key=lambda label: -_sortable(view.verdicts[label]["quality_privacy"]))
+    return sorted(labels, key=lambda label: -_sortable(view.verdicts[label]))
 
 
-def _sortable(quality: float | None) -> float:
-    return -1.0 if quality is None or math.isnan(quality) else quality
+def _sortable(row: Row) -> float:
+    """Quality; less than any where there is none, or the model cannot have unlearned."""
+    quality = row["quality_privacy"]
+    return -1.0 if row["state"] or quality is None or math.isnan(quality) else quality
 
 
 def _judged(header: Row, view: View) -> dict[str, Row]:
@@ -253,9 +242,8 @@ def verdict_table(header: Row, view: View) -> Table:
     rows = []
     for name, row in _judged(header, view).items():
         axes = [score(row[axis]) for axis in ("forgetting", "utility", "fidelity", "quality_privacy")]
-        claim = BLANK if name in (ANOTHER, f"{NOOP} (original)") and level(header) == 0 else verdict(header, row)
         rows.append(
-            [name, *axes, score(row["quality_privacy_low"]), _rank(header, row), times(row["examples_speedup"]), claim]
+            [name, *axes, score(row["quality_privacy_low"]), _rank(row), times(row["examples_speedup"]), row["verdict"]]
         )
     claimed = (
         "rank: its range over resampled seeds; verdict: equivalence to retraining, margin 20 % of the signal"
@@ -265,13 +253,22 @@ def verdict_table(header: Row, view: View) -> Table:
     note = (
         "Scores from 0 (doing nothing, or useless) to 1 (the oracle). quality: the least of forgetting and utility "
         "(privacy track); at least: its one-sided 95 % limit; fidelity: how alike the margins are. speed-up: client "
-        f"examples of a retrain stopped at equal quality over the method's own. {claimed}."
+        f"examples of a retrain stopped at equal quality over the method's own. {claimed}. {_judged_by(view)}."
     )
     return Table("Verdicts", columns, rows, note)
 
 
-def _rank(header: Row, row: Row) -> str:
-    if level(header) < RANKED_FROM or row["rank_first"] is None:
+def _judged_by(view: View) -> str:
+    """Which metrics utility is judged by, and what the best constant answer scores under each."""
+    named = [f"{metric} ({100 * chance:.3g} %)" for metric, chance in view.gate["chances"].items()]
+    if not named:
+        return "utility: not judged, because one class occurs in each set"
+    retained = " of retained classes" if _forgotten(view) else ""
+    return f"utility: accuracy{retained} above the best constant answer's, the least of {', '.join(named)}"
+
+
+def _rank(row: Row) -> str:
+    if row["rank_first"] is None:
         return BLANK
     first, last = row["rank_first"], row["rank_last"]
     return str(first) if first == last else f"{first}-{last}"
@@ -289,6 +286,7 @@ def limits_table(header: Row, view: View) -> Table:
         "worst tenth",
         "closer to",
         "harmed %",
+        "worst attack",
     ]
     columns += [f"{axis} at least" for axis in ("forgetting", "utility", "fidelity", "indist. quality")]
     rows = []
@@ -299,6 +297,7 @@ def limits_table(header: Row, view: View) -> Table:
             *(score(row[key], 3) for key in ("verdict_p", "energy", "energy_p", "energy_holm")),
         ]
         cells += [score(row["energy_worst"], 3), row["closer"] or BLANK, score(row["harmed"], 0, 100)]
+        cells.append(row["worst_attack"] or BLANK)
         axes = ("forgetting_low", "utility_low", "fidelity_low", "quality_indistinguishable_low")
         rows.append([*cells, *(score(row[axis]) for axis in axes)])
     note = (
@@ -308,7 +307,8 @@ def limits_table(header: Row, view: View) -> Table:
         "set, in nats, unbiased, so it can be negative; energy p: permutation test of equal margins; Holm p: the same, "
         "corrected for the number of strategies; worst tenth: energy of the tenth of examples where it is largest; "
         "closer to: the oracle's margins or the original's, tested at 5 %. "
-        "harmed: share of retained clients with an accuracy below the oracle's by more than seeds explain. at least: "
+        "harmed: share of retained clients with an accuracy below the oracle's by more than seeds explain. worst "
+        "attack: the one that forgetting comes from. at least: "
         "one-sided 95 % limits; indist. quality: the least of forgetting, utility and fidelity."
     )
     seeds, tested = header["seeds"], sum(row["energy_holm"] is not None for row in view.verdicts.values())
@@ -364,40 +364,66 @@ def _within(row: Row, key: str) -> str:
 def _remaining(row: Row) -> str:
     if row["remaining"] is None or not math.isfinite(row["remaining"]):
         return BLANK
-    if row["remaining_low"] is None:
-        return f"{100 * row['remaining']:.0f}"
-    return f"{100 * row['remaining']:.0f} [{100 * row['remaining_low']:.0f}, {100 * row['remaining_high']:.0f}]"
+    value, low, high = (row[f"remaining{end}"] for end in ("", "_low", "_high"))
+    return claims.cell(value) if low is None else f"{claims.cell(value)} [{claims.cell(low)}, {claims.cell(high)}]"
+
+
+def _forgotten(view: View) -> bool:
+    """Whether the request, or one before it, names classes."""
+    return "test_forgotten/accuracy" in view.audits.get(ORACLE, {})
+
+
+def _shown_accuracies(view: View) -> list[str]:
+    """The metrics of the accuracy table: as many as 120 columns hold."""
+    balanced = [metric for metric in view.gate["chances"] if metric.endswith("/balanced_accuracy")]
+    if _forgotten(view):
+        return ["forget/accuracy", "test_retained/accuracy", *balanced, "test_forgotten/accuracy"]
+    return [f"{name}/accuracy" for name in SETS if not (balanced and name == "holdout")] + balanced
+
+
+def named(label: str, view: View) -> str:
+    """A model's name, and beside it the word for one that cannot have unlearned."""
+    row = view.verdicts.get(label)
+    return NAMES.get(label, label) + (f" ({row['verdict']})" if row and row["state"] else "")
 
 
 def accuracy_table(header: Row, view: View) -> Table:
     """Accuracies, the gap to the oracle in points and in floors, and what it cost."""
-    columns = ["model", *(f"{name} %" for name in SETS), "gap, pts", "floors", "rounds", "examples", "bytes", "stored"]
-    rows = [_accuracies(label, view) for label in view.costs]
+    shown, floors = _shown_accuracies(view), [] if _forgotten(view) else ["floors"]
+    columns = ["model", *(HEADINGS[metric] for metric in shown), "gap, pts", *floors]
+    columns += ["rounds", "examples", "bytes", "stored"]
+    rows = [_accuracies(label, view, shown) for label in view.costs]
     interval = "±: 95 % t-interval over seeds" if header["seeds"] > 1 else "K = 1, so no interval and no floor"
     note = (
         f"{interval}; gap: forget accuracy minus the oracle's; floor: what an oracle scores against the other oracles, "
         "as a perfect method would. Costs: the oracle's own, then times cheaper; stored: kept by the server. Accuracy "
         "alone does not show forgetting."
     )
+    if _forgotten(view):
+        note += (
+            " retained classes: test examples of the classes that stay, which utility is judged by; forgotten class: "
+            "test examples of those that were to be forgotten, apart."
+        )
+    if any(metric.endswith("/balanced_accuracy") for metric in shown):
+        note += " balanced: mean over classes of the accuracy on each, because classes are not equally frequent."
     return Table("Accuracy and cost", columns, rows, note)
 
 
-def _accuracies(label: str, view: View) -> list[str]:
+def _accuracies(label: str, view: View, shown: Sequence[str]) -> list[str]:
     audits, cost = view.audits[label], view.costs[label]
-    cells = [NAMES.get(label, label)]
-    for name in SETS:
-        row = audits.get(f"{name}/accuracy")
+    cells = [named(label, view)]
+    for metric in shown:
+        row = audits.get(metric)
         cells.append(plus_minus(row["value"], row["value_half_width"], 100) if row else BLANK)
     forget = audits.get("forget/accuracy")
     if forget is None or (label == ORACLE and forget["floor"] is None):
-        cells += [BLANK, BLANK]
+        gap = [BLANK, BLANK]
     elif label == ORACLE:
-        cells += [f"floor {number(100 * forget['floor'])}", "1.0"]
+        gap = [f"floor {number(100 * forget['floor'])}", "1.0"]
     else:
         sign = "+" if forget["gap"] > 0 else ""
-        floors = forget["gap_in_floors"]
-        cells.append(sign + plus_minus(forget["gap"], forget["gap_half_width"], 100))
-        cells.append(BLANK if floors is None else number(floors))
+        gap = [sign + plus_minus(forget["gap"], forget["gap_half_width"], 100), score(forget["gap_in_floors"], 1)]
+    cells += gap[:1] if _forgotten(view) else gap
     if label == ORIGINAL:
         return [*cells, *[BLANK] * 4]
     if label == ORACLE:
@@ -428,8 +454,9 @@ def client_table(header: Row, view: View) -> Table | None:
             cells.append(("+" if row["gap"] > 0 else "") + plus_minus(row["gap"], row["gap_half_width"], 100))
         rows.append(cells)
     note = (
-        "Accuracy on each retained client's own holdout, in %; then each model's accuracy minus the oracle's, in "
-        "points, below 0 = the client is served worse than after a retrain. floor: the same between oracles. ±: 95 % "
+        f"Accuracy on each retained client's own holdout{' (retained classes)' * _forgotten(view)}, in %; then each "
+        "model's accuracy minus the oracle's, in points, "
+        "below 0 = the client is served worse than after a retrain. floor: the same between oracles. ±: 95 % "
         "t-interval over seeds."
     )
     columns = ["client", "original %", "oracle %", "floor", "original", *shown]
@@ -464,11 +491,12 @@ def memorised_table(view: View) -> Table | None:
 
 def ledger_table(view: View) -> Table:
     """The bill of each model, absolute."""
-    units = () if view.void else ("examples", "bytes", "rounds")
+    known = any(row["examples_speedup"] is not None for row in view.verdicts.values())
+    units = ("examples", "bytes", "rounds") if known else ()
     columns = ["model", *(heading for _, heading, _ in COSTS), *(f"{unit} at equal quality" for unit in units)]
     rows = []
     for label, cost in view.costs.items():
-        cells = [NAMES.get(label, label), *(short(cost[name], unit) for name, _, unit in COSTS)]
+        cells = [named(label, view), *(short(cost[name], unit) for name, _, unit in COSTS)]
         row = view.verdicts[label] if label in view.strategies else {}
         rows.append([*cells, *(times(row.get(f"{unit}_speedup")) for unit in units)])
     note = (
@@ -477,7 +505,7 @@ def ledger_table(view: View) -> Table:
         "inside clients' work on this machine, summed. The original's row is what learning cost, which is billed to no "
         "strategy."
     )
-    if not view.void:
+    if known:
         note += (
             " at equal quality: cost of a retrain stopped at the method's quality, over the method's; above 1x it "
             "beats just retraining for that long."
@@ -611,6 +639,8 @@ def metric_table(view: View, label: str) -> Table:
         "±: 95 % t-interval over seeds."
     )
     asked = [f"{view.gate['examples'][name]} ({name})" for name in ASKED if name in view.gate["examples"]]
+    if view.verdicts.get(label, {}).get("state"):
+        note = f"{claims.state(view.verdicts[label])}. {note}"
     if asked:
         note += f" Examples asked, in the first seed: {', '.join(asked)}. A true positive rate at 1 % or 0.1 % false "
         note += "positives is blank where fewer than 100 or 1000 of the holdout were asked."
@@ -625,7 +655,7 @@ def requests_table(runs: Sequence[tuple[Row, View]]) -> Table:
     header = runs[0][0]
     columns = ["method", "requests", "forgetting", "utility", "fidelity", "quality", "worst half", "at least"]
     columns += ["remaining %", "verdicts"]
-    known = [(header, _judged(header, view)) for header, view in runs if not view.void]
+    known = [(header, _judged(header, view)) for header, view in runs if view.scored]
     names = list(dict.fromkeys(name for _, judged in known for name in judged))
     found = {name: [(header, judged[name]) for header, judged in known if name in judged] for name in names}
     if level(header) >= RANKED_FROM:
@@ -643,10 +673,8 @@ def requests_table(runs: Sequence[tuple[Row, View]]) -> Table:
         limits = _known_numbers([row["quality_privacy_low"] for row in mine])
         cells.append(score(sum(worst) / len(worst) if worst else None))
         cells.append(score(min(limits) if len(limits) == len(mine) else None))
-        cells.append(_spread([row["remaining"] for row in mine], 0, 100))
-        said = [
-            BLANK if name == ANOTHER and level(header) == 0 else verdict(header, row) for header, row in found[name]
-        ]
+        cells.append(_spread([row["remaining"] for row in mine], claims.cell))
+        said = [row["verdict"] for row in mine]
         cells.append(", ".join(f"{said.count(what)} {what}" for what in dict.fromkeys(said)))
         rows.append(cells)
     note = (
@@ -664,15 +692,15 @@ def _known_numbers(values: Sequence[float | None]) -> list[float]:
 
 
 def _mean_quality(several: Sequence[tuple[Row, Row]]) -> float:
-    return sum(_sortable(row["quality_privacy"]) for _, row in several) / len(several)
+    return sum(_sortable(row) for _, row in several) / len(several)
 
 
-def _spread(values: Sequence[float | None], decimals: int = 2, scale: float = 1) -> str:
+def _spread(values: Sequence[float | None], show: Callable[[float], str] = lambda value: number(value, 2)) -> str:
     """Mean, lowest and highest; blank if one is not known."""
     known = _known_numbers(values)
     if not known or len(known) < len(values):
         return BLANK
-    mean, *ends = (number(scale * value, decimals) for value in (sum(known) / len(known), min(known), max(known)))
+    mean, *ends = map(show, (sum(known) / len(known), min(known), max(known)))
     return f"{mean} [{ends[0]}, {ends[1]}]"
 
 

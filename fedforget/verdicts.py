@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedforget.claims import CONSTANT, NOT_FINITE, PASSED, UNCHECKED, UNMOVED, VOID
 from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL, ModelResult, floor
 from fedforget.ledger import Cost
 from fedforget.metrics import clients, fidelity, klom, score, shadows, statistics
@@ -43,12 +44,12 @@ DIAGNOSTIC = frozenset(
         *("clients/worst", "clients/sd", "clients/jain"),  # 0.50, 0.50, 0.69
     }
 )
-UTILITIES = ("test/accuracy", "clients/accuracy", "clients/worst")
 COMPARED = ("forget", "retain", "test")  # sets on whose margins distributions are compared
 CANDIDATES, COINS = "canary", "coins"  # margins of candidate canaries, and whether the model's seed trained on each
 RIGHT = "right"  # whether the model predicts the label of each forgotten example
 MARGIN = 0.2  # of the signal: the largest gap that does not matter, fixed before any run
 MEMORISED = 0.7  # canary AUC that an original must reach
+KNOWN = 0.995  # forget accuracy of original and oracle from which on there is nothing that only one of them knows
 
 Values = Mapping[int, Mapping[str, float]]  # seed -> metric -> value
 
@@ -63,18 +64,23 @@ class Evidence:
             (`CANDIDATES`), with their `COINS` (bool); and what of the forget set is predicted `RIGHT` (bool).
         cost: mean bill over seeds.
         others: of oracles: by seed and metric, scores of the other seeds' oracles under its coins.
+        states: by seed what the model is called if it is none that could have unlearned: `NOT_FINITE`, `CONSTANT` or
+            `UNMOVED`.
     """
 
     values: Values
     margins: Mapping[int, Mapping[str, Tensor]]
     cost: Cost
     others: Mapping[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    states: Mapping[int, str] = field(default_factory=dict)
 
 
 def evidence(
-    results: Sequence[ModelResult], margins: Mapping[tuple[str, int], Mapping[str, Tensor]]
+    results: Sequence[ModelResult],
+    margins: Mapping[tuple[str, int], Mapping[str, Tensor]],
+    states: Mapping[tuple[str, int], str] | None = None,
 ) -> dict[str, Evidence]:
-    """The results of one request by label; ``margins`` by label and seed."""
+    """The results of one request by label; ``margins`` and ``states`` by label and seed."""
     labels = dict.fromkeys(result.label for result in results)
     found = {}
     for label in labels:
@@ -86,43 +92,84 @@ def evidence(
             {result.seed: margins.get((label, result.seed), {}) for result in mine},
             mean,
             {result.seed: result.others for result in mine},
+            {k: state for (name, k), state in (states or {}).items() if name == label},
         )
     return found
 
 
-def gates(models: Mapping[str, Evidence], primary: str) -> dict:
+def gates(models: Mapping[str, Evidence], primary: str, chances: Mapping[str, float]) -> dict:
     """Whether the scenario can show anything, before any strategy is looked at.
 
+    Args:
+        models: by label, from `evidence`.
+        primary: the primary metric.
+        chances: from `fedforget.evaluation.chances`.
+
     Returns:
-        ``attacks``: those whose signal is at least 3 floor standard deviations; ``memorised``: whether the original
-        knows the forget set better than the oracle under the primary metric (and, where there are canaries, tells
-        included from excluded ones with an AUC of at least `MEMORISED`); ``why``: a sentence if it does not.
+        ``attacks``: those whose signal is at least 3 floor standard deviations; ``state``: `PASSED`, or `VOID` if it
+        can show nothing, or `UNCHECKED` if one seed leaves that open; ``why``: a sentence unless it passed; `chances`.
     """
     original, oracle = models[ORIGINAL].values, models[ORACLE]
     available = [name for name in _names(models[ORIGINAL]) if _attack(name)]
     passed = [name for name in available if _has_signal(original, oracle, name)]
-    why = ""
-    if not _has_signal(original, oracle, primary):
-        why = f"under {primary} the original is no further from the oracle than 3 standard deviations between oracles"
-    auc = _mean(original, "canary/auc") if "canary/auc" in available else 1.0
+    state, why = VOID, _nothing_to_show(models[ORIGINAL], oracle, primary, chances)
+    if not why and len(oracle.values) == 1:
+        state, why = UNCHECKED, "one seed has no spread between oracles to compare a distance with"
+    elif not why and not _has_signal(original, oracle, primary):
+        why = (
+            f"under {primary} the original is no further from the oracle than 3 standard deviations between oracles "
+            f"({_mean(original, primary):.3g} against {_mean(oracle.values, primary):.3g})"
+        )
+    return {"attacks": passed, "state": state if why else PASSED, "why": why, "chances": dict(chances)}
+
+
+def _nothing_to_show(original: Evidence, oracle: Evidence, primary: str, chances: Mapping[str, float]) -> str:
+    """Why a scenario is void whatever the spread between seeds is; empty if it need not be."""
+    sides = {"original": original.values, "oracle": oracle.values}
+    if any(primary not in metrics for side in sides.values() for metrics in side.values()):
+        return f"{primary} was not measured, because an audit set that it needs is empty"
+    for name, side in sides.items():
+        if not math.isfinite(_mean(side, primary)):
+            return f"the {name}'s {primary} is no number, so there is nothing to compare with"
+        useful = {m: chance for m, chance in chances.items() if m.startswith("test") and m in _names_of(side)}
+        if useful and all(_mean(side, m) <= chance for m, chance in useful.items()):
+            best, chance = next((100 * _mean(side, m), 100 * chance) for m, chance in useful.items())
+            what = "nothing it forgets can be shown" if name == "original" else "it is no measure of forgetting"
+            return f"the {name} is no better than a constant guess ({best:.3g} % against {chance:.3g} %), so {what}"
+    auc = _mean(original.values, "canary/auc") if "canary/auc" in _names(original) else 1.0
     if not auc >= MEMORISED:
-        why = f"the original's canary AUC is {auc:.2f}, below {MEMORISED}: it did not memorise them"
-    return {"attacks": passed, "memorised": not why, "why": why}
+        return f"the original's canary AUC is {auc:.2f}, below {MEMORISED}: it did not memorise them"
+    before, after = (_mean(side, primary) for side in sides.values())
+    if before == after:
+        return f"there is nothing to forget: under {primary} original and oracle are equal ({before:.3g})"
+    if primary.startswith("forget/") and "forget/accuracy" in _names(original):
+        before, after = (_mean(side, "forget/accuracy") for side in sides.values())
+        if min(before, after) >= KNOWN:
+            return (
+                f"there is nothing to forget: original and oracle have {100 * before:.1f} % and {100 * after:.1f} % of "
+                "the forgotten examples right"
+            )
+    return ""
 
 
-def judge(models: Mapping[str, Evidence], primary: str, classes: int, seed: int = 0) -> list[dict]:
+def judge(models: Mapping[str, Evidence], primary: str, chances: Mapping[str, float], seed: int = 0) -> list[dict]:
     """A row for each strategy (and for the original, and for `ANOTHER`, an oracle in a strategy's place).
 
     Columns; each ``x_low`` is the pessimistic end of a one-sided 95 % interval, None where there is none:
 
+    - ``state``: what the model is called if it cannot have unlearned: `NOT_FINITE`, `CONSTANT` (it predicts one class
+      on a test set of at least two), `UNMOVED` (its weights are where it started, to rounding), else empty;
+      ``state_seeds``: in how many seeds. Such a row is not ranked;
     - ``forgetting``, ``utility``, ``fidelity``: the axes of the score; None where no attack or set passed its gate;
+    - ``worst_attack``, ``worst_left``: the attack that ``forgetting`` comes from, and the share of its signal that is
+      left, with its sign (`fedforget.metrics.score.worst_attack`);
     - ``quality_privacy`` = min(forgetting, utility), ``quality_indistinguishable`` = min of all three;
     - ``rank_first``, ``rank_last``: range of the rank by quality_privacy over resamples of the seeds;
     - ``examples_speedup``, ``bytes_speedup``, ``rounds_speedup``: cost of an equally good retrain over the cost;
     - ``energy``, ``energy_p``, ``energy_holm``: test of equal margins on the forget set, and p corrected for the number
       of strategies (paired seeds make the test conservative); ``energy_worst``: mean over the worst tenth of examples;
     - ``verdict``, ``verdict_p``: equivalent, different or unresolved under the primary metric (TOST, margin 20 % of
-      the signal); ``void`` where the gate failed;
+      the signal); the gate's state where it did not pass, ``not measured`` without the metric;
     - ``remaining``: mean gap over signal under the primary metric, ``remaining_low`` and ``_high`` its 95 % interval;
     - ``closer``: ``oracle``, ``original`` or ``unresolved``, the relative test on the forget set, ``closer_p`` its p;
     - ``ulira_accuracy``, ``ulira_auc``, ``ulira_tpr``, each with ``_low`` and ``_high``, and ``ulira_worst``: U-LiRA on
@@ -136,27 +183,27 @@ def judge(models: Mapping[str, Evidence], primary: str, classes: int, seed: int 
     Args:
         models: by label, from `evidence`.
         primary: the primary metric.
-        classes: C; chance is 1/C.
+        chances: what the best constant answer scores under each metric that utility is judged by.
         seed: of the bootstrap.
     """
-    gate = gates(models, primary)
+    gate = gates(models, primary, chances)
     oracle, original = models[ORACLE], models[ORIGINAL]
     labels = [label for label in models if label != ORACLE and not label.startswith(CHECKPOINT)]
     shown = {label: models[label] for label in labels}
-    frontier = stopped(models, gate["attacks"], classes)
+    frontier = stopped(models, gate["attacks"], chances)
     rows = []
     per_seed = {}
     for label, mine in shown.items():
         seeds = [k for k in mine.values if k in oracle.values and k in original.values]
-        axes = _axes(mine, oracle, original, gate["attacks"], classes)
-        row: dict = {"label": label, "seeds": len(seeds), **axes}
+        axes = _axes(mine, oracle, original, gate["attacks"], chances)
+        row: dict = {"label": label, "seeds": len(seeds), **_state(mine), **axes}
         row |= _speedups(axes["quality_privacy"], mine.cost, frontier, models, oracle.cost)
-        row |= _energy(mine, oracle, seed) | _verdict(mine, original, oracle, primary, gate["memorised"], seeds)
+        row |= _energy(mine, oracle, seed) | _verdict(mine, original, oracle, primary, gate["state"], seeds)
         row |= _relative(mine, oracle, original, seeds) | shadowed(label, mine, oracle, seed)
         row |= _comparable(mine, oracle) | {"harmed": _harmed(mine, oracle)}
         rows.append(row)
-        if len(seeds) == len(oracle.values) > 1 and axes["quality_privacy"] is not None:
-            per_seed[label] = [_one_seed(mine, oracle, original, gate["attacks"], classes, k) for k in seeds]
+        if len(seeds) == len(oracle.values) > 1 and axes["quality_privacy"] is not None and not row["state"]:
+            per_seed[label] = [_one_seed(mine, oracle, original, gate["attacks"], chances, k) for k in seeds]
     ranked = {label: scores for label, scores in per_seed.items() if label not in (ORIGINAL, ANOTHER)}
     if ranked:
         ranges = statistics.rank_ranges(ranked, np.random.default_rng(seed))
@@ -172,15 +219,26 @@ def judge(models: Mapping[str, Evidence], primary: str, classes: int, seed: int 
     return rows
 
 
-def stopped(models: Mapping[str, Evidence], attacks: Sequence[str], classes: int) -> dict[str, dict]:
+def stopped(models: Mapping[str, Evidence], attacks: Sequence[str], chances: Mapping[str, float]) -> dict[str, dict]:
     """The axes of the score of retrains that were stopped early, by label, without later stages: they have none."""
     now = [attack for attack in attacks if attack[:1] != "+"]
     early = {label: mine for label, mine in models.items() if label.startswith(CHECKPOINT)}
-    return {label: _axes(mine, models[ORACLE], models[ORIGINAL], now, classes) for label, mine in early.items()}
+    return {label: _axes(mine, models[ORACLE], models[ORIGINAL], now, chances) for label, mine in early.items()}
+
+
+def _state(mine: Evidence) -> dict:
+    """The worst state of a label's models, and how many of them are in it."""
+    found = list(mine.states.values())
+    state = next((state for state in (NOT_FINITE, CONSTANT, UNMOVED) if state in found), "")
+    return {"state": state, "state_seeds": found.count(state) if state else 0}
 
 
 def _names(models: Evidence) -> list[str]:
-    return list(next(iter(models.values.values())))
+    return _names_of(models.values)
+
+
+def _names_of(values: Values) -> list[str]:
+    return list(next(iter(values.values())))
 
 
 def _attack(name: str) -> bool:
@@ -201,32 +259,35 @@ def _has_signal(original: Values, oracle: Evidence, name: str) -> bool:
     seeds = list(original)
     others = [scores[name] for scores in oracle.others.values() if name in scores]
     _, spread = floor(_column(oracle.values, name), others)
-    if spread is None:  # one oracle has no spread: any difference counts, and the level says what that is worth
-        spread = 0.0
+    if spread is None:  # of one oracle nobody knows how far another would be
+        return False
     return statistics.memorised(_column(original, name), _column(oracle.values, name, seeds), spread)
 
 
-def _axes(mine: Evidence, oracle: Evidence, original: Evidence, attacks: Sequence[str], classes: int) -> dict:
-    """The three axes of the score and their minima, each with its pessimistic end."""
+def _axes(
+    mine: Evidence, oracle: Evidence, original: Evidence, attacks: Sequence[str], chances: Mapping[str, float]
+) -> dict:
+    """The three axes of the score and their minima, each with its pessimistic end; and the attack that counted."""
     seeds = list(mine.values)
     sides = [
         {a: _column(e.values, a, seeds) for a in attacks if all(a in e.values[k] for k in seeds)}
         for e in (mine, oracle, original)
     ]
     common = [a for a in attacks if all(a in side for side in sides)]
-    forgetting = utility = fidelity_ = None
+    forgetting = utility = fidelity_ = worst = left = None
     if common:
         u, o, m = ({a: side[a] for a in common} for side in sides)
         forgetting = score.forgetting(u, o, m)
+        worst, left = score.worst_attack(u, o, m)
     useful = [
         name
-        for name in UTILITIES
+        for name, chance in chances.items()
         if all(name in e.values[k] for e in (mine, oracle) for k in seeds)
-        and np.mean(_column(oracle.values, name, seeds)) > 1 / classes
+        and np.mean(_column(oracle.values, name, seeds)) > chance
     ]
     if useful:
         u, o = ({name: _column(e.values, name, seeds) for name in useful} for e in (mine, oracle))
-        utility = score.utility(u, o, 1 / classes)
+        utility = score.utility(u, o, chances)
     distances = {name: _distance(mine, oracle, name, seeds) for name in COMPARED}
     signals = {name: _distance(original, oracle, name, seeds) for name in COMPARED}
     both_known = [n for n in COMPARED if distances[n] and (d := signals[n]) and 0 < d.value < math.inf]
@@ -246,11 +307,16 @@ def _axes(mine: Evidence, oracle: Evidence, original: Evidence, attacks: Sequenc
         for end in ("", "_low"):
             known = [row[f"{part}{end}"] for part in parts]
             row[f"{name}{end}"] = None if None in known else score.quality(*known)
-    return row
+    return row | {"worst_attack": worst, "worst_left": left}
 
 
 def _one_seed(
-    mine: Evidence, oracle: Evidence, original: Evidence, attacks: Sequence[str], classes: int, k: int
+    mine: Evidence,
+    oracle: Evidence,
+    original: Evidence,
+    attacks: Sequence[str],
+    chances: Mapping[str, float],
+    k: int,
 ) -> float:
     """Quality (privacy track) of one seed's model, with the signal and the oracle's utility averaged over seeds."""
     forgetting = 1.0
@@ -259,10 +325,10 @@ def _one_seed(
             signal = abs(_mean(original.values, a) - _mean(oracle.values, a))
             forgetting = min(forgetting, 1 - abs(mine.values[k][a] - oracle.values[k][a]) / signal)
     utility = 1.0
-    for name in UTILITIES:
-        if name in mine.values[k] and _mean(oracle.values, name) > 1 / classes:
-            best = _mean(oracle.values, name) - 1 / classes
-            utility = min(utility, (mine.values[k][name] - 1 / classes) / best)
+    for name, chance in chances.items():
+        if name in mine.values[k] and _mean(oracle.values, name) > chance:
+            best = _mean(oracle.values, name) - chance
+            utility = min(utility, (mine.values[k][name] - chance) / best)
     worst = min(forgetting, utility)
     return 0.0 if math.isnan(worst) else max(0.0, worst)
 
@@ -337,12 +403,13 @@ def shadowed(label: str, mine: Evidence, oracle: Evidence, seed: int = 0) -> dic
 
 
 def _verdict(
-    mine: Evidence, original: Evidence, oracle: Evidence, primary: str, memorised: bool, seeds: Sequence[int]
+    mine: Evidence, original: Evidence, oracle: Evidence, primary: str, gate: str, seeds: Sequence[int]
 ) -> dict:
     """Equivalence under the primary metric, and the share of the signal that remains."""
     known = all(primary in e.values[k] for e in (mine, original, oracle) for k in seeds)
-    if not (known and memorised and seeds):
-        return {"verdict": "void", **dict.fromkeys(("verdict_p", "remaining", "remaining_low", "remaining_high"))}
+    if not (known and gate == PASSED and seeds):
+        blank = dict.fromkeys(("verdict_p", "remaining", "remaining_low", "remaining_high"))
+        return {"verdict": "not measured" if gate == PASSED else gate, **blank}
     gaps = [mine.values[k][primary] - oracle.values[k][primary] for k in seeds]
     signal = float(np.mean([original.values[k][primary] - oracle.values[k][primary] for k in seeds]))
     found = statistics.equivalence(gaps, MARGIN * abs(signal))

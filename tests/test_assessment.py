@@ -11,6 +11,7 @@ import torch
 
 from fedforget import assessment, client_app, report
 from fedforget.assessment import assess
+from fedforget.claims import CONSTANT, NOT_FINITE, UNMOVED
 from fedforget.client import answering, training
 from fedforget.config import compose
 from fedforget.evaluation import ANOTHER, ORACLE, layer_likeness
@@ -159,7 +160,7 @@ def test_every_stage_is_measured(canary_run) -> None:
 def test_the_barrier_is_that_of_the_losses_on_the_way(canary_run, monkeypatch) -> None:
     """In a store whose second step has the answers of nobody: equal logits, whose loss is ln 10."""
     store, header, _ = canary_run
-    reader = assessment._Reader(store, header, header["models"])
+    reader = assessment._Reader(store, header, 0)
     read, asked = reader.outputs, []
 
     def outputs(label: str, seed: int, stage: str = ""):
@@ -293,6 +294,85 @@ def test_a_damaged_file_of_answers_is_named(canary_run) -> None:
             assess(store, header)
     finally:
         path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change, state", [(lambda logits: logits * torch.nan, NOT_FINITE), (lambda logits: logits * 0, CONSTANT)]
+)
+def test_a_model_that_answers_nothing_or_one_class_is_called_so(canary_run, change, state) -> None:
+    store, header, _ = canary_run
+    path = store / next(e["outputs"] for e in header["models"] if (e["label"], e["stage"]) == ("finetune", ""))
+    tensors, metadata = load_tensors(path)
+    logits = {name: change(tensor) for name, tensor in tensors.items() if name.endswith("/logits")}
+    try:
+        save_tensors(path, tensors | logits, metadata)
+        again = assess(store, header)
+    finally:
+        save_tensors(path, tensors, metadata)
+    rows = {row["label"]: row for row in again.verdicts}
+    assert (rows["finetune"]["state"], rows["finetune"]["state_seeds"]) == (state, 1)
+    assert rows["finetune"]["rank_first"] is None and not any(
+        rows[label]["state"] for label in rows if label != "finetune"
+    )
+    (mine,) = [result.values for result in again.results if (result.label, result.seed) == ("finetune", 0)]
+    shares = ("test/accuracy", "forget/accuracy", "clients/accuracy", "client/0", "test/balanced_accuracy")
+    assert all(math.isnan(mine[name]) == (state == NOT_FINITE) for name in shares)
+
+
+def test_a_model_that_is_the_original_to_rounding_did_not_move(canary_run) -> None:
+    """Doing nothing is meant to be the original, and is not blamed for it."""
+    store, header, _ = canary_run
+    assert not any(row["state"] for row in assess(store, header).verdicts)
+    entries = {(e["label"], e["seed"], e["stage"]): e for e in header["models"]}
+    path, name = entries["original", 0, ""]["weights"]
+    tensors, metadata = load_tensors(store / path)
+    nearby = store / "nearby.safetensors"
+    for by, state in ((0.0, UNMOVED), (1e-7, UNMOVED), (1e-4, "")):
+        save_tensors(nearby, tensors | {name: tensors[name] * (1 + by)}, metadata)
+        changed = [
+            e | {"weights": [nearby.name, name]} if (e["label"], e["seed"], e["stage"]) == ("finetune", 0, "") else e
+            for e in header["models"]
+        ]
+        rows = {row["label"]: row for row in assess(store, header | {"models": changed}).verdicts}
+        assert (rows["finetune"]["state"], rows["none"]["state"]) == (state, "")
+    nearby.unlink()
+
+
+def test_in_a_sequence_a_model_is_compared_with_what_it_started_from(canary_run) -> None:
+    """The same entries as a second request: finetune's is where it already was, though far from the original."""
+    store, header, _ = canary_run
+    first = [entry for entry in header["models"] if entry["stage"] == ""]
+    twice = [*first, *(entry | {"request": 1} for entry in first)]
+    two = header | {"models": twice, "request_values": header["request_values"] * 2}
+    states = {(row["request"], row["label"]): row["state"] for row in assess(store, two).verdicts}
+    assert (states[0, "finetune"], states[1, "finetune"], states[1, "none"]) == ("", UNMOVED, "")
+
+
+def test_a_class_request_is_judged_by_the_classes_that_stay(run_small) -> None:
+    experiment, _ = run_small("request=class request.classes=[3] strategies=[finetune] evaluation.seeds=2")
+    header, rows = report.load(experiment.folder)
+    assert header["request_values"] == [{"scope": "class", "targets": [3], "after_round": None}]
+    chances = rows["gate"][0]["chances"]
+    assert list(chances) == ["test_retained/accuracy", "clients/accuracy", "clients/worst"]
+    entry = next(e for e in header["models"] if (e["label"], e["seed"], e["stage"]) == (ORACLE, 0, ""))
+    labels = load_tensors(experiment.store.root / entry["outputs"])[0]["test/labels"]
+    counts = labels[labels != 3].bincount()
+    assert chances["test_retained/accuracy"] == pytest.approx(float(counts.max() / counts.sum()))
+    values = {(row["label"], row["seed"]): row["values"] for row in rows["result"]}
+    oracle, original = values["retrain", 0], values["original", 0]
+    assert oracle["test_forgotten/accuracy"] == 0 < original["test_forgotten/accuracy"]
+    assert oracle["test/accuracy"] < oracle["test_retained/accuracy"]
+    text = (experiment.folder / "table.md").read_text()
+    columns = next(line for line in text.splitlines() if line.startswith("model"))
+    assert "retained classes %" in columns and "forgotten class %" in columns and " test %" not in columns
+    assert max(map(len, text.splitlines())) <= 120 and "which utility is judged by" in " ".join(text.split())
+
+
+def test_a_header_of_an_earlier_version_is_refused_in_a_sentence(canary_run) -> None:
+    store, header, _ = canary_run
+    earlier = {name: value for name, value in header.items() if name != "request_values"}
+    with pytest.raises(ValueError, match="the header has no request_values, because an earlier version wrote it"):
+        assess(store, earlier)
 
 
 def test_a_changed_answer_changes_its_row_and_no_other_models(canary_run) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fedforget import models
-from fedforget.config import GROUPS, absolute_paths, compose, describe, to_dict, to_yaml
+from fedforget.config import GROUPS, absolute_paths, as_setting, compose, describe, to_dict, to_yaml
 from fedforget.data.corruption import CANARY_LABELS
 from fedforget.data.partition import GROWTHS, KINDS
 from fedforget.data.task import SOURCES
@@ -26,6 +28,11 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = describe()["groups"]
 DATA = "task.path=/data/x"
 ONLY = "strategies=[finetune]"  # it serves every scope
+
+
+def needed(name: str) -> str:
+    """What an experiment needs beside its name."""
+    return DATA if "Needs the data" in (CONFIGS / "experiment" / f"{name}.yaml").read_text() else ""
 
 
 def experiment(folder: Path, text: str) -> str:
@@ -151,7 +158,7 @@ def test_an_experiment_file_may_end_in_yml(tmp_path):
         ("strategies=[finetun]", "unknown strategy 'finetun'; did you mean 'finetune'?"),
         ("strategy.finetun.rounds=5", "strategy.finetun is set, but strategies does not list 'finetun'; did you mean"),
         (f"{ONLY} strategy.amnesiac.repair_rounds=5", "strategy.amnesiac is set, but strategies does not list"),
-        ("model.name=cnnn", "model 'cnnn' is unknown; nearest is 'cnn'"),
+        ("model.name=cnnn", "model 'cnnn' is unknown; did you mean 'cnn'?"),
         ("learning.learner=fedag", "learning.learner 'fedag' is unknown; did you mean 'fedavg'?"),
         ("learning.options.eta=1", "learning.options {'eta': 1} do not fit 'fedavg'"),
         ("learning.options.fraction_train=0.5", "learning.options {'fraction_train': 0.5} do not fit 'fedavg'"),
@@ -217,7 +224,16 @@ def test_an_experiment_file_may_end_in_yml(tmp_path):
         # contradictions
         ("evaluation=leaderboard evaluation.seeds=3", "evaluation seeds=3 is too few for level 'leaderboard'"),
         ("strategies=[amnesiac,amnesiac]", "strategies lists 'amnesiac' twice"),
-        ("request=class", "strategy 'amnesiac' cannot serve class requests, only client; leave it out of strategies ["),
+        (
+            "request=class",
+            "strategies amnesiac, amnesiac_repair, federaser, fedaccum cannot serve class requests; "
+            "leave them out: strategies=[none,finetune,truncated_retrain]",
+        ),
+        (
+            "request=class strategies=[amnesiac]",
+            "strategy amnesiac cannot serve class requests; leave it out: strategi",
+        ),
+        ("request=class 'strategies=[class_pruning,amnesiac]'", "strategy amnesiac cannot serve class requests; leave"),
         ("request.clients=[]", "request.clients is empty, but a client request must name clients, e.g. [3]"),
         ("request.clients=[3,10]", "request.clients names client 10, but partition.clients is 10: clients"),
         ("request.clients=[3,3]", "request targets [3, 3] name one target twice"),
@@ -225,6 +241,17 @@ def test_an_experiment_file_may_end_in_yml(tmp_path):
         ("partition.clients=2 request.clients=[0,1]", "request.clients names all 2 clients, so none is left"),
         ("partition.clients=2 request.clients=[0] 'request.then=[{clients: [1]}]'", "request.clients names all 2"),
         ("request=sequence request.clients=[7]", "request.then names client 7 again"),
+        (
+            f"{ONLY} request=class 'request.then=[{{scope: class, classes: [2, 3]}}]'",
+            "request.then names class 3 again",
+        ),
+        (
+            f"{ONLY} request=sample request.samples=[7] 'request.then=[{{scope: sample, clients: [3], samples: [7]}}]'",
+            "request.then names sample 7 of client 3 again",
+        ),
+        (f"{ONLY} 'request.then=[{{scope: sample, clients: [3], share: 0.1}}]'", "request.then names client 3 again"),
+        ("task=holder corruption=noise", "corruption.kind is 'noise', but a holder's own data (task.source=holder) is"),
+        ("partition=natural", "partition.kind=natural needs task.id_column, the column that says whose an example is"),
         ("request=class request.classes=[]", "request.classes is empty, but a class request must name classes"),
         ("request=class request.clients=[3]", "request.clients is [3], but a class request has none"),
         ("request.classes=[3]", "request.classes is [3], but a client request has none"),
@@ -233,20 +260,31 @@ def test_an_experiment_file_may_end_in_yml(tmp_path):
         ("request=sample request.clients=[]", "request.clients is empty, but a sample request must name clients"),
         ("request=sample request.clients=[1,2]", "request.clients is [1, 2], but a sample request names one client"),
         ("request=sample request.share=1", "request.share is 1.0, but a sample request without samples needs"),
-        ("request=sample request.samples=[1]", "request.samples and request.share are both given"),
+        ("request=sample request.samples=[1] request.share=0.5", "request.samples and request.share are both given"),
         ("request.after_round=0", "request after_round 0 must be at least 1"),
         ("request.after_round=21", "request.after_round is 21, but learning.rounds is 20"),
         ("request=sequence request.after_round=5", "request.after_round is 5 first and None in request.then"),
         ("corruption=trigger corruption.clients=[12]", "corruption.clients names client 12, but"),
         # paths
-        ("task=mnist", "task.path is empty: give the folder with the parquet files, e.g. overrides='task.path=/"),
+        ("task=mnist", "task.path is empty; add task.path=FOLDER, the folder with the parquet files"),
         ("task=mnist task.path=data/mnist", "task.path is 'data/mnist', but must be the absolute path of a folder"),
-        ("task.root=files", "task.root is 'files', but must be the absolute path of a folder"),
+        ("task=fashion_mnist task.root=files", "task.root is 'files', but must be the absolute path of a folder"),
         # the form of overrides
         ("learning.rounds", "override 'learning.rounds' is not of the form key=value"),
         ("strategies=[none, finetune]", "override 'finetune]' is not of the form key=value (write lists"),
         ("strategies=[none", "override 'strategies=[none' is not valid YAML: "),
         ("seed='3", 'overrides "seed=\'3" have an unclosed quote'),
+        (
+            "learning.learner=fedprox 'learning.options={proximal_mu:0.1}'",
+            "override 'learning.options={proximal_mu:0.1}' holds {proximal_mu:0.1}, which lacks the blank after the "
+            "colon; write {proximal_mu: 0.1}",
+        ),
+        ("learning.options=eta:0.1", "learning.options is 'eta:0.1', but must be a mapping; write {eta: 0.1}"),
+        ("strategy.finetune=rounds:5", "strategy.finetune is 'rounds:5', but must be a mapping; write {rounds: 5}"),
+        ("task.path=${oc.env:HOME}", "override 'task.path=${oc.env:HOME}' holds '${oc.env:HOME}', but only references"),
+        ("task.path=x${oc.decode:5}", "override 'task.path=x${oc.decode:5}' holds "),
+        ("'task.path=[\"${oc.env:HOME}\"]'", "override 'task.path=[\"${oc.env:HOME}\"]' holds '${oc.env:HOME}', but"),
+        ("learning.options.eta=${a.${oc.env:HOME}}", "override 'learning.options.eta=${a.${oc.env:HOME}}' holds "),
     ],
 )
 def test_a_mistake_is_one_sentence(overrides, sentence):
@@ -268,6 +306,63 @@ def test_a_wrong_experiment_is_one_sentence(tmp_path):
         assert str(error.value).startswith(sentence)
     with pytest.raises(ValueError, match="mine.yaml is .*, but must be a mapping"):
         compose(experiment(tmp_path, "- seed\n"))
+
+
+# What a group's file says gives way to what the user says
+
+
+def test_samples_take_the_place_of_the_share_in_the_file_of_the_group():
+    (step,) = compose("quickstart", f"{ONLY} request=sample request.samples=[0,4]").request.steps
+    assert (step.samples, step.share, step.clients) == ((0, 4), 1.0, (3,))
+
+
+def test_a_scope_takes_the_place_of_the_targets_in_the_file_of_the_group():
+    (step,) = compose("quickstart", f"{ONLY} request.scope=class request.classes=[2]").request.steps
+    assert (step.scope, step.classes, step.clients) == ("class", (2,), ())
+    with pytest.raises(ValueError, match=r"request.clients is \[4\], but a class request has none"):
+        compose("quickstart", f"{ONLY} request.scope=class request.classes=[2] request.clients=[4]")
+
+
+# References
+
+
+def test_a_file_may_refer_to_itself_but_not_to_the_environment(tmp_path, monkeypatch):
+    mine = experiment(tmp_path, "local: {lr: 0.2}\nlearning: {learner: fedadam, options: {eta: '${local.lr}'}}\n")
+    assert compose(mine).learning.options == {"eta": 0.2}
+    monkeypatch.setenv("SECRET", "s3cret")
+    for text in ("'${oc.env:SECRET}'", "'x${oc.env:SECRET}y'", "['${oc.env:SECRET}']", "'${oc.create:{a: 1}}'"):
+        with pytest.raises(ValueError, match="but only references such as") as error:
+            compose(experiment(tmp_path, f"task: {{use: mnist, path: {text}}}\n"))
+        assert "s3cret" not in str(error.value)
+
+
+# Commands and folders
+
+
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        (["--seed", "3"], "; settings have no dashes: did you mean seed=3?"),
+        (["--seed=3"], "; settings have no dashes: did you mean seed=3?"),
+        (["--rounds", "5"], "; settings have no dashes: did you mean learning.rounds=5?"),
+        (["--batch-size"], "; settings have no dashes: did you mean local.batch_size=VALUE?"),
+        (["--task", "mnist"], "; settings have no dashes: did you mean task=mnist?"),
+        (["--clients=4"], "; settings have no dashes: did you mean corruption.clients=4 or partition.clients=4 or"),
+        (["--colour", "red"], ""),
+    ],
+)
+def test_an_option_that_is_a_setting_is_called_so(words, end):
+    assert as_setting(words).startswith(end) and bool(end) == bool(as_setting(words))
+
+
+@pytest.mark.parametrize("name", ["strategies/__init__.py", "configs/__init__.py", "strategies.py", "configs.py"])
+def test_a_file_that_hides_what_comes_with_the_framework_is_named(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    script = "import sys; sys.path.insert(0, ''); from fedforget.config import compose; compose('quickstart')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("ValueError")]
+    assert f"{tmp_path / name} hides the {name[:-3].split('/')[0]} that come with fedforget; delete or rename" in line
 
 
 # Copies
@@ -312,7 +407,7 @@ def test_a_run_is_frozen():
 
 @pytest.mark.parametrize("name", sorted(describe()["experiments"]))
 def test_every_experiment_composes(name):
-    assert compose(name, DATA).experiment == name
+    assert compose(name, needed(name)).experiment == name
     assert "# Takes: " in (CONFIGS / "experiment" / f"{name}.yaml").read_text()
 
 
@@ -331,7 +426,7 @@ def test_the_boards_compare_everything_that_serves_a_client(name, without):
         with contextlib.suppress(ValueError):
             compose("leaderboard_digits", f"strategies=[{label}]")
             serving.append(label)
-    specs = compose(name, DATA).strategies
+    specs = compose(name, needed(name)).strategies
     listed = [spec.label for spec in specs]
     assert set(listed) == set(serving) - {"none", "retrain"} - without and len(set(listed)) == len(listed)
     clients = {name for name, strategy in all_strategies().items() if "client" in strategy.scopes}
@@ -344,6 +439,7 @@ def test_every_group_file_composes(group, name):
     if content.get("source") == "folder":
         content["path"] = "/data/x"
     overrides = [ONLY, f"{group}={name}"] + [DATA] * ("path" in content and content["source"] == "folder")
+    overrides += ["task=femnist"] * (name == "natural")
     overrides += ["corruption=canary"] * (name in ("attack", "epsilon"))  # levels that need canaries
     section = to_dict(compose("quickstart", overrides))[group]
     assert {key: section[key] for key in content if key != "then"} == {k: v for k, v in content.items() if k != "then"}

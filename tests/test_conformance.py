@@ -1,5 +1,7 @@
 """Every strategy in ``strategies/`` keeps its contract; a new file is covered without an edit here."""
 
+import logging
+
 import pytest
 
 from fedforget.exchange import Card
@@ -11,6 +13,17 @@ from fedforget.testing import check_strategy
 def test_strategy_keeps_its_contract(name):
     costs = check_strategy(all_strategies()[name])
     assert set(costs) == set(all_strategies()[name].scopes)
+
+
+def test_the_check_keeps_what_flower_logs_to_itself_and_leaves_its_level(caplog, capfd):
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    check_strategy(all_strategies()["finetune"])
+    assert logger.level == before and not caplog.records
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(AssertionError, match="NaN"):
+        check_strategy(Explodes)
+    assert logger.level == before
 
 
 class Draws(UnlearningStrategy):

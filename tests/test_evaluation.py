@@ -16,6 +16,7 @@ from fedforget.evaluation import (
     ModelResult,
     audit,
     bill,
+    chances,
     floor,
     measure,
 )
@@ -278,6 +279,42 @@ def test_canaries_raw_and_calibrated() -> None:
 def test_coins_that_all_fell_alike_give_no_figure() -> None:
     alike = replace(canaries([1, 4, 2, 3]), included=torch.ones(4, dtype=torch.long))
     assert measure({"canary": alike}) == {}
+
+
+def answers(labels: list[int], predicted: list[int], clients: list[int] | None = None) -> Outputs:
+    owners = torch.tensor(clients or [-1] * len(labels))
+    return Outputs(torch.eye(4)[predicted], torch.tensor(labels), owners, rows=torch.arange(len(labels)))
+
+
+def test_forgotten_classes_are_scored_apart() -> None:
+    """Class 2 was forgotten: the two retained classes have 2 of 3 and 1 of 1 right. Client 1 holds nothing else."""
+    test = answers([0, 0, 0, 1, 2, 2], [0, 0, 3, 1, 0, 2])
+    own = answers([0, 2, 2, 1], [0, 2, 2, 0], [0, 0, 1, 2])
+    values = measure({"test": test, "clients": own}, [{"test": test, "clients": own}], forgotten=[2])
+    assert values["test/accuracy"] == pytest.approx(4 / 6)
+    assert values["test/balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
+    assert values["test_retained/accuracy"] == pytest.approx(3 / 4)
+    assert values["test_retained/balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+    assert values["test_forgotten/accuracy"] == 0.5
+    assert {n: v for n, v in values.items() if n.startswith("client/")} == {"client/0": 1, "client/2": 0}
+    assert (values["clients/accuracy"], values["clients/worst"], values["clients/mean"]) == (0.5, 0, 0)
+    without = measure({"test": test, "clients": own})
+    assert not any(name.startswith("test_") for name in without) and without["client/1"] == 1
+
+
+def test_utility_is_judged_by_retained_classes_and_on_skewed_sets_by_balanced_accuracy_too() -> None:
+    even, skewed = answers([0, 1, 2] * 2, [0] * 6), answers([0] * 8 + [1, 2], [0] * 10)
+    own = answers([0, 0, 1, 2], [0] * 4, [0, 0, 1, 2])
+    assert chances({"test": even}) == pytest.approx({"test/accuracy": 1 / 3})
+    assert chances({"test": skewed, "clients": own}) == pytest.approx(
+        {"test/accuracy": 0.8, "test/balanced_accuracy": 1 / 3, "clients/accuracy": 1 / 3, "clients/worst": 0}
+    )
+    # Without class 0 both are even again, and client 0 has nothing left.
+    assert chances({"test": skewed, "clients": own}, [0]) == pytest.approx(
+        {"test_retained/accuracy": 0.5, "clients/accuracy": 0.5, "clients/worst": 0}
+    )
+    # One class is left, which every constant answer gets right: there is nothing to judge.
+    assert chances({"test": skewed}, [0, 1]) == {} == chances({"test": skewed}, [0, 1, 2])
 
 
 def test_marks_of_noise() -> None:

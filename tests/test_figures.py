@@ -32,14 +32,14 @@ def view(metrics: dict[str, dict[str, dict]], shown: list[dict] = (), results: l
     quality = {"original": (0.0, 0.0), "none": (0.0, 0.0), "half": (0.6, 0.4), "another oracle": (1.0, 0.9)}
     verdicts = {
         k: {
-            **{"quality_privacy": value, "quality_privacy_low": low},
+            **{"state": "", "quality_privacy": value, "quality_privacy_low": low},
             **{"remaining": 1 - value, "remaining_low": 0.9 - value, "remaining_high": 1.2 - value},
         }
         for k, (value, low) in quality.items()
     }
-    gate = {"memorised": not why, "why": why, "primary": "canary/auc"}
+    gate = {"state": "void" if why else "passed", "why": why, "primary": "canary/auc", "chances": {}}
     bills = {label: {"client_examples": examples} for label, examples in costs.items()}
-    return View(1, "client 3", labels, bills, verdicts, gate, list(shown), list(results), {})
+    return View(1, "client 3", labels, bills, verdicts, gate, list(shown), list(results), {}, not why)
 
 
 def gaps(half: float, floor: float | None = 0.5) -> dict[str, dict]:
@@ -58,6 +58,12 @@ def drawn(plot, *arguments):
     done = plot(panel, *arguments)
     handles, labels = panel.get_legend_handles_labels()
     return done, panel, dict(zip(labels, handles, strict=True))
+
+
+@pytest.mark.parametrize("panels", range(2, figures.MOST + 3))
+def test_no_panel_of_small_multiples_is_alone_in_its_row(panels):
+    columns = figures._columns(panels)
+    assert panels % columns != 1 and min(panels, 2) <= columns <= 5
 
 
 def test_quality_against_cost() -> None:

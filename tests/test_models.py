@@ -227,8 +227,8 @@ def test_small_models_do_not_load_torchvision():
 @pytest.mark.parametrize(
     ("name", "width", "message"),
     [
-        ("resnet19", 1.0, "'resnet19' is unknown; nearest is 'resnet18'"),
-        ("CNN", 1.0, "'CNN' is unknown; nearest is 'cnn'"),
+        ("resnet19", 1.0, "'resnet19' is unknown; did you mean 'resnet18'"),
+        ("CNN", 1.0, "'CNN' is unknown; did you mean 'cnn'"),
         ("mlp", 0.0, "width 0.0 must be a positive finite number"),
         ("mlp", -1.0, "width -1.0"),
         ("mlp", float("nan"), "width nan"),

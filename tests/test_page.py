@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -84,6 +85,13 @@ def test_the_page_needs_nothing_but_itself(finished) -> None:
     assert "@import" not in page.STYLE and "url(" not in page.STYLE
 
 
+def test_a_first_column_that_stays_keeps_its_borders() -> None:
+    """Collapsed borders belong to the table and scroll away from under a cell that is sticky."""
+    assert "position: sticky" in page.STYLE and "border-collapse: collapse" not in page.STYLE
+    sticky = re.search(r"th:first-child \{[^}]*position: sticky[^}]*\}", page.STYLE)
+    assert sticky and "border-right" in sticky[0]
+
+
 def test_names_are_unique_and_links_lead_somewhere(finished) -> None:
     read = Reader(render(*finished))
     ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
@@ -106,7 +114,7 @@ def test_every_table_and_figure_says_how_much_evidence_there_is(finished) -> Non
 def test_what_the_run_found_is_on_the_page(finished) -> None:
     header, rows = finished
     (view,) = tables.views(header, rows)
-    assert not view.void  # a planted trigger is learned within three rounds
+    assert view.scored  # a planted trigger is learned within three rounds
     text = " ".join(Reader(render(header, rows)).text)
     identity = (header["config"], header["data"], header["trajectory"], header["code"])
     for cell in (*identity, header["claim"], "finetune", "amnesiac", "trigger/success"):
@@ -122,7 +130,7 @@ def test_what_the_run_found_is_on_the_page(finished) -> None:
 
 def test_a_void_request_shows_no_scores(finished) -> None:
     header, rows = finished
-    gate = [row | {"memorised": False, "why": "it was never learned"} for row in rows["gate"]]
+    gate = [row | {"state": "void", "why": "it was never learned"} for row in rows["gate"]]
     text = " ".join(Reader(render(header, {**rows, "gate": gate})).text)
     assert "VOID" in text and "it was never learned" in text and "no scores and no verdicts" in text
     for word in ("Tests and limits", "Quality and price", "speed-up", "at equal quality", "Scores of other papers"):

@@ -6,12 +6,13 @@ import csv
 import itertools
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from fedforget import evaluation, report, verdicts
+from fedforget import claims, evaluation, page, report, tables, verdicts
 from fedforget.ledger import Cost
 from fedforget.store import save_lines
 
@@ -63,9 +64,10 @@ def contents(results: list, level: str = "leaderboard") -> tuple[dict, dict]:
     rows: dict = {"figure": [], "gate": [], "verdict": [], "result": [asdict(result) for result in results]}
     for request in range(requests):
         models = verdicts.evidence([result for result in results if result.request == request], {})
-        found = verdicts.gates(models, ATTACK)
+        chances = {"test/accuracy": 0.1}
+        found = verdicts.gates(models, ATTACK, chances)
         rows["gate"].append({"request": request, "primary": ATTACK, "examples": {"forget": 144}, **found})
-        rows["verdict"] += [{"request": request, **row} for row in verdicts.judge(models, ATTACK, classes=10)]
+        rows["verdict"] += [{"request": request, **row} for row in verdicts.judge(models, ATTACK, chances)]
     shown = [result for result in results if result.label != evaluation.ANOTHER]
     return header, rows | {"audit": evaluation.audit(shown), "cost": evaluation.bill(shown)}
 
@@ -125,7 +127,7 @@ def test_every_table_says_how_much_evidence_there_is() -> None:
 def test_a_void_scenario_has_no_scores() -> None:
     """The original scores what the oracles do, so nothing was remembered."""
     text = table(run({"original": (0.0, Cost()), "finetune": (0.05, QUARTER)}))
-    assert "VOID: under matched/margin the original is no further from the oracle" in flat(text)
+    assert "VOID: there is nothing to forget: under matched/margin original and oracle are equal (0.5)" in flat(text)
     assert "no scores and no verdicts" in flat(text)
     assert text.count("\n:--") == 1 and "quality" not in text and "- finetune" not in text
 
@@ -147,9 +149,16 @@ def test_table_is_aligned_markdown_that_fits_a_terminal() -> None:
 def test_one_seed_claims_nothing() -> None:
     text = table(run({"finetune": (0.05, QUARTER)}, seeds=1), "smoke")
     assert "K = 1 seed." in flat(text) and "K = 1, so no interval and no floor" in flat(text)
-    assert "EL0, so nothing is claimed about it" in flat(text)
-    assert line(text[: text.index("- finetune")], "finetune")[4:] == ["0.67", "-", "-", "-", "no claim"]
-    assert "±" not in text
+    assert "cannot be checked: one seed has no spread between oracles to compare a distance with" in flat(text)
+    assert "cannot be checked with one seed, so there are no scores and no verdicts" in flat(text)
+    assert "quality" not in text and "remains" not in text and "0.67" not in text and "±" not in text
+    assert line(text, "finetune")[1] == "85.0"
+
+
+def test_the_lowest_level_shows_no_score_however_many_seeds_it_has() -> None:
+    text = table(run({"finetune": (0.05, QUARTER)}), "smoke")
+    assert "gate: passed" in text and "EL0 claims nothing about any method, so there are no scores" in flat(text)
+    assert text.count("\n:--") == 1 and "quality" not in text and "remains" not in text
 
 
 def test_failures_are_named() -> None:
@@ -178,9 +187,8 @@ def test_files_are_written_and_made_again(tmp_path: Path, seeds: int, requests: 
     header, rows = contents(run(labels, seeds, requests))
     folder = tmp_path / "run"
     paths = report.write(folder, header, rows)
-    figures = [
-        f"figures/{name}-{i + 1}.svg" for i in range(requests) for name in ("distance_cost", "forest", "quality_cost")
-    ]
+    drawn = ("distance_cost", "forest", "quality_cost") if seeds > 1 else ("distance_cost",)  # one seed has no scores
+    figures = [f"figures/{name}-{i + 1}.svg" for i in range(requests) for name in drawn]
     figures += ["figures/sequence.svg"] * (requests > 1)
     files = ["audit.csv", "quality_cost.png", "report.html", "results.jsonl", "table.md", "verdicts.csv"]
     assert sorted(paths) == sorted([*files, *figures])
@@ -238,9 +246,10 @@ def test_a_foreign_record_is_refused_in_a_sentence(tmp_path: Path, lines: list, 
 
 def test_a_record_of_an_earlier_version_without_its_store_is_refused_in_a_sentence(tmp_path: Path) -> None:
     header, rows = contents(run({"finetune": (0.05, QUARTER)}))
-    gates = [{name: value for name, value in gate.items() if name != "examples"} for gate in rows["gate"]]
-    with pytest.raises(ValueError, match="has no sizes of audit sets, because an earlier version wrote it"):
-        report.write(tmp_path, header, {**rows, "gate": gates})
+    for part in ("examples", "state", "chances"):
+        gates = [{name: value for name, value in gate.items() if name != part} for gate in rows["gate"]]
+        with pytest.raises(ValueError, match="lacks the sizes of audit sets or the states of its gates, because an"):
+            report.write(tmp_path, header, {**rows, "gate": gates})
 
 
 def test_a_sequence_is_drawn_on_the_page_request_after_request(tmp_path: Path) -> None:
@@ -252,3 +261,73 @@ def test_a_sequence_is_drawn_on_the_page_request_after_request(tmp_path: Path) -
     assert "The sequence" not in one and not (tmp_path / "1" / "figures" / "sequence.svg").exists()
     drawn = (tmp_path / "2" / "figures" / "sequence.svg").read_text()
     assert all(text in drawn for text in ("client 3", "client 4", "finetune", "remaining, 0 = the oracle"))
+
+
+# What gate and level let be shown
+
+
+MODELS = {"none": (0.15, Cost()), "finetune": (0.05, QUARTER), evaluation.ANOTHER: (0.0, QUARTER)}
+
+
+def texts(level: str, seeds: int, tmp_path: Path) -> tuple[str, list[dict], str]:
+    """Table and page of a run, the rows of its verdicts.csv, and the names of its figures."""
+    head, rows = contents(run(MODELS, seeds=seeds), level)
+    paths = report.write(tmp_path, head, rows)
+    (view,) = tables.views(head, rows)
+    with paths["verdicts.csv"].open() as file:
+        verdicts = list(csv.DictReader(file))
+    return page.render(head, [view], [[]], []) + paths["table.md"].read_text(), verdicts, " ".join(paths)
+
+
+@pytest.mark.parametrize("level, seeds", [("smoke", 1), ("smoke", 3), ("screen", 1), ("leaderboard", 1)])
+def test_without_evidence_no_table_sentence_figure_or_file_has_a_score(level: str, seeds: int, tmp_path: Path) -> None:
+    """Whatever the level is called: one seed cannot be checked, and level smoke shows no scores of three either."""
+    text, verdicts, files = texts(level, seeds, tmp_path)
+    body = re.sub(r"<style>.*</style>|<section id=.(?:reading|run).*?</section>", "", text, flags=re.DOTALL)
+    said = re.sub(r"no scores and no verdicts", "", body)
+    for word in ("Tests and limits", "Scores of other papers", "at equal quality", "remains", "of what doing nothing"):
+        assert word not in said, word
+    assert "<h3>Verdicts" not in said and ">Verdicts<" not in said and "fidelity" not in said
+    assert "forest" not in files and "figures/quality_cost" not in files
+    for row in verdicts:
+        assert {column for column, cell in row.items() if cell} <= set(claims.FREE)
+        assert row["verdict"] == (claims.UNCHECKED if seeds == 1 else "no claim")
+
+
+def test_the_share_of_a_gap_that_is_closed_is_a_score_too(tmp_path: Path) -> None:
+    for level in ("smoke", "screen"):
+        head, rows = contents(run(MODELS, seeds=3), level)
+        with report.write(tmp_path / level, head, rows)["audit.csv"].open() as file:
+            known = [row["gap_closed"] for row in csv.DictReader(file) if row["gap_closed"]]
+        assert bool(known) == (level == "screen")
+
+
+def test_a_screen_has_scores_and_no_rank_verdict_or_speedup_at_equal_quality(tmp_path: Path) -> None:
+    text, verdicts, _ = texts("screen", 3, tmp_path)
+    assert ">Verdicts<" in text and "may claim no ranking" in text and "short of the oracle" in text
+    for row in verdicts:
+        assert row["forgetting"] and not any(row[c] for c in ("rank_first", "examples_speedup", "verdict_p", "harmed"))
+        assert row["verdict"] in ("short of the oracle", "no direction")
+
+
+def test_the_record_keeps_what_is_not_shown(tmp_path: Path) -> None:
+    head, rows = contents(run(MODELS, seeds=3), "smoke")
+    report.write(tmp_path, head, rows)
+    _, read = report.load(tmp_path)
+    assert [row["forgetting"] for row in read["verdict"]] == [row["forgetting"] for row in rows["verdict"]] != []
+
+
+def test_a_state_stands_beside_the_name_and_in_the_sentence_and_last(tmp_path: Path) -> None:
+    head, rows = contents(run(MODELS | {"ascent": (0.0, QUARTER)}, seeds=3))
+    for row in rows["verdict"]:
+        if row["label"] == "ascent":
+            row |= {"state": claims.CONSTANT, "state_seeds": 2}
+    (view,) = tables.views(head, rows)
+    verdicts, accuracies = tables.verdict_table(head, view), tables.accuracy_table(head, view)
+    assert verdicts.rows[-1][0] == "ascent" and verdicts.rows[-1][-1] == "constant answer 2/3"
+    assert "ascent (constant answer 2/3)" in [row[0] for row in accuracies.rows]
+    assert tables.sentences(head, view)[-1] == (
+        "ascent: constant answer: in 2 of 3 seeds it answers one class whatever it is asked, so its numbers say "
+        "nothing about forgetting; 4.0x cheaper than a full retrain."
+    )
+    assert tables.metric_table(view, "ascent").note.startswith("constant answer: in 2 of 3 seeds it answers one class")

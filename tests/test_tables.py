@@ -6,10 +6,15 @@ import math
 
 import pytest
 
-from fedforget import tables
+from fedforget import claims, tables
 from fedforget.tables import View
 
 NOTHING = {
+    "seeds": 5,
+    "state": "",
+    "state_seeds": 0,
+    "worst_attack": "canary/calibrated",
+    "worst_left": 1.0,
     "forgetting": 0.0,
     "forgetting_low": 0.0,
     "utility": 1.0,
@@ -45,6 +50,7 @@ NOTHING = {
 }  # fmt: skip
 FOUND = NOTHING | {
     "forgetting": 0.59,
+    "worst_left": 0.41,
     "quality_privacy": 0.59,
     "quality_privacy_low": 0.5,
     "examples_speedup": 0.9,
@@ -61,16 +67,27 @@ def header(code: str) -> dict:
     return {"code": code, "level": "some", "seeds": 5, "requests": ["client 3"], "strategies": {}, "options": {}}
 
 
-def view(verdicts: dict[str, dict], why: str = "", primary: str = "canary/calibrated", speedup: float = 6.0) -> View:
+def view(
+    verdicts: dict[str, dict],
+    why: str = "",
+    primary: str = "canary/calibrated",
+    speedup: float = 6.0,
+    code: str = "EL2",
+) -> View:
     """A request with these strategies; doing nothing stands first, as in a run."""
     judged = {"original": NOTHING, "none": NOTHING, **verdicts, "another oracle": NOTHING | {"quality_privacy": 1.0}}
     costs = {label: {"client_examples_speedup": speedup} for label in ("original", "retrain", "none", *verdicts)}
-    gate = {"memorised": not why, "why": why, "primary": primary, "attacks": ["canary/auc"]}
-    return View(1, "client 3", {}, costs, judged, gate, [], [], {})
+    chances = {"test/accuracy": 0.11}
+    gate = {
+        **{"state": claims.VOID if why else claims.PASSED, "why": why, "primary": primary},
+        **{"attacks": ["canary/auc"], "chances": chances},
+    }
+    shown = {label: claims.permitted(header(code), gate, row) for label, row in judged.items()}
+    return View(1, "client 3", {}, costs, shown, gate, [], [], {}, claims.scored(header(code), gate))
 
 
 def sentence(code: str, changes: dict, **others) -> str:
-    (found,) = tables.sentences(header(code), view({"finetune": FOUND | changes}, **others))
+    (found,) = tables.sentences(header(code), view({"finetune": FOUND | changes}, code=code, **others))
     return found
 
 
@@ -85,8 +102,7 @@ def test_a_lower_level_claims_less_of_the_same_numbers() -> None:
     start = "finetune: 41 % [33, 50] of what doing nothing leaks remains (canary/calibrated)"
     end = "6.0x cheaper than a full retrain."
     assert sentence("EL1", {}) == f"{start}; it lies on the original's side of the oracle; {end}"
-    one = {"remaining_low": None, "remaining_high": None, "verdict": "unresolved"}
-    assert sentence("EL0", one) == f"{start.replace(' [33, 50]', '')}; EL0, so nothing is claimed about it; {end}"
+    assert tables.sentences(header("EL0"), view({"finetune": FOUND}, code="EL0")) == []
 
 
 @pytest.mark.parametrize(
@@ -100,9 +116,10 @@ def test_a_lower_level_claims_less_of_the_same_numbers() -> None:
 )
 def test_a_screen_claims_a_direction_if_the_interval_has_one(low, high, expected) -> None:
     row = FOUND | {"remaining_low": low, "remaining_high": high, "verdict": "equivalent"}
-    assert tables.verdict(header("EL1"), row) == expected
-    assert tables.verdict(header("EL2"), row) == "equivalent"
-    assert tables.verdict(header("EL0"), row) == "no claim"
+    gate = {"state": claims.PASSED}
+    assert claims.word(header("EL1"), gate, row) == expected
+    assert claims.word(header("EL2"), gate, row) == "equivalent"
+    assert claims.word(header("EL0"), gate, row) == "no claim"
 
 
 def test_equivalence_under_one_metric_does_not_hide_another_distribution() -> None:
@@ -110,7 +127,7 @@ def test_equivalence_under_one_metric_does_not_hide_another_distribution() -> No
     assert told_apart in sentence("EL2", {"verdict": "equivalent", "energy_holm": 0.03})
     assert "equivalent to retraining in this metric" in sentence("EL2", {"verdict": "equivalent", "energy_holm": 0.03})
     assert "distributed" not in sentence("EL2", {"verdict": "equivalent", "energy_holm": 0.06})
-    assert "distributed" not in sentence("EL1", {"verdict": "equivalent", "energy_holm": 0.03})
+    assert "distributed" not in sentence("EL1", {"verdict": "equivalent", "energy_holm": 0.03})  # a test of EL2
 
 
 def test_costs_in_words() -> None:
@@ -154,7 +171,7 @@ def test_a_ranking_only_where_the_level_claims_one() -> None:
     assert names == ["none (original)", "another oracle", "better", "worse", "broken", "unknown"]
     assert [row[6] for row in table.rows][2:4] == ["1-2", "2"]
     assert table.rows[4][4] == table.rows[5][4] == "-"
-    table = tables.verdict_table(header("EL1"), view(strategies))
+    table = tables.verdict_table(header("EL1"), view(strategies, code="EL1"))
     assert [row[0] for row in table.rows][2:] == ["broken", "worse", "unknown", "better"]
     assert {row[6] for row in table.rows} == {"-"} and "may claim no ranking" in table.note
 
@@ -169,7 +186,7 @@ def test_residues_are_means_over_seeds() -> None:
     ]
     rows = {kind: [] for kind in ("result", "audit", "verdict", "figure")}
     rows |= {"cost": [{"request": 0, "label": label} for label in ("original", "retrain", "amnesiac")]}
-    rows |= {"gate": [{"request": 0}]}
+    rows |= {"gate": [{"request": 0, "state": claims.PASSED}]}
     (found,) = tables.views(header("EL1") | {"models": models}, rows)
     assert found.residues["amnesiac"] == {"updates": 5, "models": 4}
     table = tables.residue_table(found)
@@ -208,12 +225,12 @@ def attacked(attack: str, accuracy: float, worst: float) -> dict:
 
 def test_attacks_on_single_examples_are_shown_from_level_attack_on() -> None:
     found = FOUND | attacked("ulira", 0.7, 0.9) | attacked("coin", math.nan, math.nan)
-    table = tables.attack_table(header("EL4"), view({"finetune": found}))
-    assert table is not None and tables.attack_table(header("EL3"), view({"finetune": found})) is None
+    table = tables.attack_table(header("EL4"), view({"finetune": found}, code="EL4"))
+    assert table is not None and tables.attack_table(header("EL3"), view({"finetune": found}, code="EL3")) is None
     assert table.rows[0] == ["none (original)", *["-"] * 8]
     assert table.rows[-1] == ["finetune", *["70 [65, 75]"] * 3, "90", *["-"] * 4]
     bounds = {"epsilon": 1.234, "epsilon_most": 3.36, "coin_epsilon": 0.0}
-    table = tables.attack_table(header("EL5"), view({"finetune": found | bounds}))
+    table = tables.attack_table(header("EL5"), view({"finetune": found | bounds}, code="EL5"))
     assert table is not None and table.rows[-1][-3:] == ["1.23", "3.36", "0.00"]
     assert len(table.columns) == len(table.rows[0]) == 12 and "0 is no certificate" in table.note
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 
+from fedforget.claims import CONSTANT, NOT_FINITE, PASSED, UNCHECKED, UNMOVED, VOID
 from fedforget.evaluation import CHECKPOINT, ORACLE, ORIGINAL, ModelResult
 from fedforget.ledger import Cost
 from fedforget.verdicts import ANOTHER, ATTACKS, DIAGNOSTIC, Evidence, evidence, gates, judge, shadowed
 
 PRIMARY = "canary/calibrated"
-CLASSES = 10
+CHANCES = {"test/accuracy": 0.1}
 SEEDS = range(5)
 
 # Scores of five oracles: mean 0.5, and 1.25 times their standard deviation (leave-one-out) is the floor's.
@@ -40,11 +41,12 @@ def up(by: float, start: Sequence[float] = SPREAD) -> list[float]:
     return [value + by for value in start]
 
 
+PASSES = {"attacks": ["canary/auc", PRIMARY], "state": PASSED, "why": "", "chances": CHANCES}
 OUR = {ORIGINAL: made(scores(up(0.4))), ORACLE: made(scores(SPREAD))}  # the signal is 0.4, in every seed
 
 
 def row(models: Mapping[str, Evidence], label: str, primary: str = PRIMARY) -> dict:
-    (found,) = [row for row in judge(models, primary, CLASSES) if row["label"] == label]
+    (found,) = [row for row in judge(models, primary, CHANCES) if row["label"] == label]
     return found
 
 
@@ -107,9 +109,9 @@ def test_the_gate_closes_where_the_oracles_differ_as_much_as_the_original() -> N
     weak, enough = (
         {ORIGINAL: made(scores(up(by)) | {"canary/auc": up(0.3)}), ORACLE: OUR[ORACLE]} for by in (0.059, 0.06)
     )
-    assert gates(enough, PRIMARY) == {"attacks": ["canary/auc", PRIMARY], "memorised": True, "why": ""}
-    found = gates(weak, PRIMARY)
-    assert found["attacks"] == ["canary/auc"] and not found["memorised"]
+    assert gates(enough, PRIMARY, CHANCES) == PASSES
+    found = gates(weak, PRIMARY, CHANCES)
+    assert found["attacks"] == ["canary/auc"] and found["state"] == VOID
     assert found["why"].startswith(f"under {PRIMARY} the original is no further from the oracle than 3")
     assert row(weak, ORIGINAL)["verdict"] == "void"
 
@@ -117,8 +119,11 @@ def test_the_gate_closes_where_the_oracles_differ_as_much_as_the_original() -> N
 def test_canaries_must_be_memorised_whatever_the_primary_metric() -> None:
     # 0.69 is 9 floor standard deviations above the oracle, and still not enough.
     models = {ORIGINAL: made(scores(up(0.19))), ORACLE: OUR[ORACLE]}
-    assert gates(models, PRIMARY)["why"] == "the original's canary AUC is 0.69, below 0.7: it did not memorise them"
-    assert gates({ORIGINAL: made(scores(up(0.2))), ORACLE: OUR[ORACLE]}, PRIMARY)["memorised"]
+    assert (
+        gates(models, PRIMARY, CHANCES)["why"]
+        == "the original's canary AUC is 0.69, below 0.7: it did not memorise them"
+    )
+    assert gates({ORIGINAL: made(scores(up(0.2))), ORACLE: OUR[ORACLE]}, PRIMARY, CHANCES)["state"] == PASSED
 
 
 def test_a_void_scenario_gives_no_score() -> None:
@@ -131,14 +136,126 @@ def test_a_void_scenario_gives_no_score() -> None:
     assert found["utility"] == 1  # what it can do is known all the same
 
 
-def test_one_seed_has_values_and_no_ends() -> None:
-    one = {
-        label: Evidence({0: models.values[0]}, {0: {}}, Cost())
-        for label, models in (OUR | {"x": made(scores(up(0.1)))}).items()
+def one_seed(models: Mapping[str, Evidence]) -> dict[str, Evidence]:
+    return {label: Evidence({0: mine.values[0]}, {0: {}}, Cost()) for label, mine in models.items()}
+
+
+def test_one_seed_cannot_be_checked() -> None:
+    """It has no spread to hold a distance against, however large that is: no share of it, and no score made of it."""
+    one = one_seed(OUR | {"x": made(scores(up(0.1)))})
+    gate, found = gates(one, PRIMARY, CHANCES), row(one, "x")
+    assert (gate["state"], gate["attacks"]) == (UNCHECKED, []) and gate["why"].startswith("one seed has no spread")
+    assert found["verdict"] == UNCHECKED
+    for column in ("remaining", "forgetting", "fidelity", "quality_privacy", "worst_attack", "rank_first"):
+        assert found[column] is None
+
+
+def void(models: Mapping[str, Evidence], primary: str = PRIMARY, chances: Mapping[str, float] = CHANCES) -> str:
+    """Why nothing can be shown; the same with one seed, which is no excuse for it."""
+    found = gates(models, primary, chances)
+    assert found["state"] == gates(one_seed(models), primary, chances)["state"] == VOID
+    assert row(models, ORIGINAL, primary)["verdict"] == VOID
+    return found["why"]
+
+
+def test_a_dead_original_or_oracle_shows_nothing() -> None:
+    """0.089 on ten classes of which one makes up 0.11: nobody learned anything, whatever else is measured."""
+    chances = {"test/accuracy": 0.11}
+    dead = OUR | {ORIGINAL: made(scores(up(0.4), test=0.089))}
+    assert gates(dead, PRIMARY, chances)["why"] == (
+        "the original is no better than a constant guess (8.9 % against 11 %), so nothing it forgets can be shown"
+    )
+    assert gates(dead, PRIMARY, {"test/accuracy": 0.08})["state"] == PASSED
+    untrained = OUR | {ORACLE: made(scores(SPREAD, test=0.1))}
+    assert "the oracle is no better than a constant guess (10 % against 10 %)" in void(untrained)
+
+
+def test_on_skewed_data_an_original_is_dead_only_if_it_is_no_better_by_either_accuracy() -> None:
+    chances = {"test/accuracy": 0.9, "test/balanced_accuracy": 0.5}
+
+    def alive(balanced: float) -> bool:
+        mine = [made(scores(s, 0.88) | {"test/balanced_accuracy": [balanced] * 5}) for s in (up(0.4), SPREAD)]
+        return gates(dict(zip((ORIGINAL, ORACLE), mine, strict=True)), PRIMARY, chances)["state"] == PASSED
+
+    assert alive(0.8) and not alive(0.5)
+
+
+def test_original_and_oracle_that_are_equal_leave_nothing_to_forget() -> None:
+    same = {ORIGINAL: OUR[ORIGINAL], ORACLE: made(scores(up(0.4)))}
+    assert void(same) == f"there is nothing to forget: under {PRIMARY} original and oracle are equal (0.9)"
+
+
+def test_forgotten_examples_that_everybody_has_right_leave_nothing_to_forget() -> None:
+    """Losses of 0.001 and 0.002 differ by more than seeds do, and a method's would be thousands of per cent."""
+
+    def perfect(loss: float) -> Evidence:
+        return made(scores(up(0.4)) | {"forget/accuracy": [0.998] * 5, "forget/loss": [loss] * 5})
+
+    assert void({ORIGINAL: perfect(0.001), ORACLE: perfect(0.002)}, "forget/loss").startswith(
+        "there is nothing to forget: original and oracle have 99.8 % and 99.8 % of the forgotten examples right"
+    )
+
+
+@pytest.mark.parametrize("label", [ORIGINAL, ORACLE])
+def test_a_side_without_a_number_shows_nothing(label: str) -> None:
+    broken = OUR | {label: made(scores([math.nan] * 5))}
+    name = {ORIGINAL: "original", ORACLE: "oracle"}[label]
+    assert void(broken) == f"the {name}'s {PRIMARY} is no number, so there is nothing to compare with"
+
+
+# States of models
+
+
+@pytest.mark.parametrize(
+    "states, expected, seeds",
+    [
+        ({}, "", 0),
+        ({k: UNMOVED for k in SEEDS}, UNMOVED, 5),
+        ({1: CONSTANT, 4: CONSTANT, 2: UNMOVED}, CONSTANT, 2),
+        ({0: NOT_FINITE, 1: CONSTANT}, NOT_FINITE, 1),
+    ],
+)
+def test_a_model_that_cannot_have_unlearned_is_called_so_and_not_ranked(states, expected, seeds) -> None:
+    mine = made(scores(SPREAD))
+    models = OUR | {"x": Evidence(mine.values, mine.margins, mine.cost, states=states), "y": mine}
+    found = row(models, "x")
+    assert (found["state"], found["state_seeds"]) == (expected, seeds)
+    assert (found["rank_first"] is None) == bool(expected)
+    assert row(models, "y")["rank_first"] == 1
+
+
+def test_the_guess_of_the_most_frequent_class_has_no_utility_on_skewed_data() -> None:
+    """Nine of ten test examples are of one class; the guess's balanced accuracy is 1/3, a coin's too."""
+    chances = {"test/accuracy": 0.9, "test/balanced_accuracy": 1 / 3}
+
+    def skewed(plain: float, balanced: float) -> Evidence:
+        return made(scores(SPREAD, plain) | {"test/balanced_accuracy": [balanced] * 5})
+
+    models = {
+        ORIGINAL: made(scores(up(0.4), 0.95) | {"test/balanced_accuracy": [0.8] * 5}),
+        ORACLE: skewed(0.95, 0.8),
+        "guess": skewed(0.9, 1 / 3),
+        "coin": skewed(0.33, 1 / 3),
+        "as good": skewed(0.95, 0.8),
     }
-    found = row(one, "x")
-    assert found["forgetting"] == pytest.approx(0.75) and found["forgetting_low"] is None
-    assert found["verdict"] == "unresolved"
+    rows = {row["label"]: row for row in judge(models, PRIMARY, chances)}
+    assert [rows[label]["utility"] for label in ("guess", "coin", "as good")] == pytest.approx([0, 0, 1])
+    # By accuracy the oracle is no better than the guess here, so balanced accuracy alone counts.
+    poor = {**models, ORACLE: skewed(0.9, 0.8), "half": skewed(0.5, 1 / 3 + (0.8 - 1 / 3) / 2)}
+    (half,) = [row for row in judge(poor, PRIMARY, chances) if row["label"] == "half"]
+    assert half["utility"] == pytest.approx(0.5)
+
+
+def test_where_one_class_occurs_nothing_judges_utility() -> None:
+    (found,) = judge(OUR, PRIMARY, {})
+    assert found["utility"] is None and found["quality_privacy"] is None
+
+
+def test_the_attack_that_counts_is_named() -> None:
+    over = scores(up(0.1)) | {"canary/auc": up(-0.2)}
+    found = row(OUR | {"over": made(over)}, "over")
+    assert found["worst_attack"] == "canary/auc" and found["worst_left"] == pytest.approx(-0.5)
+    assert found["forgetting"] == pytest.approx(1 - abs(found["worst_left"]))
 
 
 # The speed-up
@@ -154,7 +271,7 @@ def test_speedup_is_over_the_first_checkpoint_that_is_as_good() -> None:
     models = {ORIGINAL: OUR[ORIGINAL], ORACLE: after(40, 0.0)}
     models |= {f"{CHECKPOINT}{r}": after(r, left) for r, left in ((10, 0.3), (20, 0.1), (30, 0.2))}
     models |= {"good": after(5, 0.15), "better": after(5, 0.05), "free": made(scores(up(0.2)))}
-    rows = {row["label"]: row for row in judge(models, PRIMARY, CLASSES)}
+    rows = {row["label"]: row for row in judge(models, PRIMARY, CHANCES)}
     # Quality 1 - 0.15 / 0.4 = 0.625 is first reached after 20 rounds; 0.875 only by the whole retrain.
     assert rows["good"]["rounds_speedup"] == rows["good"]["examples_speedup"] == rows["good"]["bytes_speedup"] == 4
     assert rows["better"]["rounds_speedup"] == 8
@@ -176,7 +293,7 @@ def test_energy_p_values_are_corrected_for_the_number_of_strategies() -> None:
     models = {ORIGINAL: made(scores(up(0.4)), margins=shifted(9)), ORACLE: made(scores(SPREAD), margins=shifted(0))}
     models |= {label: made(scores(SPREAD), margins=shifted(by)) for label, by in (("far", 5), ("further", 7))}
     models |= {label: made(scores(SPREAD), margins=shifted(0.0)) for label in ("same", ANOTHER)}
-    rows = {row["label"]: row for row in judge(models, PRIMARY, CLASSES)}
+    rows = {row["label"]: row for row in judge(models, PRIMARY, CHANCES)}
     smallest = 2 / 252
     assert rows["far"]["energy_p"] == rows["further"]["energy_p"] == pytest.approx(smallest)
     assert rows["same"]["energy_p"] == 1
@@ -206,7 +323,7 @@ def test_equivalence_needs_the_interval_inside_a_fifth_of_the_signal() -> None:
     open_ = [s + gap for s, gap in zip(SPREAD, [0.02, 0.11, 0.01, 0.10, 0.06], strict=True)]
     labels = {"sure": sure, "open": open_, "out": up(0.2)}
     models = OUR | {label: made(scores(canary)) for label, canary in labels.items()}
-    rows = {row["label"]: row for row in judge(models, PRIMARY, CLASSES)}
+    rows = {row["label"]: row for row in judge(models, PRIMARY, CHANCES)}
     assert [rows[label]["verdict"] for label in labels] == ["equivalent", "unresolved", "different"]
     assert rows["sure"]["remaining"] == pytest.approx(0.1) and rows["out"]["remaining"] == pytest.approx(0.5)
     assert rows["open"]["remaining_low"] < 0.15 < rows["open"]["remaining_high"]
@@ -218,9 +335,9 @@ def test_coins_are_no_difference_between_oracles() -> None:
     oracle = made(scores(SPREAD))
     alike = {k: {PRIMARY: [SPREAD[k]] * 4, "canary/auc": [SPREAD[k]] * 4} for k in SEEDS}
     models = {ORIGINAL: made(scores(up(0.05)) | {"canary/auc": up(0.3)}), ORACLE: oracle}
-    assert not gates(models, PRIMARY)["memorised"]  # 0.05 is below the 0.0593 of the test above
+    assert gates(models, PRIMARY, CHANCES)["state"] == VOID  # 0.05 is below the 0.0593 of the test above
     models[ORACLE] = Evidence(oracle.values, oracle.margins, oracle.cost, alike)
-    assert gates(models, PRIMARY) == {"attacks": ["canary/auc", PRIMARY], "memorised": True, "why": ""}
+    assert gates(models, PRIMARY, CHANCES) == PASSES
 
 
 def test_another_oracle_is_judged_as_a_strategy_is() -> None:
@@ -233,7 +350,7 @@ def test_another_oracle_is_judged_as_a_strategy_is() -> None:
 
 def test_ranks_count_strategies_only() -> None:
     labels = {"best": 0.0, "middle": 0.1, "worst": 0.3, ANOTHER: 0.0}
-    rows = judge(OUR | {label: made(scores(up(by))) for label, by in labels.items()}, PRIMARY, CLASSES)
+    rows = judge(OUR | {label: made(scores(up(by))) for label, by in labels.items()}, PRIMARY, CHANCES)
     ranks = {row["label"]: (row["rank_first"], row["rank_last"]) for row in rows}
     assert ranks == {"best": (1, 1), "middle": (2, 2), "worst": (3, 3), ORIGINAL: (None, None), ANOTHER: (None, None)}
 
@@ -280,7 +397,7 @@ def test_attacks_on_single_examples_need_the_seeds_of_their_level() -> None:
     enough = shadowed("x", with_coins(3, 3, 0), with_coins(0, 0, 1))
     assert [key for key, value in enough.items() if value is None] == ["epsilon", "coin_epsilon", "epsilon_most"]
     models = {ORIGINAL: with_coins(3, 3, 0, 5, 2), ORACLE: with_coins(0, 0, 1, 5, 2)}
-    (row,) = judge(models, "canary/auc", CLASSES)
+    (row,) = judge(models, "canary/auc", CHANCES)
     assert few.items() <= row.items() and row["closer"] == "original" and row["closer_p"] < 0.05
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from fedforget.names import nearest
 
 SOURCES = ("digits", "folder", "hub", "torchvision", "holder")
 MODES = ("", "L", "RGB")
@@ -14,9 +15,7 @@ COLUMNS = ("input_column", "label_column", "id_column", "record_column")
 
 def unknown(field: str, value: object, choices: Sequence[str]) -> ValueError:
     """The error for a value that is not among ``choices``; it names the nearest one."""
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return ValueError(f"{field}={value} is unknown; {hint}choose one of {', '.join(choices)}")
+    return ValueError(f"{field}={value} is unknown{nearest(str(value), choices)}")
 
 
 @dataclass(frozen=True)

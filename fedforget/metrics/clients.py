@@ -18,13 +18,22 @@ from fedforget.metrics.outputs import Outputs, right
 def client_accuracies(outputs: Outputs) -> dict[int, float]:
     """`accuracy` on each client's own examples, by client id; the global test set, of owner -1, is left out.
 
-    Higher = the model serves the client better; [0, 1]. Source: accuracy, taken by owner.
+    Higher = the model serves the client better; [0, 1], NaN for all if a logit is not finite. Source: accuracy, taken
+    by owner.
     """
     clients, place = outputs.clients.unique(return_inverse=True)  # sorted
     shares = torch.zeros(len(clients), dtype=torch.float64).scatter_reduce(
         0, place, right(outputs).double(), "mean", include_self=False
     )
+    if not outputs.finite:
+        shares.fill_(torch.nan)
     return {client: share for client, share in zip(clients.tolist(), shares.tolist(), strict=True) if client >= 0}
+
+
+def summary(own: Mapping[int, float]) -> dict[str, float]:
+    """``accuracy``: the mean over clients; ``worst``: over the ceil(n / 10) that are served worst. As `accuracy`."""
+    worst = sorted(own.values())[: -(-len(own) // 10)]
+    return {"accuracy": float(np.mean(list(own.values()))), "worst": float(np.mean(worst))}
 
 
 def side_effects(model: Mapping[int, float], oracle: Mapping[int, float]) -> dict[str, float]:
@@ -66,7 +75,7 @@ def share_harmed(
 
     One-sided paired t test over seeds for each client, then Benjamini-Hochberg over clients: of the clients called
     harmed at most a share ``alpha`` is expected to be so by chance. Differences that are the same in every seed are
-    certain: p = 0 if negative, else 1. NaN for fewer than two seeds.
+    certain: p = 0 if negative, else 1. NaN for fewer than two seeds, or if an accuracy is NaN.
 
     Source: Student 1908; Benjamini and Hochberg 1995 (JRSS B 57).
 
@@ -86,6 +95,8 @@ def share_harmed(
     if len(model) < 2:
         return float("nan")
     differences = _table(model, oracle[0]) - _table(oracle, oracle[0])
+    if np.isnan(differences).any():
+        return float("nan")
     with np.errstate(divide="ignore", invalid="ignore"):  # no variance: t is infinite, and undefined for 0 / 0
         t = differences.mean(0) / scipy.stats.sem(differences, axis=0)
     p = np.where((differences == 0).all(0), 1.0, scipy.stats.t.cdf(t, len(model) - 1))

@@ -2,7 +2,7 @@
 
 Fidelity is not leakage: an exact retrain that stopped early leaks nothing and still differs from the oracle. The ideal
 of every number here is what an oracle scores against oracles of other seeds, which is rarely its best value. A model
-whose logits are NaN gets NaN, except where a function says how it counts.
+whose logits are NaN gets NaN.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ BIN = 0.5  # width of an epsilon bin
 def disagreement(model: Outputs, references: Sequence[Outputs]) -> float:
     """Prediction churn: share of examples given another class than by a reference, averaged. Lower = closer; [0, 1].
 
-    An example on which either model has a NaN logit counts as a disagreement. Two oracles disagree as well, so read it
-    beside their value. Source: churn is that of Milani Fard et al., NeurIPS 2016.
+    NaN if a logit of either is not finite. Two oracles disagree as well, so read it beside their value. Source: churn
+    is that of Milani Fard et al., NeurIPS 2016.
 
     Args:
         model: the unlearned model's outputs on n examples.
@@ -42,8 +42,9 @@ def disagreement(model: Outputs, references: Sequence[Outputs]) -> float:
         ValueError: if there is no reference, or one has other examples.
     """
     _check_aligned(model, references)
-    others = torch.stack([other.predicted for other in references])
-    return ((model.predicted != others) | (others < 0)).double().mean().item()
+    if not all(other.finite for other in references):
+        return math.nan
+    return model.share(model.predicted != torch.stack([other.predicted for other in references]))
 
 
 def js_divergence(model: Outputs, references: Sequence[Outputs]) -> float:

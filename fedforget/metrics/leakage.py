@@ -408,8 +408,8 @@ def epsilon_of_guesses(correct: int, guesses: int, confidence: float) -> float:
 def attack_success(triggered: Outputs, target: int) -> float:
     """Share of triggered examples of other classes predicted as ``target``. Higher = the backdoor works; [0, 1].
 
-    The oracle's share is the zero: some examples are taken for the target without any backdoor. One with a NaN logit
-    counts as not predicted. Source: attack success rate, Gu, Dolan-Gavitt and Garg 2017 (BadNets), arXiv 1708.06733.
+    The oracle's share is the zero: some examples are taken for the target without any backdoor. NaN if a logit is not
+    finite. Source: attack success rate, Gu, Dolan-Gavitt and Garg 2017 (BadNets), arXiv 1708.06733.
 
     Args:
         triggered: outputs on inputs that carry the trigger, with their *true* labels.
@@ -422,7 +422,7 @@ def attack_success(triggered: Outputs, target: int) -> float:
     others = triggered.labels != target
     if not others.any():
         raise ValueError(f"no triggered example has a true label other than the target {target}")
-    return (triggered.predicted[others] == target).double().mean().item()
+    return triggered.share(triggered.predicted[others] == target)
 
 
 def noise_alignment(products: Tensor, norms: Tensor, deviation: float) -> Tensor:
@@ -478,9 +478,8 @@ def confusion_between(outputs: Outputs, a: int, b: int) -> dict[str, float]:
     """Interclass confusion: what is left of labels that were swapped between two classes. Lower = less is left; [0, 1].
 
     Of the examples labelled a or b, ``"error"`` is the share of wrong predictions and ``"confused"`` the share where
-    one of the two is predicted as the other. The oracle's values are the zero. A prediction from NaN logits is wrong,
-    but not confused. Source: Goel et al., "Towards Adversarial Evaluations for Inexact Machine Unlearning", 2022,
-    arXiv 2201.06640.
+    one of the two is predicted as the other. The oracle's values are the zero. Both are NaN if a logit is not finite.
+    Source: Goel et al., "Towards Adversarial Evaluations for Inexact Machine Unlearning", 2022, arXiv 2201.06640.
 
     Args:
         outputs: with *true* labels.
@@ -498,8 +497,8 @@ def confusion_between(outputs: Outputs, a: int, b: int) -> dict[str, float]:
         raise ValueError(f"no example has label {a} or {b}")
     labels, predictions = outputs.labels[either], outputs.predicted[either]
     return {
-        "error": (predictions != labels).double().mean().item(),
-        "confused": (predictions == a + b - labels).double().mean().item(),
+        "error": outputs.share(predictions != labels),
+        "confused": outputs.share(predictions == a + b - labels),
     }
 
 

@@ -1,7 +1,7 @@
 """What a model answers on a fixed set of examples, and the accuracy family of metrics.
 
 None of these has an ideal value of its own: the ideal is what the oracle scores on the same examples. All are computed
-in float64. An example with a NaN logit counts as wrong in `accuracy` and makes `loss` and `margin` NaN.
+in float64. A model with a NaN or infinite logit on the set has no accuracy, balanced accuracy, loss or margin: NaN.
 """
 
 from __future__ import annotations
@@ -70,6 +70,24 @@ class Outputs:
         """The class of the largest logit, int64 ``[n]``, not to be written to; -1 if a logit is NaN; kept."""
         return self.logits.argmax(1).masked_fill(self.logits.isnan().any(1), -1)
 
+    @cached_property
+    def finite(self) -> bool:
+        """Whether every logit is a finite number; kept."""
+        return bool(self.logits.isfinite().all())
+
+    @property
+    def constant(self) -> bool:
+        """Whether one class is predicted throughout, on examples of at least two."""
+        return len(self.predicted.unique()) == 1 and len(self.labels.unique()) > 1
+
+    def share(self, which: Tensor) -> float:
+        """The share of ``which``, bool ``[m]``, a statement about predictions; NaN if a logit is not finite."""
+        return which.double().mean().item() if self.finite else float("nan")
+
+    def without(self, classes: Sequence[int]) -> Outputs:
+        """The outputs on examples of other classes."""
+        return self.take((~torch.isin(self.labels, torch.tensor(classes))).nonzero().flatten()) if classes else self
+
     def take(self, places: Tensor) -> Outputs:
         """The outputs on some of the examples, in the order of ``places``."""
         optional = (None if t is None else t[places] for t in (self.features, self.rows, self.included))
@@ -107,7 +125,20 @@ def accuracy(outputs: Outputs) -> float:
 
     Source: unlearning accuracy is its complement on the forget set (Jia et al. 2023, arXiv 2304.04934).
     """
-    return right(outputs).double().mean().item()
+    return outputs.share(right(outputs))
+
+
+def balanced_accuracy(outputs: Outputs) -> float:
+    """Mean recall over the classes that occur. Higher = the model knows the examples better; [0, 1].
+
+    Unlike accuracy it gives every constant answer the same value, one over the number of classes that occur.
+    Source: Brodersen et al. 2010, "The balanced accuracy and its posterior distribution".
+    """
+    if not outputs.finite:
+        return float("nan")
+    classes, place, counts = outputs.labels.unique(return_inverse=True, return_counts=True)
+    found = torch.zeros(len(classes), dtype=torch.float64).index_add_(0, place, right(outputs).double())
+    return (found / counts).mean().item()
 
 
 def right(outputs: Outputs) -> Tensor:

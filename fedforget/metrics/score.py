@@ -61,8 +61,7 @@ def forgetting(unlearned: Scores, oracle: Scores, original: Scores, confidence: 
     _check(confidence, "attack", unlearned=unlearned, oracle=oracle, original=original)
     ratios = []
     for attack in oracle:
-        zero = np.asarray(oracle[attack])
-        gaps, signal = np.asarray(unlearned[attack]) - zero, abs(np.mean(np.asarray(original[attack]) - zero))
+        gaps, signal = _gaps(unlearned[attack], oracle[attack]), abs(np.mean(_gaps(original[attack], oracle[attack])))
         if not 0 < signal < np.inf:
             raise ValueError(
                 f"attack {attack!r} scores original and oracle {signal:.4g} apart on average, which is no signal that "
@@ -73,7 +72,27 @@ def forgetting(unlearned: Scores, oracle: Scores, original: Scores, confidence: 
     return _weakest(1 - np.array(ratios))
 
 
-def utility(unlearned: Scores, oracle: Scores, chance: float, confidence: float = 0.95) -> Bounded:
+def worst_attack(unlearned: Scores, oracle: Scores, original: Scores) -> tuple[str, float]:
+    """The attack by which `forgetting` is what it is, and the share of its signal that is left: 0 = the oracle.
+
+    ``mean(s_a(U) - s_a(O)) / mean(s_a(M) - s_a(O))``, with its sign: 1 = as doing nothing, below 0 = beyond the oracle.
+    `forgetting` is one less its size, clipped. An attack that gives no number is the worst. Arguments as of
+    `forgetting`.
+    """
+    with np.errstate(invalid="ignore"):
+        left = {
+            attack: float(np.mean(_gaps(unlearned[attack], zero)) / np.mean(_gaps(original[attack], zero)))
+            for attack, zero in oracle.items()
+        }
+    attack = max(left, key=lambda name: np.inf if np.isnan(left[name]) else abs(left[name]))
+    return attack, left[attack]
+
+
+def _gaps(scores: Sequence[float], oracle: Sequence[float]) -> np.ndarray:
+    return np.asarray(scores) - np.asarray(oracle)
+
+
+def utility(unlearned: Scores, oracle: Scores, chance: Mapping[str, float], confidence: float = 0.95) -> Bounded:
     """``min over sets of (a(U) - chance) / (a(O) - chance)``, clipped. Higher = better; 0 = no better than chance.
 
     A ratio of means over seeds. Accuracy above the oracle's earns nothing. The limit subtracts
@@ -85,7 +104,7 @@ def utility(unlearned: Scores, oracle: Scores, chance: float, confidence: float 
     Args:
         unlearned: K accuracies on each set (test, mean client, worst clients), by its name.
         oracle: the same sets and seeds on the oracles.
-        chance: accuracy of guessing, in [0, 1).
+        chance: what the best constant answer scores on each set, in [0, 1); see `fedforget.metrics.chance`.
         confidence: of the one-sided limit, in [0.5, 1).
 
     Raises:
@@ -93,18 +112,18 @@ def utility(unlearned: Scores, oracle: Scores, chance: float, confidence: float 
             is out of range.
     """
     _check(confidence, "set", unlearned=unlearned, oracle=oracle)
-    if not 0 <= chance < 1:
-        raise ValueError(f"chance={chance} must lie in [0, 1)")
     ratios = []
     for name in oracle:
+        if not 0 <= chance[name] < 1:
+            raise ValueError(f"chance[{name!r}]={chance[name]} must lie in [0, 1)")
         mine, theirs = np.asarray(unlearned[name]), np.asarray(oracle[name])
-        best = np.mean(theirs) - chance
+        best = np.mean(theirs) - chance[name]
         if not best > 0:
             raise ValueError(
-                f"on {name!r} the oracle's accuracy {np.mean(theirs):.4g} is not above chance {chance:.4g}, "
+                f"on {name!r} the oracle's accuracy {np.mean(theirs):.4g} is not above chance {chance[name]:.4g}, "
                 "so there is no utility to keep; leave this set out"
             )
-        above = np.mean(mine) - chance
+        above = np.mean(mine) - chance[name]
         ratios.append((above / best, (above - _margin(mine - theirs, confidence)) / best))
     return _weakest(np.array(ratios))
 

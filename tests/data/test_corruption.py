@@ -132,7 +132,7 @@ def test_coins_are_fair_and_depend_on_client_and_trajectory() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"kind": "trigge"}, "corruption.kind=trigge is unknown; did you mean trigger?"),
+        ({"kind": "trigge"}, "corruption.kind=trigge is unknown; did you mean 'trigger'?"),
         ({"kind": "trigger", "clients": ()}, "corruption.kind=trigger needs corruption.clients"),
         ({"kind": "trigger", "clients": (1, 1)}, r"corruption.clients=\[1, 1\] names one client twice"),
         ({"kind": "trigger", "clients": (5,)}, "names client 5, but the clients are 0 to 4"),

@@ -92,7 +92,7 @@ def test_natural_needs_ids_and_their_number() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"kind": "dirichlett"}, "partition.kind=dirichlett is unknown; did you mean dirichlet?"),
+        ({"kind": "dirichlett"}, "partition.kind=dirichlett is unknown; did you mean 'dirichlet'?"),
         ({"kind": "sizes", "growth": "cubic"}, "partition.growth=cubic is unknown"),
         ({"kind": "iid", "clients": 0}, "partition.clients=0 must be at least 1"),
         ({"kind": "iid", "holdout": 1.0}, "partition.holdout=1.0 must be at least 0 and below 1"),

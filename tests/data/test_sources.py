@@ -147,7 +147,7 @@ def test_wanted_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("drop", "fields", "sentence"),
     [
-        ([], {"input_column": "imagge"}, "task.input_column=imagge is unknown; did you mean image?"),
+        ([], {"input_column": "imagge"}, "task.input_column=imagge is unknown; did you mean 'image'?"),
         ([], {"input_column": "label"}, "task.input_column=label is no image column; such columns are image"),
         (
             [],
@@ -258,7 +258,7 @@ def test_bad_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"source": "digit"}, "task.source=digit is unknown; did you mean digits?"),
+        ({"source": "digit"}, "task.source=digit is unknown; did you mean 'digits'?"),
         ({"source": "hub"}, "task.source=hub needs task.path"),
         ({"id_column": "writer"}, "task.id_column=writer needs task.source=folder or hub, not digits"),
         ({"mode": "L"}, "task.mode=L needs task.source=folder or hub, not digits"),
@@ -319,7 +319,7 @@ def test_torchvision(tmp_path: Path) -> None:
 
 
 def test_torchvision_names(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="task.path=FashionMnist is unknown; did you mean FashionMNIST?"):
+    with pytest.raises(ValueError, match="task.path=FashionMnist is unknown; did you mean 'FashionMNIST'?"):
         load_source(TaskConfig(source="torchvision", path="FashionMnist"), SEEDS)
 
 

@@ -108,7 +108,7 @@ def test_class_counts() -> None:
 
 
 def test_bad_splits() -> None:
-    with pytest.raises(ValueError, match="split=hold-out is unknown; did you mean holdout?"):
+    with pytest.raises(ValueError, match="split=hold-out is unknown; did you mean 'holdout'?"):
         split(0, "hold-out")
     with pytest.raises(ValueError, match="client 5 does not exist; the clients are 0 to 4"):
         split(5, "train")

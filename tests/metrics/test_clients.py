@@ -21,9 +21,10 @@ def test_client_accuracies_by_owner_without_the_test_set() -> None:
     assert list(accuracies.items()) == [(2, 0), (4, 0.75)]
 
 
-def test_a_destroyed_model_serves_nobody() -> None:
+def test_a_destroyed_model_has_no_accuracy_on_any_client() -> None:
     outputs = Outputs(torch.full((2, 2), torch.nan), torch.tensor([0, 1]), torch.tensor([0, 1]))
-    assert client_accuracies(outputs) == {0: 0, 1: 0}
+    assert all(math.isnan(value) for value in client_accuracies(outputs).values())
+    assert math.isnan(share_harmed([{0: math.nan, 1: 0.5}] * 2, [{0: 0.5, 1: 0.5}] * 2))
 
 
 def test_side_effects_by_hand() -> None:

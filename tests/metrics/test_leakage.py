@@ -411,9 +411,10 @@ def test_nan_canaries():
 
 
 def test_attack_success():
-    """True labels 0, 1, 1, 2, 1; target 0. Four are of other classes; of them the second is predicted as 0, the last is
-    NaN and counts as not."""
-    logits = [[9.0, 0.0, 0.0], [9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 9.0, 0.0], [math.nan] * 3]
+    """True labels 0, 1, 1, 2, 1; target 0. Four are of other classes; of them the second is predicted as 0. A model
+    with a NaN answer has no success, not one of 0."""
+    logits = [[9.0, 0.0, 0.0], [9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 9.0, 0.0], [0.0, 9.0, 0.0]]
+    assert math.isnan(attack_success(outputs([*logits[:4], [math.nan] * 3], [0, 1, 1, 2, 1]), 0))
     assert attack_success(outputs(logits, [0, 1, 1, 2, 1]), 0) == 0.25
     with pytest.raises(ValueError, match="other than the target 0"):
         attack_success(outputs(logits, [0] * 5), 0)
@@ -422,10 +423,12 @@ def test_attack_success():
 
 
 def test_confusion_between():
-    """Classes 0 and 2 have five examples: one right, two taken for one another, one for class 1, one NaN. The example
-    of class 1 that is predicted as 2 does not count."""
-    predicted, labels = [0, 2, 0, 1, 2], [0, 0, 2, 2, 1]
-    logits = [[9.0 if number == guess else 0.0 for number in range(3)] for guess in predicted] + [[math.nan] * 3]
+    """Classes 0 and 2 have five examples: one right, two taken for one another, two for class 1. The example of class
+    1 that is predicted as 2 does not count. Both numbers are NaN for a model with a NaN answer."""
+    predicted, labels = [0, 2, 0, 1, 2, 1], [0, 0, 2, 2, 1]
+    logits = [[9.0 if number == guess else 0.0 for number in range(3)] for guess in predicted]
+    broken = confusion_between(outputs([*logits[:5], [math.nan] * 3], labels + [0]), 0, 2)
+    assert math.isnan(broken["error"]) and math.isnan(broken["confused"])
     result = confusion_between(outputs(logits, labels + [0]), 0, 2)
     assert result == pytest.approx({"error": 4 / 5, "confused": 2 / 5})
     assert confusion_between(outputs(logits, labels + [0]), 2, 0) == result

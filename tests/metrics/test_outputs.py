@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 
 from fedforget.metrics import METRICS, Outputs, accuracy, loss, margin
+from fedforget.metrics.outputs import balanced_accuracy
 
 
 def outputs(logits: list[list[float]], labels: list[int]) -> Outputs:
@@ -42,10 +45,27 @@ def test_a_uniform_model() -> None:
     assert margin(uniform) == pytest.approx(-math.log(9))
 
 
-def test_a_diverged_model_is_wrong_everywhere() -> None:
-    diverged = outputs([[math.nan, math.nan]], [0])
-    assert accuracy(diverged) == 0.0
-    assert math.isnan(loss(diverged)) and math.isnan(margin(diverged))
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_diverged_model_has_no_numbers(broken: float) -> None:
+    """An accuracy of 0 % would be that of a model that answers, and always wrong."""
+    diverged = outputs([[broken, broken], [1.0, 0.0]], [0, 1])
+    for metric in (accuracy, balanced_accuracy, loss, margin):
+        assert math.isnan(metric(diverged)), metric
+    assert not diverged.finite and math.isnan(diverged.share(diverged.labels == 0))
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn_on_classes_that_occur() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 50 + [2] * 9 + [3])
+    logits = torch.randn(60, 5, generator=generator) + 2 * torch.nn.functional.one_hot(labels, 5)
+    mine = Outputs(logits, labels, torch.full((60,), -1))
+    assert not mine.constant
+    with warnings.catch_warnings():  # it warns of predicted classes that do not occur
+        warnings.simplefilter("ignore")
+        assert balanced_accuracy(mine) == pytest.approx(balanced_accuracy_score(labels, logits.argmax(1)))
+    constant = Outputs(torch.eye(5)[torch.zeros(60, dtype=torch.long)], labels, labels)
+    assert balanced_accuracy(constant) == pytest.approx(1 / 3) and accuracy(constant) == pytest.approx(50 / 60)
+    assert constant.constant and not constant.take(torch.arange(50)).constant  # on one class that is right
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedforget.metrics.score import Bounded, Distance, fidelity, forgetting, iso_quality_speedup, quality, utility
+from fedforget.metrics.score import (
+    Bounded,
+    Distance,
+    fidelity,
+    forgetting,
+    iso_quality_speedup,
+    quality,
+    utility,
+    worst_attack,
+)
 
 T = math.sqrt(1.62 / 0.19)
 SE = 0.1 / math.sqrt(3)  # standard error of three numbers .1 apart
@@ -116,41 +125,60 @@ def test_forgetting_refuses_what_it_cannot_compare() -> None:
         forgetting(ORACLE, ORACLE, ORIGINAL, confidence=95)
 
 
+def test_the_worst_attack_is_the_one_that_forgetting_comes_from() -> None:
+    """Of 0.4 a quarter is left under a; b lies half of 0.2 beyond the oracle: forgetting is 1 - 1/2."""
+    oracle, original = {"a": [0.5, 0.6], "b": [0.5, 0.6]}, {"a": [0.9, 1.0], "b": [0.7, 0.8]}
+    u = {"a": [0.6, 0.7], "b": [0.4, 0.5]}
+    attack, left = worst_attack(u, oracle, original)
+    assert attack == "b" and left == pytest.approx(-0.5)
+    assert forgetting(u, oracle, original).value == pytest.approx(1 - abs(left))
+    attack, left = worst_attack(u | {"a": [math.nan, 0.7]}, oracle, original)
+    assert attack == "a" and math.isnan(left)
+
+
 # ------------------------------------------------------------------------------------------------------------ utility
 
 
 def test_utility_by_hand() -> None:
     # (.7 - .1) / (.9 - .1) = 3/4; differences -.1, -.2, -.3 have sd .1: the limit is T SE / .8 lower.
-    result = utility({"test": [0.8, 0.7, 0.6]}, {"test": [0.9] * 3}, chance=0.1)
+    result = utility({"test": [0.8, 0.7, 0.6]}, {"test": [0.9] * 3}, {"test": 0.1})
     assert result == pytest.approx((0.75, 0.75 - T * SE / 0.8))
 
 
 def test_utility_of_the_oracle_is_one_and_of_guessing_zero() -> None:
     oracle = {"test": [0.8, 0.9, 0.7], "worst": [0.5, 0.6, 0.3]}
-    assert utility(oracle, oracle, chance=0.1) == (1, 1)
+    assert utility(oracle, oracle, dict.fromkeys(oracle, 0.1)) == (1, 1)
     guess = dict.fromkeys(oracle, [0.25] * 3)
-    assert utility(guess, oracle, chance=0.25) == (0, 0)
-    assert utility(dict.fromkeys(oracle, [0.0] * 3), oracle, chance=0.25) == (0, 0)
+    assert utility(guess, oracle, dict.fromkeys(oracle, 0.25)) == (0, 0)
+    assert utility(dict.fromkeys(oracle, [0.0] * 3), oracle, dict.fromkeys(oracle, 0.25)) == (0, 0)
 
 
 def test_utility_pairs_seeds_takes_the_worst_set_and_caps() -> None:
     # 1/8 below an oracle of mean 3/4 in each seed: (5/8 - 1/4) / (1/2) = 3/4 without an interval.
     oracle = {"test": [0.5, 0.75, 1.0], "mean client": [0.5, 0.5, 0.5]}
     u = {"test": [0.375, 0.625, 0.875], "mean client": [0.75, 0.75, 0.75]}
-    assert utility(u, oracle, chance=0.25) == (0.75, 0.75)
+    assert utility(u, oracle, dict.fromkeys(oracle, 0.25)) == (0.75, 0.75)
     # Better than the oracle by far, with a limit that is better, too: both 1.
-    assert utility({"a": [1.0, 0.9]}, {"a": [0.5, 0.4]}, chance=0.1) == (1, 1)
+    assert utility({"a": [1.0, 0.9]}, {"a": [0.5, 0.4]}, {"a": 0.1}) == (1, 1)
+
+
+def test_each_set_has_its_own_chance() -> None:
+    """Three quarters of the test set are of one class: 0.75 there is worth nothing, however good it is elsewhere."""
+    oracle, guess = {"test": [0.95] * 3, "worst": [0.5] * 3}, {"test": [0.75] * 3, "worst": [0.5] * 3}
+    assert utility(guess, oracle, {"test": 0.75, "worst": 0.0}) == (0, 0)
+    half = utility({"test": [0.85] * 3, "worst": [0.5] * 3}, oracle, {"test": 0.75, "worst": 0.0})
+    assert half.value == pytest.approx(0.5)
 
 
 def test_utility_of_one_seed_and_of_a_useless_oracle() -> None:
-    one = utility({"test": [0.7]}, {"test": [0.9]}, chance=0.1)
+    one = utility({"test": [0.7]}, {"test": [0.9]}, {"test": 0.1})
     assert one.value == pytest.approx(0.75) and math.isnan(one.pessimistic)
     with pytest.raises(ValueError, match="on 'worst' the oracle's accuracy 0.1 is not above chance 0.1"):
-        utility({"worst": [0.7]}, {"worst": [0.1]}, chance=0.1)
-    with pytest.raises(ValueError, match="chance=1"):
-        utility({"worst": [0.7]}, {"worst": [0.1]}, chance=1)
+        utility({"worst": [0.7]}, {"worst": [0.1]}, {"worst": 0.1})
+    with pytest.raises(ValueError, match="chance\\['worst'\\]=1 must"):
+        utility({"worst": [0.7]}, {"worst": [0.1]}, {"worst": 1})
     with pytest.raises(ValueError, match="each set needs"):
-        utility({}, {}, chance=0.1)
+        utility({}, {}, {})
 
 
 # ----------------------------------------------------------------------------------------------------------- fidelity
