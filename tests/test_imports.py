@@ -78,7 +78,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "routines solvers tuning escape evaluation assessment config resolve report data disk",
         "numpy torch flwr",
     ),
-    "server_app": ("config experiment cohort grid store loading", "flwr"),
+    "server_app": ("escape config experiment cohort grid store loading", "flwr"),
     "launch": ("cohort config data escape experiment grid simulation store", "rich"),
     "cli": (EVERYTHING, "torch rich"),
     "testing": (EVERYTHING, "numpy torch flwr"),
