@@ -27,7 +27,6 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
 from fedforget import data, models
-from fedforget.cli import RAY
 from fedforget.client_app import app as fedforget_app
 from fedforget.cohort import Cohort, describe
 from fedforget.data.partition import PartitionConfig
@@ -37,6 +36,7 @@ from fedforget.messages import Task
 from fedforget.params import Params
 from fedforget.routines import LocalConfig
 from fedforget.seeds import Seeds
+from fedforget.simulation import RAY
 from fedforget.strategy import find
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -1,65 +1,24 @@
-"""`fedforget`: a thin launcher over `flwr run`, and what a terminal needs around it."""
+"""The command `fedforget` and its arguments."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
-import re
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import fedforget
+from fedforget.machine import cores
 
 if TYPE_CHECKING:
     from fedforget.tables import Rows
 
-PROGRESS = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
-RESULTS = "results: "
 ERROR = "fedforget: error: "
-# How Ray is set up, which only its environment can say: its default niceness, 15, starves the workers beside anything
-# else that runs; what a call carries by itself takes a third of the time that the object store takes (measured with
-# 0.5 MB: 5 ms a round less); processes started ahead would serve nobody, because those of a Flower run have an
-# environment of their own; and Flower's idle actor takes one of the starts that Ray allows at once.
-RAY = {
-    "RAY_worker_niceness": "0",
-    "RAY_max_direct_call_object_size": str(1 << 20),
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_worker_maximum_startup_concurrency": str((os.cpu_count() or 1) + 1),
-}
-WATCH = """import sys
-from pathlib import Path
-from fedforget.cli import _clean_up_after
-_clean_up_after(sys.stdin, Path(sys.argv[1]))
-"""
-APP = """[project]
-name = "fedforget-run"
-version = "{version}"
-description = "made by the fedforget launcher"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedforget"
-
-[tool.flwr.app.components]
-serverapp = "fedforget.server_app:app"
-clientapp = "fedforget.client_app:app"
-
-[tool.flwr.app.config]
-experiment = "quickstart"
-overrides = ""
-output-dir = ""
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="group=name, or key=value, as often as needed")
     where = "default: $FEDFORGET_HOME, else ~/.fedforget"
     run.add_argument("--output-dir", type=Path, help=where)
-    run.add_argument("--nodes", type=int, default=max(2, os.cpu_count() or 2), help="SuperNodes; default: CPU cores")
+    run.add_argument("--nodes", type=int, default=max(2, cores()), help="SuperNodes; default: CPU cores")
     run.add_argument("--verbose", action="store_true", help="show everything that Flower and Ray print")
 
     commands.add_parser("list", help="experiments, strategies and config groups")
@@ -88,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as in `fedforget run`")
     split.add_argument("--to", type=Path, required=True, help="gets a folder client-<id> for each client")
     doctor = commands.add_parser("doctor", help="versions, devices, data found, and a self-test of some seconds")
-    doctor.add_argument("folders", nargs="*", type=Path, help="folders of parquet files to look into")
+    about = "folders of parquet files to look into; an experiment and its KEY=VALUE, to be checked as `run` does"
+    doctor.add_argument("words", nargs="*", metavar="FOLDER|EXPERIMENT|KEY=VALUE", help=about)
 
     options, rest = parser.parse_known_args(arguments)
     if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
@@ -101,11 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fedforget.escape import plain
     from fedforget.store import CannotWrite
 
-    sys.path[:0] = _own_folder()
+    command = {"run": _run, "list": _list, "report": _report, "split": _split, "doctor": _doctor}[options.command]
     try:
-        return {"run": _run, "list": _list, "report": _report, "split": _split, "doctor": _doctor}[options.command](
-            options
-        )
+        with _on_path(_own_folder()):
+            return command(options)
     except (ValueError, CannotWrite) as error:
         print(f"{ERROR}{plain(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
@@ -115,132 +74,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Late imports keep `fedforget --help` instant; composing here finds bad input before Flower starts.
-    from fedforget.client.workbench import device_of
-    from fedforget.config import absolute_paths, compose
-    from fedforget.store import Store, default_output
+    from fedforget.launch import run
 
     if options.nodes < 1:
         raise ValueError(f"--nodes {options.nodes} must be at least 1")
-    if "=" in options.experiment:
-        raise ValueError(f"{options.experiment!r} stands where an experiment's name is expected; see `fedforget list`")
-    overrides = absolute_paths(options.overrides, Path.cwd())
-    experiment = options.experiment
-    if experiment.endswith((".yaml", ".yml")):
-        experiment = str(Path(experiment).resolve())
-    config = compose(experiment, overrides)
-    device_of(config.engine.device, config.engine.precision)
-    if config.task.source == "folder" and not Path(config.task.path).is_dir():
-        raise ValueError(f"task.path={config.task.path} is not a folder")
-    output = (options.output_dir or default_output()).expanduser().resolve()
-    Store(output / "store")
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
-    # Not in TMPDIR: the paths of Ray's sockets in it must stay below 107 bytes.
-    home = Path(tempfile.mkdtemp(prefix="fedforget-", dir="/tmp"))
-    # A process of its own, out of reach of Ctrl-C: it must clean up after a launcher that was killed, too.
-    watcher = subprocess.Popen([sys.executable, "-c", WATCH, str(home)], stdin=subprocess.PIPE, start_new_session=True)
-    try:
-        return _launch(home, experiment, overrides, output, options)
-    finally:
-        watcher.communicate()
-
-
-def _stop(received: int, _: object) -> NoReturn:
-    print(
-        f"\nfedforget: stopped by {signal.Signals(received).name}; the same command goes on from what was saved",
-        file=sys.stderr,
+    return run(
+        options.experiment,
+        options.overrides,
+        options.output_dir,
+        options.nodes,
+        options.verbose,
+        _own_folder(),
     )
-    sys.exit(128 + received)
-
-
-def _clean_up_after(launcher: IO[str], home: Path) -> None:
-    """End a run's processes and delete its folder once ``launcher``, a pipe, is closed: by the end of its process."""
-    launcher.read()
-    _end_processes(home)
-    shutil.rmtree(home, ignore_errors=True)
-
-
-def _launch(home: Path, experiment: str, overrides: list[str], output: Path, options: argparse.Namespace) -> int:
-    """Run the app on a SuperLink of its own, which lives no longer than this call."""
-    import tomli_w
-
-    app = home / "app"
-    app.mkdir()
-    (app / "pyproject.toml").write_text(APP.format(version=fedforget.__version__))
-    settings = {"experiment": experiment, "overrides": _join(overrides), "output-dir": str(output)}
-    (home / "run.toml").write_text(tomli_w.dumps(settings))
-    cores = os.cpu_count() or 1
-    command = [
-        *(sys.executable, "-m", "flwr.cli.app", "run", str(app), "--stream", "--run-config", str(home / "run.toml")),
-        # Flower's own worker pool stays one idle process; the project's workers do the work (fedforget/grid.py).
-        *("--federation-config", f"num-supernodes={options.nodes} client-resources-num-cpus={cores}"),
-    ]
-    control, http = _free_ports(2)
-    environment = {
-        **os.environ,
-        "FLWR_HOME": str(home),
-        "RAY_TMPDIR": str(home),
-        **RAY,
-        "FLWR_LOCAL_CONTROL_API_PORT": str(control),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [*_own_folder(), os.environ.get("PYTHONPATH")])),
-    }
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
-    )
-    try:
-        return _follow(process, options)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _follow(process: subprocess.Popen, options: argparse.Namespace) -> int:
-    """Show a run's progress; returns 0 if it came to its results."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console()
-    lines: list[str] = []
-    finished = failed = False
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    in_table, shown = False, ""
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("starting Flower and Ray", total=None)
-        assert process.stdout is not None
-        for raw in process.stdout:
-            line = re.sub(r"\x1b\[[0-9;]*m", "", raw.rstrip("\n"))
-            lines.append(line)
-            step = PROGRESS.match(line)
-            if options.verbose:
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
-            if step:
-                done, total, what = step.groups()
-                progress.update(bar, completed=int(done), total=int(total), description=f"{what[:60]:60}")
-                if not console.is_terminal and done != shown:  # a log file sees no bar
-                    shown = done
-                    console.print(line, markup=False, highlight=False, soft_wrap=True)
-            elif line.startswith(ERROR):
-                failed = True
-                console.print(line, markup=False, highlight=False, style="red", soft_wrap=True)
-            elif line.startswith("  note: "):
-                console.print(line.strip(), markup=False, highlight=False, soft_wrap=True)
-            elif line.startswith("**"):
-                in_table = True
-            if in_table and not options.verbose:
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
-            if line.startswith(RESULTS):
-                finished = True
-                break
-    if not finished and not failed:
-        console.print("the run ended without results; the last lines of its output:", style="red")
-        console.print("\n".join(lines[-30:]), markup=False, highlight=False, soft_wrap=True)
-    return 0 if finished and not failed else 1
 
 
 def _own_folder() -> list[str]:
@@ -249,50 +94,15 @@ def _own_folder() -> list[str]:
     return [str(here)] if (here / "strategies").is_dir() or (here / "configs").is_dir() else []
 
 
-def _join(overrides: Sequence[str]) -> str:
-    import shlex
-
-    return shlex.join(overrides)
-
-
-def _free_ports(number: int) -> list[int]:
-    """Ports that no one listens on now."""
-    sockets = [socket.socket() for _ in range(number)]
+@contextlib.contextmanager
+def _on_path(folders: list[str]) -> Iterator[None]:
+    """Folders first on Python's path, as long as it is open."""
+    before = list(sys.path)
+    sys.path[:0] = folders
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        yield
     finally:
-        for each in sockets:
-            each.close()
-
-
-def _end_processes(home: Path) -> None:
-    """End every process of the run: Flower starts its SuperLink detached, so they are found by their environment.
-
-    They are looked for again until none is left, because one that is being ended may just have started another.
-    """
-    import psutil
-
-    for stop in ("terminate", *["kill"] * 10):
-        mine = _processes_of(home)
-        if not mine:
-            return
-        for process in mine:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                getattr(process, stop)()
-        psutil.wait_procs(mine, timeout=3)
-
-
-def _processes_of(home: Path) -> list:
-    import psutil
-
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
-            if process.environ().get("FLWR_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+        sys.path[:] = before
 
 
 # ---------------------------------------------------------------------- list, report, split, doctor
@@ -458,7 +268,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     for package in ("fedforget", "flwr", "ray", "torch", "torchvision", "numpy"):
         print(f"{package:12} {metadata.version(package)}")
-    print(f"{'python':12} {sys.version.split()[0]}, {os.cpu_count()} CPU cores")
+    print(f"{'python':12} {sys.version.split()[0]}, {cores()} CPU cores")
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"{'cuda':12} {', '.join(cards) if cards else 'no device: everything runs on the CPU'}")
     for variable in ("FLWR_HOME", "CUDA_VISIBLE_DEVICES"):
@@ -468,11 +278,21 @@ def _doctor(options: argparse.Namespace) -> int:
     from fedforget.config import compose, describe, group_settings
     from fedforget.experiment import Experiment
     from fedforget.grid import InProcessGrid
+    from fedforget.launch import check
 
     for task in describe()["groups"]["task"]:
         print(f"{'data':12} task={task}: {_data_found(group_settings('task', task))}")
-    for folder in options.folders:
-        print(f"{'data':12} task.path={folder}: {_describe_folder(folder)}")
+    folders = [word for word in options.words if "=" not in word and Path(word).is_dir()]
+    for folder in folders:
+        print(f"{'data':12} task.path={folder}: {_describe_folder(Path(folder))}")
+    asked = [word for word in options.words if word not in folders]
+    if asked:
+        named = [word for word in asked if "=" not in word]
+        if len(named) > 1:
+            raise ValueError(f"{named[1]!r} is no folder, and {named[0]!r} is the experiment already")
+        experiment = named[0] if named else "quickstart"
+        for line in check(experiment, [word for word in asked if "=" in word], max(2, cores())):
+            print(f"{experiment:12} {line}")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         config = compose(

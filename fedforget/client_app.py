@@ -13,7 +13,8 @@ from flwr.clientapp import ClientApp
 
 from fedforget import messages
 from fedforget.client import answering, training
-from fedforget.client.workbench import Workbench, workbench
+from fedforget.client.workbench import device_of
+from fedforget.data import FederatedData, load
 from fedforget.messages import TEST, Task, Work
 from fedforget.store import digest
 
@@ -33,17 +34,18 @@ def describe(message: Message, context: Context) -> Message:
     """Which clients this node hosts (all of them in simulation, its own when deployed), and their sizes."""
     try:
         work, _ = _accepted(message, context)
-        bench = workbench(work.task)
-        hosted = _hosted(bench, context)
+        task = Task.from_json(work.task)
+        device = device_of(task.device, task.precision)
+        federated = load(task.data)
+        hosted = _hosted(federated, context)
     except ValueError as error:  # what the user must mend: sent as a sentence, not as a traceback
         return Message(messages.pack_reply({}, {"node": {"error": str(error)}}), reply_to=message)
-    federated = bench.data
     report = {
         str(client): {"num_train": federated.num_train(client), "class_counts": federated.class_counts(client)}
         for client in hosted
     }
     about = {
-        "device": str(bench.inputs.device),
+        "device": str(device),
         "torch": torch.__version__,
         "input_shape": list(federated.input_shape),
         "num_classes": federated.num_classes,
@@ -88,7 +90,7 @@ def _accepted(message: Message, context: Context) -> tuple[Work, dict[str, NDArr
         own = replace(task.data, task=replace(task.data.task, path=str(folder)))
         work = replace(work, task=replace(task, data=own).to_json(), shelves=_own_shelves(work, context))
     if HOSTED in context.node_config:
-        hosted = _hosted(workbench(work.task), context)
+        hosted = _hosted(load(Task.from_json(work.task).data), context)
         asked = {*work.clients, *(client for client, *_ in work.parts if client != TEST)}
         if not asked.issubset(hosted):
             raise ValueError(f"a SuperNode serves only client {hosted[0]}, but was asked for {sorted(asked)}")
@@ -106,13 +108,13 @@ def _own_shelves(work: Work, context: Context) -> str:
     return str(Path(str(context.node_config[SHELVES])) / digest(Path(work.shelves).parts[-3:])) if work.shelves else ""
 
 
-def _hosted(bench: Workbench, context: Context) -> Sequence[int]:
+def _hosted(data: FederatedData, context: Context) -> Sequence[int]:
     """The clients that this node serves.
 
     Raises:
         ValueError: if its node config names a client whose data is not there.
     """
-    named, held = context.node_config.get(HOSTED), bench.data.held
+    named, held = context.node_config.get(HOSTED), data.held
     if named is None:
         return held
     if named not in held:

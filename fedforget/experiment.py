@@ -52,7 +52,7 @@ from fedforget.config import RunConfig, StrategySpec
 from fedforget.disk import Need
 from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL
 from fedforget.exchange import RECORDS
-from fedforget.grid import choose
+from fedforget.grid import GridEnded
 from fedforget.history import FileJournal, History, HistoryConfig, Recording, find_recording
 from fedforget.ledger import Cost
 from fedforget.messages import GRID, SPHERE, Task
@@ -83,6 +83,8 @@ FIRST_SETS = (*AUDIT_SETS, *REGION_SETS, *LAYER_SETS)
 PATH = 4  # steps of equal length from the original to a model, between which the loss is measured
 ASKED_BYTES = 1 << 26  # of models in one message of an audit, about
 LATER_SETS = ("forget", "retain", "holdout", "test")  # when the audit is made again, after further rounds
+
+Step = Callable[[int, int, str], None]  # is told how many models are there, of how many, and what goes on
 
 
 @dataclass(frozen=True)
@@ -140,46 +142,44 @@ class Experiment:
 
     Args:
         config: the composed configuration.
-        grid: the Flower grid that the ServerApp was given.
+        grid: reaches the nodes, which are there.
         output: an absolute folder; results go to ``runs/`` in it, and what runs share to ``store/``.
         say: is told, in one line, what has been done.
+        step: is told how many models are there, of how many, and in one line what goes on; None: `say` is.
     """
 
-    def __init__(self, config: RunConfig, grid: Grid, output: Path, say: Callable[[str], None] = print) -> None:
-        self.config, self.say = config, lambda line: say(escape.lines(line))
+    def __init__(
+        self,
+        config: RunConfig,
+        grid: Grid,
+        output: Path,
+        say: Callable[[str], None] = print,
+        step: Step | None = None,
+    ) -> None:
+        self.config, self.say, self.grid = config, lambda line: say(escape.lines(line)), grid
         self.store = Store(output / "store")
         self.output = output
         self.task = Task(
             config.data, config.model, config.local, config.engine.device, config.engine.mode, config.engine.precision
         )
-        self.say(f"waiting for the SuperNodes and for {config.task.source} data")
-        self.grid = choose(grid, config.engine, config.data)
         self._stop = threading.Event()
         self._failed: dict[str, str] = {}
-        self._count = Count(say)
+        self._count = Count(step or (lambda done, total, what: self.say(f"[{done}/{total}] {what}")))
         self.strategies = config.strategies  # with the options that tuning chose, once it has
         self.rehearsal: Experiment | None = None
         self.tuned: dict[str, Any] = {}
 
-    def run(self) -> Path:
-        """Do everything that is not done yet; returns the folder with the report.
+    def prepare(self) -> None:
+        """Find out who is there, and what the requests mean to them; nothing is trained.
 
         Raises:
-            ValueError: if the configuration does not fit the data, or the results the disk; nothing has been trained.
-            CannotWrite: if the disk does not take a result; the same command goes on from what was saved.
-            TooFewClients: if a round failed; what was finished is stored, and the same command goes on from there.
-            AuditFailed: if no node could say what a model answers; likewise.
+            ValueError: if the configuration does not fit the data.
         """
-        # The workers fill every core; a server with more threads would only take them away.
-        torch.set_num_threads(1)
-        # Flower's learners log two lines a round; a run has thousands of rounds and says itself how far it is.
-        logging.getLogger("flwr").setLevel(logging.WARNING)
         self.federation = describe(self.grid, self.task)
         self.layout = Layout.of(models.build(self.config.model, *self._shape()))
         self.requests = resolve(self.config, self.federation)
         self.folder = make_folder(self.output / "runs" / self._name())
         self._check()
-        self.rehearsal = self._rehearsal()
         for heading, text in self.federation.facts.lines():
             self.say(f"{heading}: {text}")
         named = [name_request(request, self.federation) for request in self.requests]
@@ -189,6 +189,22 @@ class Experiment:
             f"{clients} clients on {len(self.federation.hosts)} SuperNodes ({self.federation.about['device']}), "
             f"{asked} asked in a round; to forget: {', then '.join(named)}"
         )
+
+    def run(self) -> Path:
+        """Do everything that is not done yet; returns the folder with the report.
+
+        Raises:
+            ValueError: if the configuration does not fit the data, or the results the disk; nothing has been trained.
+            CannotWrite: if the disk does not take a result; the same command resumes from what was saved.
+            TooFewClients: if a round failed; what was finished is stored, and the same command resumes from there.
+            AuditFailed: if no node could say what a model answers; likewise.
+        """
+        # The workers fill every core; a server with more threads would only take them away.
+        torch.set_num_threads(1)
+        # Flower's learners log two lines a round; a run has thousands of rounds and says itself how far it is.
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        self.prepare()
+        self.rehearsal = self._rehearsal()
         evaluation = self.config.evaluation
         self.say(
             f"evidence level {evaluation.level} ({LEVELS[evaluation.level].code}), K = {evaluation.seeds}: "
@@ -853,11 +869,11 @@ class Count:
     """Says how far a run is.
 
     Args:
-        say: is told, in one line.
+        step: is told.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.done, self.total = say, 0, 0
+    def __init__(self, step: Step) -> None:
+        self.step, self.done, self.total = step, 0, 0
         self._lock, self._last = threading.Lock(), time.monotonic()
 
     def tick(self, what: str) -> None:
@@ -874,7 +890,7 @@ class Count:
 
     def _say(self, what: str) -> None:
         self._last = time.monotonic()
-        self.say(f"[{self.done}/{self.total}] {what}")
+        self.step(self.done, self.total, what)
 
 
 def _disk_needed(run: Experiment) -> Need:
@@ -1011,7 +1027,7 @@ def _code_of_strategy(spec: StrategySpec, refuses: bool = False) -> Iterator[Non
     """
     try:
         yield
-    except (TooFewClients, AuditFailed, CannotWrite, DamagedFile, Stopped):
+    except (TooFewClients, AuditFailed, CannotWrite, DamagedFile, GridEnded, Stopped):
         raise
     except Exception as error:
         if refuses and type(error) is ValueError:

@@ -2,7 +2,7 @@
 
 Three carry the same messages and give the same numbers: the grid that Flower hands to the ServerApp, `RayGrid`, which
 replaces it in simulation (Flower's own polls every 0.1 s and copies the model for every message), and `InProcessGrid`,
-which needs neither Ray nor a SuperLink.
+which needs neither Ray nor a SuperLink. `fedforget.simulation` is made of the latter two.
 """
 
 from __future__ import annotations
@@ -64,6 +64,10 @@ class EngineConfig:
     trajectories: int = 0
 
 
+class GridEnded(RuntimeError):
+    """No message is answered any more, because the run is ending, or what carried them has ended."""
+
+
 class _LocalGrid(Grid):
     """The part of a grid that is the same wherever the nodes are: message ids, and replies held until pulled."""
 
@@ -71,6 +75,13 @@ class _LocalGrid(Grid):
         self._node_ids = list(node_ids)
         self._replies: dict[str, Message] = {}
         self._arrived = threading.Condition()
+        self._ended = ""
+
+    def give_up(self, reason: str) -> None:
+        """Raise `GridEnded` with the reason wherever replies are awaited, from now on."""
+        with self._arrived:
+            self._ended = reason
+            self._arrived.notify_all()
 
     def set_run(self, run: Any) -> None:
         """Nothing to do: a local grid serves the run that made it."""
@@ -109,7 +120,11 @@ class _LocalGrid(Grid):
             return [self._replies.pop(identifier) for identifier in message_ids if identifier in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push messages and wait for their replies, or for ``timeout`` seconds."""
+        """Push messages and wait for their replies, or for ``timeout`` seconds.
+
+        Raises:
+            GridEnded: if the run ends meanwhile.
+        """
         waiting = set(self.push_messages(messages))
         deadline = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
@@ -118,6 +133,8 @@ class _LocalGrid(Grid):
             replies += arrived
             waiting -= {message.metadata.reply_to_message_id for message in arrived}
             with self._arrived:
+                if self._ended:
+                    raise GridEnded(self._ended)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     break
@@ -150,7 +167,12 @@ class InProcessGrid(_LocalGrid):
 
     _one_at_a_time = threading.Lock()  # of the class: all such grids of a process share its one workbench
 
-    def __init__(self, client_app: ClientApp, num_nodes: int = 1, node_configs: Mapping[int, dict] | None = None):
+    def __init__(
+        self,
+        client_app: Callable[[Message, Context], Message],
+        num_nodes: int = 1,
+        node_configs: Mapping[int, dict] | None = None,
+    ) -> None:
         super().__init__(range(1, num_nodes + 1))
         self._client_app = client_app
         self._contexts = {
@@ -196,20 +218,8 @@ class RayGrid(_LocalGrid):
         self._load_client_app = load_client_app
         self._inline = int(os.environ.get(INLINE, 0))
         self._share = config.gpus_per_worker
-        if config.device == "cuda" and not self._share:
-            raise ValueError(
-                "engine.device=cuda, but Ray hides the cards from workers that reserve none; "
-                "set engine.gpus_per_worker, e.g. to 1 (one worker a card) or 0.5 (two)"
-            )
         resources = ray.cluster_resources()
-        cards = int(resources.get("GPU", 0))
-        # A worker's share lies on one card, so that what is left of several cards does not add up to another share.
-        most = cards * int(1 / self._share) if self._share else int(resources.get("CPU", 1))
-        if self._share and max(1, config.workers) > most:
-            raise ValueError(
-                f"engine.gpus_per_worker={self._share:g} lets {most} workers share the {cards} GPUs that Ray sees, "
-                f"fewer than {max(1, config.workers)}; reserve less for each, or set engine.device=cpu"
-            )
+        most = most_workers(config, int(resources.get("GPU", 0)), int(resources.get("CPU", 1)))
         number = config.workers or max(1, min(most, len(self._node_ids)))
         self._first: tuple[Any, ...] = ()  # what each worker is told before it gets messages
         self._machines = dict(zip(range(number), itertools.cycle(_cores(self._ray.nodes())), strict=False))
@@ -219,6 +229,13 @@ class RayGrid(_LocalGrid):
         self._running: dict[Any, tuple[Message | None, int]] = {}  # without a message: a worker that is looked after
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()  # Ray's thread must not wait for a lock
         threading.Thread(target=self._collect, daemon=True, name="ray-grid").start()
+
+    def close(self) -> None:
+        """End the workers, and the thread that waits for them."""
+        with self._arrived:
+            for worker in self._workers.values():
+                self._ray.kill(worker)
+        self._done.put(None)
 
     def _start(self, place: int) -> Any:
         """A new worker, on the machine that the place belongs to as long as that machine is there."""
@@ -274,9 +291,9 @@ class RayGrid(_LocalGrid):
         future.add_done_callback(self._done.put)
 
     def _collect(self) -> None:
-        """Turn finished calls into replies, for as long as the process lives."""
-        while True:
-            self._finish(self._done.get())
+        """Turn finished calls into replies, until the grid is closed."""
+        while (future := self._done.get()) is not None:
+            self._finish(future)
 
     def _finish(self, future: Any) -> None:
         """Answer the message of a finished call, unless it was abandoned, and give its worker the next."""
@@ -290,7 +307,7 @@ class RayGrid(_LocalGrid):
             last = str(error).strip().splitlines()[-1]
             reason, died = DIED if began else f"its worker process could not start ({last})", True
         with self._arrived:
-            if future not in self._running:
+            if future not in self._running or self._ended:
                 return
             message, place = self._running.pop(future)
             if died:
@@ -341,6 +358,28 @@ class RayGrid(_LocalGrid):
             for identifier in message_ids:
                 self._replies.pop(identifier, None)
             self._hand_out()
+
+
+def most_workers(config: EngineConfig, cards: int, cores: int) -> int:
+    """How many workers a Ray with so many cards and cores can have.
+
+    Raises:
+        ValueError: if workers are to use a card that they do not reserve, or reserve more than there is.
+    """
+    share = config.gpus_per_worker
+    if config.device == "cuda" and not share:
+        raise ValueError(
+            "engine.device=cuda, but Ray hides the cards from workers that reserve none; "
+            "set engine.gpus_per_worker, e.g. to 1 (one worker a card) or 0.5 (two)"
+        )
+    # A worker's share lies on one card, so that what is left of several cards does not add up to another share.
+    most = cards * int(1 / share) if share else cores
+    if share and max(1, config.workers) > most:
+        raise ValueError(
+            f"engine.gpus_per_worker={share:g} lets {most} workers share the {cards} GPUs that Ray sees, "
+            f"fewer than {max(1, config.workers)}; reserve less for each, or set engine.device=cpu"
+        )
+    return most
 
 
 class _Worker:
@@ -439,21 +478,33 @@ def choose(grid: Grid, config: EngineConfig, data: DataConfig, timeout: float = 
         raise ValueError("engine.transport=ray works only in simulation; use engine.transport=auto")
     if config.transport == "flower" or not simulated:
         return grid
-    import ray
-
     with ThreadPoolExecutor(1) as background:
         loading = background.submit(FederatedData, data)
-        # Flower starts Ray while the ServerApp already runs.
-        deadline = time.monotonic() + timeout
-        while not ray.is_initialized():
-            if time.monotonic() > deadline:
-                raise ValueError(f"Ray did not start within {timeout:g} s")
-            time.sleep(0.05)
+        _wait_for_ray()
         chosen = RayGrid(grid, load_client_app, config)
         if loading.exception() is None:  # else each worker tries, and its node says what is wrong
             chosen.share(adopt, data, loading.result())
     keep_freed_memory()  # only now, so that what was loaded here is given back
     return chosen
+
+
+def _wait_for_ray() -> None:
+    """Until Flower, which starts it while the ServerApp already runs, has started Ray.
+
+    Raises:
+        ValueError: if it did not.
+    """
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS", "")
+    # A loaded machine needs minutes to start one; to join one takes seconds.
+    patience = 60.0 if address not in ("", "local") else 600.0
+    deadline = time.monotonic() + patience
+    while not ray.is_initialized():
+        if time.monotonic() > deadline:
+            cluster = f"; RAY_ADDRESS={address!r} names the cluster to join: start it, or unset it" if address else ""
+            raise ValueError(f"Flower did not start Ray within {patience:g} s{cluster}")
+        time.sleep(0.05)
 
 
 def wait_for_nodes(grid: Grid, number: int, timeout: float) -> list[int]:

@@ -29,6 +29,7 @@ def main(grid: Grid, context: Context) -> None:
         from fedforget.cohort import AuditFailed, TooFewClients
         from fedforget.config import compose
         from fedforget.experiment import Experiment
+        from fedforget.grid import choose
         from fedforget.store import CannotWrite, default_output
     settings = context.run_config
     output = Path(str(settings["output-dir"]) or default_output())
@@ -38,7 +39,8 @@ def main(grid: Grid, context: Context) -> None:
                 f"output-dir={str(output)!r} must be an absolute path: the run has another working directory"
             )
         config = compose(str(settings["experiment"]), str(settings["overrides"]))
-        Experiment(config, grid, output, say).run()
+        say(f"waiting for the SuperNodes and for {config.task.source} data")
+        Experiment(config, choose(grid, config.engine, config.data), output, say).run()
     except (ValueError, TooFewClients, AuditFailed, CannotWrite) as error:
         say(f"fedforget: error: {plain(str(error))}")
         raise RuntimeError(str(error)) from error.__cause__  # where a strategy's own code failed, for its author

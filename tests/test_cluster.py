@@ -17,12 +17,12 @@ import psutil
 import pytest
 import torch
 
-from fedforget.cli import RAY
 from fedforget.client_app import app
 from fedforget.cohort import describe
 from fedforget.config import compose
 from fedforget.experiment import Experiment
 from fedforget.grid import EngineConfig, InProcessGrid, RayGrid, load_client_app
+from fedforget.simulation import RAY
 from fedforget.testing import Toy
 
 ROOT = Path(__file__).parents[1]

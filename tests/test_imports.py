@@ -29,6 +29,8 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "params": ("core", "torch"),
     "seeds": ("", "numpy torch"),
     "loading": ("", ""),
+    "machine": ("", ""),
+    "watcher": ("", "psutil"),
     "request": ("", ""),
     "ledger": ("", ""),
     "names": ("", ""),
@@ -44,7 +46,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "routines": ("params seeds", "torch"),
     "messages": ("request params seeds data models routines", "numpy torch flwr"),
     "client": ("core routines data models messages metrics params store", "numpy torch"),
-    "client_app": ("client messages store", "numpy torch flwr"),
+    "client_app": ("client data messages store", "numpy torch flwr"),
     "attendance": ("", ""),
     "checks": ("params routines", "numpy"),
     "description": ("data", ""),
@@ -54,6 +56,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     ),
     "solvers": ("params", "torch"),
     "grid": ("client_app data loading", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
+    "simulation": ("client_app data grid machine messages watcher", "flwr psutil ray torch"),
     "strategy": (
         "folders names options routines seeds history cohort exchange messages request params",
         "flwr",
@@ -79,12 +82,20 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "routines solvers tuning escape evaluation assessment config resolve report data disk",
         "numpy torch flwr",
     ),
-    "server_app": ("escape config experiment cohort store loading", "flwr"),
-    "cli": (EVERYTHING, "torch rich psutil tomli_w"),
+    "server_app": ("escape config experiment cohort grid store loading", "flwr"),
+    "launch": ("cohort config data escape experiment grid simulation store", "rich"),
+    "cli": (EVERYTHING, "torch rich"),
     "testing": (EVERYTHING, "numpy torch flwr"),
 }
 # Modules that nobody but these may import: the outermost layer.
-OUTERMOST = {"server_app": set(), "cli": set(), "testing": set(), "experiment": {"server_app", "cli", "testing"}}
+OUTERMOST = {
+    "server_app": set(),
+    "cli": set(),
+    "testing": set(),
+    "launch": {"cli"},
+    "simulation": {"launch"},
+    "experiment": {"server_app", "cli", "launch", "testing"},
+}
 STRATEGIES = {"strategy", "params", "solvers", "routines"}  # what a strategy may import: public modules alone
 
 # Slow to load, and needed by few processes: imported inside the function that needs them.
@@ -234,6 +245,18 @@ def test_loading_leaves_the_search_for_garbage_as_it_was(looking: bool) -> None:
         assert gc.isenabled() == looking
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["runn"]])
+def test_the_command_line_itself_loads_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom fedforget.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    print('loaded', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loaded = {name.split(".")[0] for name in done.stdout.rpartition("loaded")[2].split()}
+    assert "fedforget" in loaded and not loaded & (HEAVY | {"torch", "flwr", "ray", "numpy", "omegaconf", "rich"})
 
 
 def test_reading_a_config_loads_nothing_that_audits_need() -> None:

@@ -17,10 +17,10 @@ import pytest
 from flwr.app import Message
 
 from fedforget import data, messages
-from fedforget.cli import RAY
 from fedforget.cohort import LATE, AuditFailed, describe
 from fedforget.data import FederatedData, adopt
 from fedforget.grid import DIED, EngineConfig, InProcessGrid, RayGrid, load_client_app
+from fedforget.simulation import RAY
 from fedforget.testing import REQUESTS, Toy
 
 ILL = 3  # the client that fails
