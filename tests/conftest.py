@@ -21,6 +21,29 @@ ALONE = (
     "test_resume.py",
     "test_docs.py",
 )
+# Files that are not in the fast lane (`pytest -m fast`, about a minute), apart from tests in them that are marked so.
+SLOW = {
+    *ALONE,
+    "test_assessment.py",
+    "test_certified_newton.py",
+    "test_code.py",
+    "test_conformance.py",
+    "test_costs.py",
+    "test_device.py",
+    "test_experiment.py",
+    "test_influence.py",
+    "test_meta_evaluation.py",
+    "test_newton.py",
+    "test_page.py",
+    "test_partial_amnesiac.py",
+    "test_precision.py",
+    "test_recipes.py",
+    "test_shadows.py",
+    "test_statistics.py",
+    "test_strategy.py",
+    "test_tuning.py",
+    "test_vmap_stack.py",
+}
 SMALL = "model=linear learning.rounds=3 partition.clients=5 evaluation=smoke engine.device=cpu"
 
 
@@ -29,6 +52,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name not in SLOW and not item.get_closest_marker("slow"):
+            item.add_marker("fast")
     items.sort(key=lambda item: item.path.name not in ALONE)
 
 

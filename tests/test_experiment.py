@@ -37,6 +37,7 @@ def test_numbers_do_not_depend_on_the_number_of_nodes(run_small, stored_models, 
     assert equal(results[0], results[1]) and equal(results[0], results[2])
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     "request_overrides",
     [
@@ -201,7 +202,10 @@ def test_a_request_before_the_end_starts_from_the_model_of_its_round(run_small, 
             "model=mlp strategies=[cubic_newton]",
             "^cubic_newton .*at most d=3000 parameters, not d=.*; choose a smaller model",
         ),
-        ("strategies=[retention_mask] strategy.retention_mask.keep=0", r"retention_mask.keep is 0.0, but must be in \(0, 1\]"),
+        (
+            "strategies=[retention_mask] strategy.retention_mask.keep=0",
+            r"retention_mask.keep is 0.0, but must be in \(0, 1\]",
+        ),
         ("strategies=[saps] strategy.saps.share=1.5", r"saps.share is 1.5, but must be in \(0, 1\]"),
         ("strategies=[partial_ascent] strategy.partial_ascent.density=.nan", "is nan, but must be a finite number"),
         ("local.optimizer=adam strategies=[unrolling]", "local.optimizer='adam' must be 'sgd'"),

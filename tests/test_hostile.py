@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedforget import client_app, messages
+from fedforget import client_app, messages, routines
 from fedforget.checks import MOST_SAID, Asked, miscount, shared_work
 from fedforget.cohort import LATE, AuditFailed, Cohort, describe
 from fedforget.exchange import Replies
@@ -186,12 +186,12 @@ def test_the_bills_of_shared_routines_are_known_to_the_server(tmp_path, name, op
     layout = hessian_layout(SIZE) if name == "hessian" else None
     vectors = {"v": toy.start} if name == "hvp" else None
     clients = range(2) if name == "hessian" else range(6)
-    ask = {"routine": f"fedforget.routines:{name}", "vectors": vectors, "layout": layout, **options}
+    ask = {"routine": getattr(routines, name), "vectors": vectors, "layout": layout, **options}
     replies = well.train(toy.start, clients, round=1, **ask)
     assert len(replies) == len(clients) and well.notes == []
     local = toy.task.local.with_options(options)
     asked = Asked(
-        ask["routine"],
+        f"fedforget.routines:{name}",
         local,
         options.get("effort", 1.0),
         bool(vectors),
