@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +93,8 @@ def partition(labels: np.ndarray, ids: np.ndarray | None, config: PartitionConfi
     partitioner = _partitioner(config, seeds.integer("partition"))
     partitioner.dataset = datasets.Dataset.from_dict(columns).with_format("numpy")
     try:
-        with warnings.catch_warnings():  # each of them either becomes an error below or is what was asked for
+        # Each warning either becomes an error below or is what was asked for; a progress bar of milliseconds is noise.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             count = partitioner.num_partitions
             parts = [np.sort(partitioner.load_partition(client)["position"][:]) for client in range(count)]

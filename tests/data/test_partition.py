@@ -22,8 +22,9 @@ def divide(seed: int = 0, **fields: object) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind(kind: str) -> None:
+def test_every_kind(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     parts = divide(kind=kind)
+    assert capfd.readouterr() == ("", "")  # no partitioner's progress bar in the middle of a run's own lines
     assert len(parts) == (7 if kind == "natural" else 10)
     for part in parts:
         assert part.dtype == np.int64 and len(part) and (np.diff(part) > 0).all()
