@@ -12,8 +12,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedforget import messages
-from fedforget.client import answering, training
-from fedforget.client.workbench import device_of
+from fedforget.client import answering, training, workbench
 from fedforget.data import FederatedData, load
 from fedforget.messages import TEST, Task, Work
 from fedforget.store import digest
@@ -35,7 +34,7 @@ def describe(message: Message, context: Context) -> Message:
     try:
         work, _ = _accepted(message, context)
         task = Task.from_json(work.task)
-        device = device_of(task.device, task.precision)
+        device = workbench.device_of(task.device, task.precision)
         federated = load(task.data)
         hosted = _hosted(federated, context)
     except ValueError as error:  # what the user must mend: sent as a sentence, not as a traceback
