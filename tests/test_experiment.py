@@ -179,7 +179,7 @@ def test_a_request_before_the_end_starts_from_the_model_of_its_round(run_small, 
     [
         (
             "request=class request.classes=[12] strategies=[finetune]",
-            "names class 12, but the classes are 0 to 9",
+            "class 12 does not exist; the classes are 0 to 9",
         ),
         (
             "request=sample request.clients=[1] request.share=1.0 request.samples=[5000] strategies=[]",
