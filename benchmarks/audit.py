@@ -27,9 +27,11 @@ from fedforget import report
 from fedforget.assessment import assess
 from fedforget.client_app import app
 from fedforget.config import compose
-from fedforget.experiment import FIRST_SETS, Experiment
+from fedforget.experiment import Experiment
 from fedforget.grid import InProcessGrid
 from fedforget.metrics.representation import swap_head
+from fedforget.run.auditing import FIRST_SETS
+from fedforget.run.setting import cohort_of
 from fedforget.strategy import find
 
 
@@ -57,8 +59,8 @@ def main() -> None:
         run = experiment.run()
         header, rows = report.load(run)
         audited = len({(e["request"], e["label"], e["seed"]) for e in header["models"]})
-        cohort = experiment._cohort(experiment._seeds(0), 0)
-        model = experiment._initial(0)
+        setting = experiment.setting
+        cohort, model = cohort_of(setting, setting.seeds(0), 0), setting.initial(0)
         learner = find("none")(learning=config.learning)
         rounds = learner.learn(cohort, model, 10**6)
         most = config.evaluation.max_examples
