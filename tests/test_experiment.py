@@ -249,7 +249,7 @@ def test_owners_rows_and_classes_are_forgotten_by_their_names(run_small, tmp_pat
     assert "2 classes (train/test): 10 (30/5), 50 (30/5)" in said
     header = report.load(experiment.folder)[0]
     assert header["owners"] == {"0": "bob", "1": "mia", "2": "zoe"} and header["classes"] == 2
-    assert header["requests"] == ["client 2 (client 2 = zoe)"]
+    assert header["requests"] == ["client 2 (zoe)"]
     assert header["data_facts"]["classes"] == {"names": ["10", "50"], "numbers": [10, 50]}
     for name in ("table.md", "report.html"):
         assert "client 2 = zoe" in (experiment.folder / name).read_text(), name
