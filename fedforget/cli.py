@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:  # overrides behind an option, where argparse expects no more of them
         options.overrides = [*options.overrides, *rest]
     from fedforget.escape import plain
-    from fedforget.store import CannotWrite
+    from fedforget.failures import CannotWrite
 
     command = {"run": _run, "list": _list, "report": _report, "split": _split, "doctor": _doctor}[options.command]
     try:
@@ -113,7 +113,7 @@ def _list(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from fedforget.config import describe
-    from fedforget.strategy import all_strategies
+    from fedforget.found import strategy_scopes, strategy_titles
 
     console = Console()
     known = describe()
@@ -122,9 +122,9 @@ def _list(options: argparse.Namespace) -> int:
         table.add_row(name, about)
     console.print(table)
     table = Table("strategy", "scopes", "what it is", title="strategies=[NAME, ...]", title_justify="left")
-    for name, strategy in all_strategies().items():
-        about = (sys.modules[strategy.__module__].__doc__ or "").strip().split("\n")[0]
-        table.add_row(name, ", ".join(sorted(strategy.scopes)), about)
+    scopes = strategy_scopes()
+    for name, about in strategy_titles().items():
+        table.add_row(name, ", ".join(scopes[name]), about)
     console.print(table)
     table = Table("group", "names", title="groups: GROUP=NAME", title_justify="left")
     for group, names in known["groups"].items():
@@ -219,7 +219,7 @@ def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 def _split(options: argparse.Namespace) -> int:
     from fedforget.config import absolute_paths, compose
     from fedforget.data import divide
-    from fedforget.store import CannotWrite
+    from fedforget.failures import CannotWrite
 
     config = compose(options.experiment, absolute_paths(options.overrides, Path.cwd()))
     try:

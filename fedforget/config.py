@@ -25,23 +25,25 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedforget.data import DataConfig
-from fedforget.data.corruption import CorruptionConfig
-from fedforget.data.partition import PartitionConfig
-from fedforget.data.sources import TaskConfig
 from fedforget.effects import check_effects, value_of
-from fedforget.evaluation import EvaluationConfig
-from fedforget.exchange import RECORDS
 from fedforget.folders import places
-from fedforget.grid import EngineConfig
-from fedforget.history import DTYPES, HistoryConfig
-from fedforget.models import ModelConfig
+from fedforget.found import strategy_names, strategy_titles
 from fedforget.names import closest, nearest
 from fedforget.options import check as check_options
 from fedforget.request import SCOPES, UnlearningRequest
-from fedforget.routines import LocalConfig
-from fedforget.strategy import LearningConfig, find, make_learner, strategy_names, strategy_titles
-from fedforget.tuning import GOALS, TuningConfig
+from fedforget.schema.data import CorruptionConfig, DataConfig, PartitionConfig, TaskConfig
+from fedforget.schema.evaluation import EvaluationConfig
+from fedforget.schema.learning import (
+    DTYPES,
+    GOALS,
+    RECORDS,
+    EngineConfig,
+    HistoryConfig,
+    LearningConfig,
+    LocalConfig,
+    ModelConfig,
+    TuningConfig,
+)
 
 GROUPS = ("task", "model", "partition", "corruption", "request", "evaluation")
 
@@ -50,10 +52,10 @@ _NO_BLANK = re.compile(r"\w+:\S+")
 _CHECKSUM = re.compile("; checksum ([0-9a-f]{8})")  # at the end of the first line of what `to_yaml` wrote
 _CHOICES = {
     "local.optimizer": ("sgd", "adam"),
-    "history.record": ("auto", *RECORDS),
-    "history.dtype": tuple(DTYPES),
+    "history.record": RECORDS,
+    "history.dtype": DTYPES,
     "history.select": ("top", "random", "bottom"),
-    "tuning.goal": tuple(GOALS),
+    "tuning.goal": GOALS,
     "engine.transport": ("auto", "ray", "flower"),
     "engine.mode": ("auto", "sequential", "stacked", "vmap"),
     "engine.precision": ("float32", "tf32", "bfloat16"),
@@ -232,12 +234,10 @@ class RunConfig:
     strategies: tuple[StrategySpec, ...]
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        from fedforget.strategy import make_learner
+
+        _check_sections(self)
         make_learner(self.learning)  # refuses unknown learners and options
-        self.evaluation.check(self.corruption.kind, self.partition.holdout)
-        _check_request(self.request, self.learning.rounds)
-        _check_clients(self)
-        _check_holders(self)
         _check_strategies(self)
 
     @property
@@ -282,9 +282,11 @@ def compose(experiment: str, overrides: str | Sequence[str] = "") -> RunConfig:
     for label in (label for layer in layers for label in layer.get("strategy", {})):
         if label not in labels:
             raise ValueError(f"strategy.{label} is set, but strategies does not list {label!r}{nearest(label, labels)}")
-    specs = {label: _strategy(label, options.get(label, {})) for label in (*labels, *options)}
+    files = {label: _strategy_file(label) for label in (*labels, *options)}
     _check_paths(tree["task"])
     sections = {name: _convert(kind, tree.get(name, {}), name) for name, kind in _SECTIONS.items()}
+    _check_sections(types.SimpleNamespace(**sections))  # before the strategies' files are imported, which takes seconds
+    specs = {label: _strategy(label, *files[label], options.get(label, {})) for label in files}
     config = RunConfig(path.stem, seed, **sections, strategies=tuple(specs[label] for label in labels))
     check_effects(config, said)
     return config
@@ -540,8 +542,9 @@ def _suiting(request: dict, said: Collection[str]) -> dict:
     return {key: value for key, value in request.items() if key not in unsuited or f"request.{key}" in said}
 
 
-def _strategy(label: str, fields: object) -> StrategySpec:
-    name, base = _strategy_file(label)
+def _strategy(label: str, name: str, base: dict, fields: object) -> StrategySpec:
+    from fedforget.strategy import find
+
     key = f"strategy.{label}"
     return StrategySpec(label, name, _convert(find(name).Config, _merge(base, _mapping(fields, key)), key))
 
@@ -631,7 +634,16 @@ def _check_paths(task: dict) -> None:
             )
 
 
-def _check_values(config: RunConfig) -> None:
+def _check_sections(config: Any) -> None:
+    """Refuse what the sections alone decide; ``config`` is a run, or what else has its sections as attributes."""
+    _check_values(config)
+    _check_request(config.request, config.learning.rounds)
+    _check_clients(config)
+    _check_holders(config)
+    config.evaluation.check(config.corruption.kind, config.partition.holdout)  # last: a primary metric loads torch
+
+
+def _check_values(config: Any) -> None:
     for key, valid in _CHOICES.items():
         if value_of(config, key) not in valid:
             raise ValueError(f"{key} is {value_of(config, key)!r}, but must be one of {', '.join(valid)}")
@@ -669,7 +681,7 @@ def _in_words(target: tuple) -> str:
     return f"{kind} {number}" + (f" of client {client[0]}" if client else "")
 
 
-def _check_clients(config: RunConfig) -> None:
+def _check_clients(config: Any) -> None:
     count = config.partition.clients
     if not count:
         return  # a natural partition takes as many clients as the data have
@@ -686,7 +698,7 @@ def _check_clients(config: RunConfig) -> None:
         raise ValueError(f"request.clients names all {count} clients, so none is left to learn from")
 
 
-def _check_holders(config: RunConfig) -> None:
+def _check_holders(config: Any) -> None:
     if config.task.source == "holder" and config.corruption.kind != "none":
         raise ValueError(
             f"corruption.kind is {config.corruption.kind!r}, but a holder's own data (task.source=holder) is not "
@@ -697,6 +709,8 @@ def _check_holders(config: RunConfig) -> None:
 
 
 def _check_strategies(config: RunConfig) -> None:
+    from fedforget.strategy import find
+
     labels = [spec.label for spec in config.strategies]
     for label in labels:
         if labels.count(label) > 1:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from fedforget.data.classes import MOST_CLASSES
-from fedforget.data.corruption import KINDS
 from fedforget.data.facts import DataFacts
+from fedforget.schema.data import CORRUPTIONS
 
 MOST_EXAMPLES = 10**12  # of a class at a client: more are a mistake, and would be billed
 MOST_VALUES = 2**28  # of one image: the server makes a model for it
@@ -78,7 +78,7 @@ def _is_corruption(record: object) -> bool:
     return (
         isinstance(record, dict)
         and record.keys() == {"kind", "positions"}
-        and record["kind"] in KINDS
+        and record["kind"] in CORRUPTIONS
         and isinstance(record["positions"], dict)
         and all(_is_id(client) for client in record["positions"])
         and all(isinstance(places, list) and all(map(_is_count, places)) for places in record["positions"].values())

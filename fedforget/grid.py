@@ -19,7 +19,6 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,39 +28,15 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedforget.loading import loading
+from fedforget.schema.learning import EngineConfig
 
 if TYPE_CHECKING:
-    from fedforget.data import DataConfig
+    from fedforget.schema.data import DataConfig
 
 INLINE = "RAY_max_direct_call_object_size"  # Ray's setting: most bytes that travel with a call, not by its store
 KEPT = 1 << 30  # bytes of freed memory that a process keeps
 CLIENT_FAILED = 0  # Flower's error code "unknown": the reason is in the text
 DIED = "its worker process died"
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How client work is spread over the machine.
-
-    Args:
-        transport: ``auto`` (``ray`` in simulation, else the grid that Flower gives), ``ray`` or ``flower``.
-        mode: how clients are trained: ``auto``, ``sequential``, ``stacked`` or ``vmap``, see `fedforget.messages.Task`.
-        precision: of clients' training: ``float32``, ``tf32`` or ``bfloat16``, see there.
-        device: ``auto`` (CUDA where a worker sees a card), ``cpu`` or ``cuda``.
-        workers: worker processes; 0 = one a CPU core, or one a share of a card where ``gpus_per_worker`` is set.
-        gpus_per_worker: share of a card that each of Ray's workers reserves, at most 1; with 0 they see no card.
-        nodes: SuperNodes to wait for; 0 = as many as there are (a simulation has them all at its start).
-        trajectories: independent trajectories that run at once; 0 = twice the number of nodes.
-    """
-
-    transport: str = "auto"
-    mode: str = "auto"
-    precision: str = "float32"
-    device: str = "auto"
-    workers: int = 0
-    gpus_per_worker: float = 0.0
-    nodes: int = 0
-    trajectories: int = 0
 
 
 class GridEnded(RuntimeError):

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedforget.exchange import RECORDS, Card, Exchange, Pool, Replies, Reply
 from fedforget.ledger import Cost
 from fedforget.params import Layout, Params
+from fedforget.schema.learning import HistoryConfig
 from fedforget.seeds import Seeds
 from fedforget.store import (
     DamagedFile,
@@ -35,23 +36,6 @@ from fedforget.store import (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SELECTORS = ("top", "random", "bottom")
 COMPLETE = "complete.json"  # the last file of a recording
-
-
-@dataclass(frozen=True)
-class HistoryConfig:
-    """What the server records while it learns.
-
-    Args:
-        record: ``nothing``, ``globals``, ``targets``, ``all``, or ``auto`` = the least that the run's strategies need.
-        dtype: type of recorded updates: ``float32``, ``bfloat16`` or ``float16`` (global models are float32).
-        keep: share of each layer's entries that is kept of an update; the rest counts as zero.
-        select: which entries are kept: ``top`` (largest magnitude), ``bottom`` (smallest) or ``random``.
-    """
-
-    record: str = "auto"
-    dtype: str = "float32"
-    keep: float = 1.0
-    select: str = "top"
 
 
 def compress(update: Params, config: HistoryConfig, seeds: Seeds) -> dict[str, Tensor]:

@@ -13,9 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from fedforget.config import RunConfig, absolute_paths, compose
-from fedforget.data import check_task
 from fedforget.escape import plain
-from fedforget.store import Store, default_output
 
 RESUMES = "the same command resumes from what was saved"
 
@@ -33,6 +31,8 @@ def read(experiment: str, overrides: Sequence[str]) -> RunConfig:
     config = compose(experiment, absolute_paths(overrides, Path.cwd()))
     if config.task.source == "folder" and not Path(config.task.path).is_dir():
         raise ValueError(f"task.path={config.task.path} is not a folder")
+    from fedforget.data import check_task  # loads torch, which no error so far needs
+
     check_task(config.task, config.partition, config.corruption, config.request.steps, config.seed)
     return config
 
@@ -78,6 +78,8 @@ def run(
         SystemExit: with 128 + the signal's number, if SIGINT, SIGTERM or SIGHUP stopped it.
     """
     config = read(experiment, overrides)
+    from fedforget.store import Store, default_output
+
     folder = (output or default_output()).expanduser().resolve()
     Store(folder / "store")
     from fedforget.cohort import AuditFailed, TooFewClients

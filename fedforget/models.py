@@ -25,41 +25,18 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedforget.names import nearest
+from fedforget.schema.learning import ModelConfig
 
 Shape = tuple[int, int, int]
 
 # Trajectories build models in concurrent threads, but torch draws initial weights from one process-wide generator.
 # Reentrant because `initial` calls `build`; `build` needs it too, or its draws would land inside another `initial`.
 _GENERATOR_LOCK = threading.RLock()
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which model.
-
-    Args:
-        name: one of `names()`.
-        width: multiplier of every hidden width (of the image's sides, for ``linear``); 1 is the published size.
-
-    Raises:
-        ValueError: if the name is unknown, or the width is not a positive finite number.
-    """
-
-    name: str = "mlp"
-    width: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.name not in _BUILDERS:
-            raise ValueError(f"model {self.name!r} is unknown{nearest(self.name, names())}")
-        if not 0 < self.width < math.inf:
-            raise ValueError(f"model width {self.width} must be a positive finite number")
 
 
 def names() -> list[str]:

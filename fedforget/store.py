@@ -28,6 +28,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from fedforget.failures import CannotWrite
+
 # Bytes up to which a file is read as a whole, which for a moment takes twice its size, and a third of the time where
 # there are many small tensors, as in an audit's answers.
 SMALL = 1 << 24
@@ -46,15 +48,6 @@ class DamagedFile(ValueError):
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path} is damaged ({why}); running its experiment again recomputes it")
-
-
-class CannotWrite(OSError):
-    """A file could not be written, because the disk is full, say: one sentence. What was there before is unharmed."""
-
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(
-            f"cannot write {path}: {why}; mend that and give the same command again, it goes on from what was saved"
-        )
 
 
 def default_output() -> Path:

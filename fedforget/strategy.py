@@ -7,16 +7,14 @@ and is found by that file's name.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import importlib
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -27,13 +25,14 @@ from flwr.serverapp.strategy import Strategy
 from fedforget import messages
 from fedforget.cohort import Cohort, TooFewClients
 from fedforget.exchange import Card, Replies, Reply
-from fedforget.folders import places
+from fedforget.found import strategy_names
 from fedforget.history import History, Recording
 from fedforget.names import nearest
 from fedforget.options import check_when_made, option
 from fedforget.params import Params
 from fedforget.request import SCOPES, UnlearningRequest
 from fedforget.routines import Client
+from fedforget.schema.learning import LearningConfig
 from fedforget.seeds import Seeds
 
 __all__ = [  # for the authors of strategies
@@ -66,28 +65,6 @@ LEARNERS: dict[str, type[Strategy]] = {
     "trimmed_mean": learners.FedTrimmedAvg,
     "median": learners.FedMedian,
 }
-
-
-@dataclass(frozen=True)
-class LearningConfig:
-    """How the federation learns.
-
-    Args:
-        learner: the Flower strategy that aggregates: one of `LEARNERS`.
-        options: its own settings, numbers under Flower's names, for instance ``{proximal_mu: 0.1}``; what all Flower
-            strategies have (who is sampled, names of records) is the framework's.
-        rounds: T, the number of rounds.
-        fraction: share of all clients asked in a round.
-        min_share: a round is void, and the run stops, if a smaller share of the clients asked answers.
-        timeout: seconds that a round may take; at half of it, what has not answered is asked again elsewhere.
-    """
-
-    learner: str = "fedavg"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    rounds: int = 10
-    fraction: float = 1.0
-    min_share: float = 0.5
-    timeout: float = 600.0
 
 
 OPTIONS: dict[str, tuple[str, Callable[[float], bool]]] = {  # of learners; most of them Flower does not check
@@ -348,30 +325,6 @@ def _check_class(who: str, strategy: type[UnlearningStrategy]) -> None:
     for setting in dataclasses.fields(strategy.Config):
         if setting.default is setting.default_factory is dataclasses.MISSING:
             raise ValueError(f"{who}.Config.{setting.name} has no default; give it one")
-
-
-def strategy_names() -> list[str]:
-    """Names of all strategies: the files of the package ``strategies``."""
-    return sorted(_strategy_files())
-
-
-def strategy_titles() -> dict[str, str]:
-    """The first line of every strategy's file, by name; nothing is imported."""
-    return {name: _title(path) for name, path in sorted(_strategy_files().items())}
-
-
-def _strategy_files() -> dict[str, Path]:
-    # The first place that holds a name wins, as in imports.
-    return {path.stem: path for place in reversed(places("strategies")) for path in place.glob("[!_]*.py")}
-
-
-def _title(path: Path) -> str:
-    # A file that is no Python is refused by its name where it is used; here it only must not hide the others.
-    try:
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8", errors="replace"))) or ""
-    except SyntaxError:
-        text = ""
-    return text.partition("\n")[0].rstrip(".")
 
 
 def all_strategies() -> dict[str, type[UnlearningStrategy]]:

@@ -25,6 +25,7 @@ from fedforget.metrics import Outputs
 from fedforget.metrics.objective import Goal, bias_removal, objective, privacy
 from fedforget.metrics.outputs import accuracy
 from fedforget.request import UnlearningRequest
+from fedforget.schema.learning import TuningConfig
 from fedforget.seeds import Seeds
 
 if TYPE_CHECKING:
@@ -36,22 +37,6 @@ SETS = ("forget", "holdout", "clients")  # the audit sets that a trial is scored
 SEED = -1  # index of the trajectory that trials unlearn from; those of the run count from 0
 ALIKE = 3  # the other target is drawn among so many that are nearest in size
 WORST = 1.0  # the objective of a trial that failed
-
-
-@dataclass(frozen=True)
-class TuningConfig:
-    """How strategies are tuned before they serve the run's requests.
-
-    Args:
-        trials: B, trials for each strategy, the configured settings being the first; 0 = no tuning.
-        goal: what the objective rewards beside accuracy, a key of `GOALS`: ``privacy`` (forgotten examples are like
-            unseen ones) or ``bias_removal`` (their labels are no longer predicted).
-        trade_off: lambda, the weight of the goal, in [0, 1].
-    """
-
-    trials: int = 0
-    goal: str = "privacy"
-    trade_off: float = 0.4
 
 
 @dataclass(frozen=True)

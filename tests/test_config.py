@@ -14,14 +14,16 @@ import yaml
 
 from fedforget import models
 from fedforget.config import GROUPS, absolute_paths, as_setting, compose, describe, to_dict, to_yaml
-from fedforget.data.corruption import CANARY_LABELS
-from fedforget.data.partition import GROWTHS, KINDS
-from fedforget.data.task import SOURCES
 from fedforget.evaluation import LEVELS
-from fedforget.history import HistoryConfig
+from fedforget.exchange import RECORDS
+from fedforget.found import strategy_scopes
+from fedforget.history import DTYPES, HistoryConfig
 from fedforget.request import SCOPES
+from fedforget.schema import learning as schema
+from fedforget.schema.data import CANARY_LABELS, GROWTHS, PARTITIONS, SOURCES
 from fedforget.store import digest
 from fedforget.strategy import LEARNERS, OPTIONS, all_strategies
+from fedforget.tuning import GOALS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -410,7 +412,7 @@ def test_every_option_of_every_learner_has_a_range():
 
 def test_every_choice_can_be_written_on_a_command_line():
     """What YAML reads as something else than a text, such as true, could only be given in two pairs of quotes."""
-    choices = (*CANARY_LABELS, *GROWTHS, *KINDS, *SOURCES, *LEVELS, *LEARNERS, *SCOPES)
+    choices = (*CANARY_LABELS, *GROWTHS, *PARTITIONS, *SOURCES, *LEVELS, *LEARNERS, *SCOPES)
     assert all(yaml.safe_load(choice) == choice for choice in choices)
 
 
@@ -547,3 +549,15 @@ def test_classes_owners_and_records_are_numbers_or_texts():
 def test_by_default_no_more_is_recorded_than_the_strategies_need():
     """The file of defaults and the dataclass say the same."""
     assert compose("quickstart").history == HistoryConfig() and HistoryConfig().record == "auto"
+
+
+def test_what_the_schema_names_is_what_is_implemented():
+    """The schema repeats these names, so that reading a configuration does not load what bears them."""
+    assert list(schema.MODELS) == models.names()
+    assert ("auto", *RECORDS) == schema.RECORDS
+    assert tuple(DTYPES) == schema.DTYPES
+    assert tuple(GOALS) == schema.GOALS
+
+
+def test_scopes_are_read_from_files_as_the_classes_have_them():
+    assert strategy_scopes() == {name: tuple(sorted(each.scopes)) for name, each in all_strategies().items()}

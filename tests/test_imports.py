@@ -37,37 +37,43 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "folders": ("", ""),
     "escape": ("", ""),
     "options": ("", ""),
+    "failures": ("", ""),
+    "found": ("folders request", ""),
+    "schema": ("names data evaluation", ""),  # the latter two not at the top: what they load is slow
     "exchange": ("core params ledger", "torch"),
-    "store": ("", "torch safetensors filelock"),
-    "data": ("names request seeds", "numpy torch sklearn datasets flwr_datasets torchvision pyarrow PIL"),
-    "models": ("names", "torch torchvision"),
-    "history": ("params exchange ledger seeds store", "numpy torch"),
-    "routines": ("params seeds", "torch"),
+    "store": ("failures", "torch safetensors filelock"),
+    "data": ("names schema request seeds", "numpy torch sklearn datasets flwr_datasets torchvision pyarrow PIL"),
+    "models": ("names schema", "torch torchvision"),
+    "history": ("schema params exchange ledger seeds store", "numpy torch"),
+    "routines": ("schema params seeds", "torch"),
     "messages": ("request params seeds data models routines", "numpy torch flwr"),
     "client": ("core routines data models messages metrics params store", "numpy torch"),
     "client_app": ("client data messages store", "numpy torch flwr"),
     "attendance": ("", ""),
     "checks": ("params routines", "numpy"),
-    "description": ("data", ""),
+    "description": ("data schema", ""),
     "cohort": (
         "core data description messages exchange attendance checks ledger routines seeds params request",
         "numpy torch flwr",
     ),
     "solvers": ("params", "torch"),
-    "grid": ("client_app data loading", "numpy flwr ray"),  # the ClientApp only inside a function that runs in workers
+    "grid": (
+        "client_app data loading schema",
+        "numpy flwr ray",
+    ),  # the ClientApp only inside a function that runs in workers
     "simulation": ("client_app data grid machine messages watcher", "flwr psutil ray torch"),
     "strategy": (
-        "folders names options routines seeds history cohort exchange messages request params",
+        "found names options routines schema seeds history cohort exchange messages request params",
         "flwr",
     ),
     "metrics": ("params", "numpy torch sklearn scipy statsmodels"),
-    "evaluation": ("names metrics data ledger", "numpy torch scipy"),
+    "evaluation": ("names schema metrics data ledger", "numpy torch scipy"),
     "verdicts": ("claims evaluation metrics ledger", "numpy torch"),
     "assessment": ("claims evaluation verdicts metrics ledger params store", "numpy torch threadpoolctl"),
-    "tuning": ("metrics ledger request seeds", "torch optuna"),
+    "tuning": ("schema metrics ledger request seeds", "torch optuna"),
     "effects": ("strategy", ""),
     "config": (
-        "data effects evaluation exchange folders grid history models names options request routines strategy tuning",
+        "effects folders found names options request schema strategy",
         "omegaconf yaml",
     ),
     "claims": ("", ""),
@@ -257,6 +263,50 @@ def test_the_command_line_itself_loads_nothing_heavy(arguments: list[str]) -> No
     assert done.returncode == 0, done.stderr
     loaded = {name.split(".")[0] for name in done.stdout.rpartition("loaded")[2].split()}
     assert "fedforget" in loaded and not loaded & (HEAVY | {"torch", "flwr", "ray", "numpy", "omegaconf", "rich"})
+
+
+SLOW = HEAVY | {"torch", "flwr", "numpy"}
+
+
+@pytest.mark.parametrize("command", [["list"], ["run", "--seed", "3"]])
+def test_what_needs_no_training_loads_nothing_slow(command: list[str]) -> None:
+    script = (
+        "import sys\nfrom fedforget.cli import main\n"
+        f"try:\n    main({command!r})\nexcept SystemExit:\n    pass\nprint('loaded', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loaded = {name.split(".")[0] for name in done.stdout.rpartition("loaded")[2].split()}
+    assert "fedforget" in loaded and not loaded & SLOW
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["nosuch"], "unknown experiment 'nosuch'"),
+        (["quickstart", "learning.round=3"], "unknown key 'learning.round'"),
+        (["quickstart", "seed=x"], "seed is 'x'"),
+        (["quickstart", "local.lr=0"], "local.lr is 0"),
+        (["quickstart", "model.name=mpl"], "model 'mpl' is unknown"),
+        (["quickstart", "evaluation.level=scren"], "evaluation level 'scren' is unknown"),
+        (["quickstart", "evaluation.level=epsilon"], "too few"),
+        (["quickstart", "strategies=[finetun]"], "unknown strategy 'finetun'"),
+        (["quickstart", "request.clients=[99]"], "request.clients names client 99"),
+        (["quickstart", "task=no_such_task"], "unknown task"),
+    ],
+)
+def test_what_the_settings_alone_decide_is_refused_before_anything_slow_is_loaded(
+    words: list[str], complaint: str
+) -> None:
+    """Errors that a strategy's own options cause do load it, for only its class knows them."""
+    script = (
+        f"import sys\nfrom fedforget.cli import main\ncode = main({['run', *words]!r})\n"
+        "print('loaded', *sys.modules)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 2 and complaint in done.stderr, done.stderr
+    loaded = {name.split(".")[0] for name in done.stdout.rpartition("loaded")[2].split()}
+    assert "fedforget" in loaded and not loaded & SLOW
 
 
 def test_reading_a_config_loads_nothing_that_audits_need() -> None:

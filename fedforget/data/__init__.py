@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import threading
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,14 @@ import torch
 from torch import Tensor
 
 from fedforget.data.check import check_task
-from fedforget.data.corruption import CorruptionConfig, brightest, coins, corrupt, stamp
+from fedforget.data.corruption import brightest, coins, corrupt, stamp
 from fedforget.data.facts import DataFacts, count_duplicates, count_labels
 from fedforget.data.holder import load_holder, write_holders
 from fedforget.data.origins import Origins
-from fedforget.data.partition import PartitionConfig, partition, split_holdout
+from fedforget.data.partition import partition, split_holdout
 from fedforget.data.sources import Dataset, load_source
-from fedforget.data.task import TaskConfig, unknown
 from fedforget.request import UnlearningRequest
+from fedforget.schema.data import CorruptionConfig, DataConfig, PartitionConfig, TaskConfig, unknown
 from fedforget.seeds import Seeds
 
 __all__ = [
@@ -39,45 +37,7 @@ __all__ = [
     "load",
 ]
 SPLITS = ("train", "retain", "forget", "holdout", "noise", "canary", "canary_in", "canary_out", "few", "rest")
-LATER = ("mode", "record_column")  # settings of a task that were added after results had been stored
 FEW = 20  # one in so many forgotten examples is known to whoever tries to relearn the others
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Everything that determines the data of a federation.
-
-    Args:
-        task: which data set.
-        partition: who holds what.
-        corruption: what is done to it.
-        seed: root of the random draws in all three.
-    """
-
-    task: TaskConfig = TaskConfig()
-    partition: PartitionConfig = PartitionConfig()
-    corruption: CorruptionConfig = CorruptionConfig()
-    seed: int = 0
-
-    def to_json(self) -> str:
-        """Canonical JSON; `from_json` inverts it.
-
-        `LATER` settings are left out where they are empty: the text is part of the addresses of stored results.
-        """
-        fields = dataclasses.asdict(self)
-        fields["task"] = {name: value for name, value in fields["task"].items() if value or name not in LATER}
-        return json.dumps(fields, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> DataConfig:
-        """The configuration that `to_json` wrote."""
-        fields = json.loads(text)
-        return cls(
-            TaskConfig(**fields["task"]),
-            PartitionConfig(**fields["partition"]),
-            CorruptionConfig(**fields["corruption"]),
-            fields["seed"],
-        )
 
 
 class FederatedData:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from fedforget.data.corruption import CorruptionConfig
 from fedforget.data.facts import DataFacts, count_labels
 from fedforget.data.images import decode_one
-from fedforget.data.partition import PartitionConfig, check_partition
+from fedforget.data.partition import check_partition
 from fedforget.data.sources import choose_examples
-from fedforget.data.task import TaskConfig
+from fedforget.schema.data import CorruptionConfig, PartitionConfig, TaskConfig
 from fedforget.seeds import Seeds
 
 NONE = CorruptionConfig()

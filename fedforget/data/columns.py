@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedforget.data.task import TaskConfig, unknown
+from fedforget.schema.data import TaskConfig, unknown
 
 # What a label column may be called if task.label_column does not say, whatever the capitals. Another column, such as
 # one of whole numbers that are the examples' owners, would be trained on without a word.

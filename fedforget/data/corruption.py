@@ -6,89 +6,15 @@ from 0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedforget.data.classes import Classes, numbered
-from fedforget.data.task import unknown
+from fedforget.data.classes import numbered
+from fedforget.schema.data import CorruptionConfig
 from fedforget.seeds import Seeds
-
-KINDS = ("none", "trigger", "label_swap", "label_random", "noise", "canary")
-CANARY_LABELS = ("random", "natural")
-
-
-@dataclass(frozen=True)
-class CorruptionConfig:
-    """What is done to the training splits of some clients; holdout and test data stay clean.
-
-    Args:
-        kind: ``none``; ``trigger`` (a bright square and the target label: a backdoor); ``label_swap`` (two classes
-            change names); ``label_random`` (wrong labels); ``noise`` (Gaussian noise on images, which keep their
-            labels: the Gaussian poisoning of arXiv:2406.17216); ``canary`` (candidates that are trained on only where a
-            coin says so: the randomised-inclusion audit, arXiv:2305.08846).
-        clients: whose data is corrupted.
-        share: share of each such client's eligible training examples: for ``trigger`` those not of the target class,
-            for ``label_swap`` those of the two classes, for ``label_random`` and ``noise`` all. Not for ``canary``.
-        target_class: for ``trigger``, the label given to marked images: a whole number is the label as the data have
-            it, a text is a class's name (`fedforget.data.classes.Classes.index`).
-        patch: for ``trigger``, side of the square in the lower right corner, in pixels.
-        classes: for ``label_swap``, the two classes, named likewise.
-        deviation: for ``noise``, its standard deviation in each entry of a normalised image, whose own is about 1.
-        canaries: for ``canary``, candidates at each client.
-        canary_label: for ``canary``, ``random`` (uniform over the wrong labels) or ``natural`` (the true ones).
-
-    Raises:
-        ValueError: if a name is unknown, a number is out of range, or no client is named.
-    """
-
-    kind: str = "none"
-    clients: tuple[int, ...] = ()
-    share: float = 1.0
-    target_class: int | str = 0
-    patch: int = 3
-    classes: tuple[int | str, int | str] = (0, 1)
-    deviation: float = 0.5
-    canaries: int = 100
-    canary_label: str = "random"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "clients", tuple(sorted(int(client) for client in self.clients)))
-        object.__setattr__(self, "classes", tuple(self.classes))
-        if self.kind not in KINDS:
-            raise unknown("corruption.kind", self.kind, KINDS)
-        if self.canary_label not in CANARY_LABELS:
-            raise unknown("corruption.canary_label", self.canary_label, CANARY_LABELS)
-        if self.kind != "none" and not self.clients:
-            raise ValueError(f"corruption.kind={self.kind} needs corruption.clients, but none is named")
-        if len(set(self.clients)) != len(self.clients):
-            raise ValueError(f"corruption.clients={list(self.clients)} names one client twice")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"corruption.share={self.share} must be above 0 and at most 1")
-        if len(set(self.classes)) != 2:
-            raise ValueError(f"corruption.classes={list(self.classes)} must be two different classes")
-        if not 0 < self.deviation < math.inf:
-            raise ValueError(f"corruption.deviation={self.deviation} must be above 0 and finite")
-        for field in ("patch", "canaries"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"corruption.{field}={getattr(self, field)} must be at least 1")
-
-    def resolved(self, classes: Classes) -> CorruptionConfig:
-        """The same with the classes that it uses as numbers of the network's outputs.
-
-        Raises:
-            ValueError: if one does not occur.
-        """
-        if self.kind == "trigger":
-            return replace(self, target_class=classes.index(self.target_class, "corruption.target_class"))
-        if self.kind == "label_swap":
-            first, second = (classes.index(label, "corruption.classes") for label in self.classes)
-            return replace(self, classes=(first, second))
-        return self
 
 
 def stamp(inputs: Tensor, patch: int, value: Tensor) -> Tensor:

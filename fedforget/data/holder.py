@@ -25,9 +25,9 @@ from torch import Tensor
 
 from fedforget.data.classes import Classes, numbered
 from fedforget.data.images import decode, moments, normalised
-from fedforget.data.partition import PartitionConfig, partition
+from fedforget.data.partition import partition
 from fedforget.data.sources import Dataset, Holding, choose_examples, decoded, read_source, same_pixels
-from fedforget.data.task import TaskConfig
+from fedforget.schema.data import PartitionConfig, TaskConfig
 from fedforget.seeds import Seeds
 
 FACTS = "federation.json"

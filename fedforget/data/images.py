@@ -18,7 +18,7 @@ def decode(images: np.ndarray, mode: str = "") -> Tensor:
 
     Args:
         images: uint8 ``[N, C, H, W]``, or objects ``[N]``: the bytes of an image file each.
-        mode: what encoded images are converted to (`fedforget.data.task.TaskConfig.mode`); ``""`` takes 8-bit
+        mode: what encoded images are converted to (`fedforget.schema.data.TaskConfig.mode`); ``""`` takes 8-bit
             grayscale and RGB images as they are, and no others.
 
     Raises:

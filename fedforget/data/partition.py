@@ -5,61 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fedforget.data.task import unknown
+from fedforget.schema.data import GROWTHS, PartitionConfig
 from fedforget.seeds import Seeds
-
-KINDS = ("iid", "dirichlet", "pathological", "shards", "sizes", "natural")
-GROWTHS = ("linear", "square", "exponential")
-
-
-@dataclass(frozen=True)
-class PartitionConfig:
-    """How the training examples are divided among clients.
-
-    Args:
-        kind: ``iid``; ``dirichlet`` (class proportions drawn per client, arXiv:1905.12022); ``pathological`` (a few
-            classes a client); ``shards`` (a few runs of the examples sorted by class, arXiv:1602.05629); ``sizes``
-            (identically distributed, of growing size); ``natural`` (one client per value of ``task.id_column``).
-        clients: number of clients; for ``natural`` either 0 or the number of ids.
-        alpha: for ``dirichlet``, the concentration; smaller is more skewed.
-        classes_per_client: for ``pathological``.
-        shards_per_client: for ``shards``; what does not fill a shard is left out.
-        growth: for ``sizes``, how the size grows with the client id: ``linear``, ``square`` or ``exponential``.
-        min_examples: for ``dirichlet``, the smallest client that is accepted; the draw is repeated ten times at most.
-        holdout: share of every client's examples that it never trains on.
-
-    Raises:
-        ValueError: if a name is unknown or a number is out of range.
-    """
-
-    kind: str = "iid"
-    clients: int = 10
-    alpha: float = 0.3
-    classes_per_client: int = 2
-    shards_per_client: int = 2
-    growth: str = "linear"
-    min_examples: int = 10
-    holdout: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise unknown("partition.kind", self.kind, KINDS)
-        if self.growth not in GROWTHS:
-            raise unknown("partition.growth", self.growth, GROWTHS)
-        least = {"clients": 0 if self.kind == "natural" else 1}
-        least |= dict.fromkeys(("classes_per_client", "shards_per_client", "min_examples"), 1)
-        for field, bound in least.items():
-            if getattr(self, field) < bound:
-                raise ValueError(f"partition.{field}={getattr(self, field)} must be at least {bound}")
-        if not self.alpha > 0:
-            raise ValueError(f"partition.alpha={self.alpha} must be above 0")
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"partition.holdout={self.holdout} must be at least 0 and below 1")
 
 
 def partition(labels: np.ndarray, ids: np.ndarray | None, config: PartitionConfig, seeds: Seeds) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ from fedforget.data.columns import choose_columns, read_ids, read_labels, refuse
 from fedforget.data.files import TEST_SPLITS, find_files
 from fedforget.data.images import channels_first, decode, moments, normalised
 from fedforget.data.origins import Origin
-from fedforget.data.task import TaskConfig, unknown
+from fedforget.schema.data import TaskConfig, unknown
 from fedforget.seeds import Seeds
 
 HUB_TEST_SPLITS = ("test", "validation", "valid", "val")  # the first that a data set has is its test set

@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 from flwr_datasets.partitioner import IidPartitioner
 
-from fedforget.data.partition import KINDS, PartitionConfig, partition, split_holdout
+from fedforget.data.partition import PartitionConfig, partition, split_holdout
+from fedforget.schema.data import PARTITIONS
 from fedforget.seeds import Seeds
 
 LABELS = np.random.default_rng(0).integers(0, 10, 600)
@@ -21,7 +22,7 @@ def divide(seed: int = 0, **fields: object) -> list[np.ndarray]:
     return partition(LABELS, IDS, PartitionConfig(**fields), Seeds(seed))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PARTITIONS)
 def test_every_kind(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     parts = divide(kind=kind)
     assert capfd.readouterr() == ("", "")  # no partitioner's progress bar in the middle of a run's own lines
@@ -31,7 +32,7 @@ def test_every_kind(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(600))  # 600 divides into 20 shards
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PARTITIONS)
 def test_the_seed_alone_decides(kind: str) -> None:
     states = np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()  # type: ignore[index]
     first, again, other = divide(kind=kind), divide(kind=kind), divide(kind=kind, seed=1)
