@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from fedforget.options import in_vain
+
 
 class Effect(NamedTuple):
     """The condition under which a setting has an effect.
@@ -116,6 +118,17 @@ def check_effects(config: Any, said: Collection[str]) -> None:
             raise ValueError(
                 f"{key} is {shown!r}, but it has an effect only with {effect.words}; {_advice(key, shown)}"
             )
+    for spec in config.strategies:
+        _check_options(f"strategy.{spec.label}", spec.options, said)
+
+
+def _check_options(key: str, options: Any, said: Collection[str]) -> None:
+    """The same for the options of a strategy, which say themselves what they need."""
+    for option in dataclasses.fields(options):
+        value, name = getattr(options, option.name), f"{key}.{option.name}"
+        lacking = in_vain(options, option.name, key) if name in said and value != option.default else ""
+        if lacking:
+            raise ValueError(f"{name} is {value!r}, but it has an effect only with {lacking}; leave it out")
 
 
 def _advice(key: str, value: object) -> str:

@@ -57,6 +57,7 @@ def option(
     at_most: float | None = None,
     choices: tuple[Any, ...] = (),
     search: tuple[Any, ...] = (),
+    needs: Mapping[str, tuple[Any, ...] | str] | None = None,
 ) -> Any:
     """A field of a strategy's ``Config``.
 
@@ -70,6 +71,8 @@ def option(
         at_most: the number must be at most this.
         choices: the values that are allowed. Of a tuple, range and choices hold for every entry.
         search: where it is tuned: ``(low, high, scale)`` with a scale of `SCALES`, or a tuple of choices.
+        needs: other options without which it has no effect: by name the values that they must have one of, or
+            ``"above 0"`` or ``"below 1"``, with any number.
 
     Raises:
         ValueError: if the default or an end of the tuning range is not allowed.
@@ -82,6 +85,8 @@ def option(
         metadata["choices"] = choices
     if search:
         metadata["search"] = search
+    if needs:
+        metadata["needs"] = needs
     is_range = len(search) == 3 and search[2] in SCALES
     for what, value in [("default", default), *(("search", end) for end in (search[:2] if is_range else search))]:
         _check_value(f"{what} of the option {help!r}", value, metadata)
@@ -102,6 +107,28 @@ def check(config_class: type, values: Mapping[str, Any], key: str) -> None:
     for option_ in fields(config_class):
         if option_.name in values:
             _check_value(f"{key}.{option_.name}", values[option_.name], option_.metadata)
+
+
+def in_vain(options: Any, name: str, key: str) -> str:
+    """What an option lacks to have an effect, in words; empty if it has one.
+
+    Args:
+        options: an instance of a strategy's ``Config``.
+        name: the option.
+        key: what the strategy is called in a configuration.
+    """
+    needs = next(each.metadata.get("needs", {}) for each in fields(options) if each.name == name)
+    lacking = []
+    for other, wanted in needs.items():
+        value = getattr(options, other)
+        if isinstance(wanted, str):
+            side, _, limit = wanted.partition(" ")
+            if not (value > float(limit) if side == "above" else value < float(limit)):
+                lacking.append(f"{key}.{other} {wanted}")
+        elif value not in wanted:
+            shown = [str(each).lower() if isinstance(each, bool) else str(each) for each in wanted]
+            lacking.append(f"{key}.{other}={' or '.join(shown)}")
+    return ", and with ".join(lacking)
 
 
 def check_when_made(config_class: type, key: str) -> None:

@@ -49,8 +49,15 @@ class FedAF(UnlearningStrategy):
         temperature: float = option(1.0, "of the teachers", symbol="tau", above=0, search=(0.3, 3.0, "log"))
         labels: str = option("soft", "soft, excluded or hard", symbol="z", choices=("soft", "excluded", "hard"))
         penalty: float = option(1.0, "strength of the penalty", symbol="lambda", at_least=0, search=(0.1, 10.0, "log"))
-        clip: float = option(0.99, "F is clipped at this quantile; 1: not", symbol="q", above=0, at_most=1)
-        divide: bool = option(True, "divide F by its mean", symbol="F")
+        clip: float = option(
+            0.99,
+            "F is clipped at this quantile; 1: not",
+            symbol="q",
+            above=0,
+            at_most=1,
+            needs={"penalty": "above 0"},
+        )
+        divide: bool = option(True, "divide F by its mean", symbol="F", needs={"penalty": "above 0"})
         rounds: int = option(2, "forgetting rounds", symbol="R_u", at_least=1)
         epochs: int = option(1, "epochs in each of them", symbol="E", at_least=1)
         recovery_rounds: int = option(0, "ordinary rounds afterwards", symbol="R_ft", at_least=0)

@@ -40,7 +40,13 @@ class FedEraser(UnlearningStrategy):
 
         interval: int = option(2, "rounds between replayed rounds", symbol="dt", at_least=1, search=(1, 4, "int"))
         ratio: float = option(
-            0.5, "calibration epochs over local epochs", symbol="r", above=0, at_most=1, search=(0.1, 1.0, "linear")
+            0.5,
+            "calibration epochs over local epochs",
+            symbol="r",
+            above=0,
+            at_most=1,
+            search=(0.1, 1.0, "linear"),
+            needs={"calibration": (True,)},
         )
         calibration: bool = option(True, "off: FedAccum")
 

@@ -41,8 +41,10 @@ class FedRecovery(UnlearningStrategy):
         """Settings."""
 
         distance: float = option(0.0, "bound on the distance; 0: no noise", symbol="d", at_least=0)
-        epsilon: float = option(1.0, "indistinguishability", symbol="eps", above=0)
-        beta: float = option(1e-5, "its failure probability", symbol="beta", above=0, below=1)
+        epsilon: float = option(1.0, "indistinguishability", symbol="eps", above=0, needs={"distance": "above 0"})
+        beta: float = option(
+            1e-5, "its failure probability", symbol="beta", above=0, below=1, needs={"distance": "above 0"}
+        )
 
     scopes = frozenset({"client"})
 

@@ -43,14 +43,40 @@ class Influence(UnlearningStrategy):
         """Settings."""
 
         order: int = option(2, "1 or 2", choices=(1, 2))
-        tau: float = option(2e-5, "step size of the first order", symbol="tau", above=0, search=(2e-06, 0.0002, "log"))
-        solver: str = option("cg", "cg, lissa or explicit", choices=("cg", "lissa", "explicit"))
-        damping: float = option(
-            0.01, "added to the mean Hessian", symbol="gamma", at_least=0, search=(0.001, 0.1, "log")
+        tau: float = option(
+            2e-5,
+            "step size of the first order",
+            symbol="tau",
+            above=0,
+            search=(2e-06, 0.0002, "log"),
+            needs={"order": (1,)},
         )
-        iterations: int = option(20, "most products (cg, lissa)", at_least=1)
-        tolerance: float = option(1e-3, "relative residual that is enough (cg)", at_least=0, below=1)
-        scale: float = option(10.0, "above the mean Hessian's eigenvalues", symbol="scale", above=0)
+        solver: str = option("cg", "cg, lissa or explicit", choices=("cg", "lissa", "explicit"), needs={"order": (2,)})
+        damping: float = option(
+            0.01,
+            "added to the mean Hessian",
+            symbol="gamma",
+            at_least=0,
+            search=(0.001, 0.1, "log"),
+            needs={"order": (2,)},
+        )
+        iterations: int = option(
+            20, "most products (cg, lissa)", at_least=1, needs={"order": (2,), "solver": ("cg", "lissa")}
+        )
+        tolerance: float = option(
+            1e-3,
+            "relative residual that is enough (cg)",
+            at_least=0,
+            below=1,
+            needs={"order": (2,), "solver": ("cg",)},
+        )
+        scale: float = option(
+            10.0,
+            "above the mean Hessian's eigenvalues",
+            symbol="scale",
+            above=0,
+            needs={"order": (2,), "solver": ("lissa",)},
+        )
 
     @property
     def card(self) -> Card:

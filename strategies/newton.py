@@ -37,17 +37,25 @@ class Newton(UnlearningStrategy):
 
         solver: str = option("cg", "cg, explicit (both damped) or pseudo", choices=("cg", "explicit", "pseudo"))
         damping: float = option(
-            0.01, "added to the Hessian's diagonal", symbol="gamma", at_least=0, search=(0.001, 0.1, "log")
+            0.01,
+            "added to the Hessian's diagonal",
+            symbol="gamma",
+            at_least=0,
+            search=(0.001, 0.1, "log"),
+            needs={"solver": ("cg", "explicit")},
         )
         steps: int = option(1, "Newton steps", symbol="N", at_least=1)
-        iterations: int = option(20, "most products a step (cg)", at_least=1)
-        tolerance: float = option(1e-3, "relative residual that is enough (cg)", at_least=0, below=1)
+        iterations: int = option(20, "most products a step (cg)", at_least=1, needs={"solver": ("cg",)})
+        tolerance: float = option(
+            1e-3, "relative residual that is enough (cg)", at_least=0, below=1, needs={"solver": ("cg",)}
+        )
         cutoff: float = option(
             1e-10,
             "eigenvalues below this share of the largest are 0 (pseudo)",
             at_least=0,
             below=1,
             search=(1e-11, 0.001, "log"),
+            needs={"solver": ("pseudo",)},
         )
 
     def check(self, cohort: Cohort) -> None:

@@ -39,7 +39,11 @@ class PartialAmnesiac(UnlearningStrategy):
             0.05, "share of each layer that is kept", symbol="p", above=0, at_most=1, search=(0.01, 0.5, "log")
         )
         select: str = option(
-            "top", "entries kept: top, random or bottom", symbol="P", choices=("top", "random", "bottom")
+            "top",
+            "entries kept: top, random or bottom",
+            symbol="P",
+            choices=("top", "random", "bottom"),
+            needs={"keep": "below 1"},
         )
         storage: str = option("rounds", "what a server keeps: rounds or sum", choices=("rounds", "sum"))
         repair_rounds: int = option(0, "ordinary rounds afterwards", symbol="R", at_least=0)

@@ -46,7 +46,9 @@ class SharpnessAware(UnlearningStrategy):
             0.001, "step length for each forgotten example", symbol="tau", above=0, search=(0.0001, 0.01, "log")
         )
         curvature: str = option("fisher", "hutchinson or fisher", symbol="diag(H)", choices=("hutchinson", "fisher"))
-        probes: int = option(10, "random vectors of hutchinson", symbol="P", at_least=1)
+        probes: int = option(
+            10, "random vectors of hutchinson", symbol="P", at_least=1, needs={"curvature": ("hutchinson",)}
+        )
 
     card = Card(target_online=True)
 

@@ -8,6 +8,8 @@ import pytest
 
 from fedforget.config import _SECTIONS, compose, to_yaml
 from fedforget.effects import EFFECTS, value_of
+from fedforget.found import strategy_names
+from fedforget.strategy import find
 
 # Settings that have an effect whatever the others are. A new setting must be entered here or in `EFFECTS`.
 ALWAYS = {
@@ -128,3 +130,41 @@ def test_an_experiment_is_held_to_it_and_a_file_of_a_group_is_not(tmp_path) -> N
     assert config.task.id_column == "writer_id" and not EFFECTS["task.id_column"].holds(config)
     mine.write_text(to_yaml(config))  # a copy of the whole configuration says everything
     assert value_of(compose(str(mine)), "task.id_column") == "writer_id"
+
+
+@pytest.mark.parametrize(
+    ("in_vain", "words", "effective"),
+    [
+        ("influence scale=5.0", "strategy.influence.solver=lissa", "influence scale=5.0 solver=lissa"),
+        ("influence tau=1e-3", "strategy.influence.order=1", "influence tau=1e-3 order=1"),
+        ("influence order=1 damping=0.1", "strategy.influence.order=2", "influence damping=0.1"),
+        ("newton cutoff=1e-5", "strategy.newton.solver=pseudo", "newton cutoff=1e-5 solver=pseudo"),
+        ("newton solver=pseudo damping=1.0", "strategy.newton.solver=cg or explicit", "newton damping=1.0"),
+        ("federaser calibration=false ratio=0.2", "strategy.federaser.calibration=true", "federaser ratio=0.2"),
+        ("fedrecovery epsilon=2.0", "strategy.fedrecovery.distance above 0", "fedrecovery epsilon=2.0 distance=0.1"),
+        (
+            "partial_amnesiac keep=1.0 select=random",
+            "strategy.partial_amnesiac.keep below 1",
+            "partial_amnesiac select=random",
+        ),
+    ],
+)
+def test_an_option_that_another_one_switches_off_is_refused(in_vain: str, words: str, effective: str) -> None:
+    def composed(text: str) -> None:
+        name, *options = text.split()
+        compose("quickstart", " ".join([f"strategies=[{name}]", *(f"strategy.{name}.{each}" for each in options)]))
+
+    composed(effective)
+    with pytest.raises(ValueError) as error:
+        composed(in_vain)
+    assert f"it has an effect only with {words}" in str(error.value)
+
+
+@pytest.mark.parametrize("name", strategy_names())
+def test_what_an_option_needs_are_options_of_the_same_strategy(name: str) -> None:
+    options = {option.name: option for option in dataclasses.fields(find(name).Config)}
+    for option in options.values():
+        for other, wanted in option.metadata.get("needs", {}).items():
+            choices = options[other].metadata.get("choices", (True, False))
+            assert isinstance(wanted, str) or set(wanted) <= set(choices)
+            assert not isinstance(wanted, str) or wanted.split()[0] in ("above", "below")

@@ -71,7 +71,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "verdicts": ("claims evaluation metrics ledger", "numpy torch"),
     "assessment": ("claims evaluation verdicts metrics ledger params store", "numpy torch threadpoolctl"),
     "tuning": ("schema metrics ledger request seeds", "torch optuna"),
-    "effects": ("strategy", ""),
+    "effects": ("options strategy", ""),
     "config": (
         "effects folders found names options request schema strategy",
         "omegaconf yaml",
