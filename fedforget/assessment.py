@@ -32,6 +32,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fedforget import claims, verdicts
+from fedforget.data import audit_sets
 from fedforget.evaluation import (
     ANOTHER,
     CHECKPOINT,
@@ -55,8 +56,6 @@ from fedforget.params import Layout, Params
 from fedforget.store import DamagedFile, load_tensors, within
 
 PARTS = ("logits", "labels", "clients", "features", "rows", "included")
-MEASURED = ("forget", "retain", "holdout", "test", "clients")  # sets of examples, of which answers are asked
-KEPT = frozenset({*verdicts.COMPARED, "canary", "plane"})  # sets that margins and figures are made of
 PRIMARIES = (
     ("canary", "canary/calibrated"),
     ("trigger", "trigger/success"),
@@ -307,7 +306,9 @@ class _Reader:
     def _values(self, label: str, seed: int) -> dict[str, float]:
         corruption = self.header["corruption_config"]
         first = self._oracle(seed, "") if label == ORACLE else self.outputs(label, seed)
-        self.kept[label, seed] = {name: replace(sets, features=None) for name, sets in first.items() if name in KEPT}
+        self.kept[label, seed] = {
+            name: replace(sets, features=None) for name, sets in first.items() if name in audit_sets.KEPT
+        }
         if label == ORACLE and seed == self.seeds[0]:
             self.sizes = {name: len(answers) for name, answers in first.items()}
         brief = label.startswith(CHECKPOINT)
@@ -376,14 +377,14 @@ class _Reader:
         """
         found: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
         models = [key for key in self.models if not key[0].startswith(CHECKPOINT)]
-        for name in (*verdicts.COMPARED, verdicts.CANDIDATES):
+        for name in (*audit_sets.COMPARED, "canary"):
             several = [self.kept[label, seed].get(name) for label, seed, _ in models]
             if all(several):
                 for (label, seed, _), outputs in zip(models, align(several), strict=True):  # type: ignore[arg-type]
                     found[label, seed][name] = margins(outputs)
                     if name == "forget":
                         found[label, seed][verdicts.RIGHT] = right(outputs)
-                    if name == verdicts.CANDIDATES:
+                    if name == "canary":
                         found[label, seed][verdicts.COINS] = outputs.included.bool()  # type: ignore[union-attr]
         return found
 
@@ -440,7 +441,7 @@ class _Reader:
 
 def _state(sets: Sets) -> str:
     """What a model is called whose answers show that it is none any more; empty for all others."""
-    if not all(answers.finite for name, answers in sets.items() if name in MEASURED):
+    if not all(answers.finite for name, answers in sets.items() if name in audit_sets.EXAMPLES):
         return claims.NOT_FINITE
     return claims.CONSTANT if "test" in sets and sets["test"].constant else ""
 

@@ -15,7 +15,8 @@ from fedforget import messages
 from fedforget.client import answering, training
 from fedforget.client.workbench import device_of
 from fedforget.data import FederatedData, load
-from fedforget.messages import TEST, Task, Work
+from fedforget.data.audit_sets import TEST
+from fedforget.messages import Task, Work
 from fedforget.store import digest
 
 if TYPE_CHECKING:

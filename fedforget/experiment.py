@@ -38,10 +38,6 @@ from fedforget import config as configuration
 from fedforget import disk, escape, messages, models, report, routines, solvers, tuning
 from fedforget.assessment import PARTS, assess
 from fedforget.cohort import (
-    ANCHORS,
-    DEEP,
-    FEATURED,
-    TEST_SETS,
     AuditFailed,
     Cohort,
     TooFewClients,
@@ -49,13 +45,14 @@ from fedforget.cohort import (
     describe,
 )
 from fedforget.config import RunConfig, StrategySpec
+from fedforget.data import audit_sets
 from fedforget.disk import Need
 from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL
 from fedforget.exchange import RECORDS
 from fedforget.grid import GridEnded
 from fedforget.history import FileJournal, History, HistoryConfig, Recording, find_recording
 from fedforget.ledger import Cost
-from fedforget.messages import GRID, SPHERE, Task
+from fedforget.messages import Task
 from fedforget.metrics import Outputs
 from fedforget.metrics.representation import swap_head
 from fedforget.params import Layout, Params
@@ -76,13 +73,8 @@ from fedforget.store import (
 )
 from fedforget.strategy import AVERAGING, UnlearningStrategy, find
 
-AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
-REGION_SETS = ("near", "far")  # points around examples
-LAYER_SETS = ("forget_layers", "holdout_layers")  # a few examples in every layer
-FIRST_SETS = (*AUDIT_SETS, *REGION_SETS, *LAYER_SETS)
 PATH = 4  # steps of equal length from the original to a model, between which the loss is measured
 ASKED_BYTES = 1 << 26  # of models in one message of an audit, about
-LATER_SETS = ("forget", "retain", "holdout", "test")  # when the audit is made again, after further rounds
 
 Step = Callable[[int, int, str], None]  # is told how many models are there, of how many, and what goes on
 
@@ -405,7 +397,12 @@ class Experiment:
                 previous, passed = self._serve(k, spec, i, previous, learned.recording)
                 entries += self._audits(k, spec.label, i, previous, original.result().model)
                 entries += self._entries(
-                    k, i, [Question(f"{CHECKPOINT}{round}", "", model, AUDIT_SETS) for round, model in passed.items()]
+                    k,
+                    i,
+                    [
+                        Question(f"{CHECKPOINT}{round}", "", model, audit_sets.EXAMPLES)
+                        for round, model in passed.items()
+                    ],
                 )
         except TooFewClients as error:
             if spec.label == ORACLE:
@@ -629,7 +626,7 @@ class Experiment:
     def _questions(self, k: int, label: str, i: int, model: Model, original: Model, own: int) -> Iterator[Question]:
         """What `_audits` asks; models of further rounds are made when they are asked for."""
         evaluation = self.config.evaluation
-        sets = (*FIRST_SETS, *(("plane",) if k == 0 else ()))  # one seed's regions are drawn
+        sets = (*audit_sets.FIRST, *(audit_sets.DRAWN if k == 0 else ()))  # one seed's regions are drawn
         yield Question(label, "", model, sets)
         if label != ORIGINAL:
             swapped = replace(model, params=swap_head(model.params, original.params))
@@ -643,7 +640,7 @@ class Experiment:
             taught = range(1, evaluation.relearn + 1)
             for rounds, later in self._later(own, i, model, sorted({*evaluation.durability, *taught}), "+"):
                 if rounds in evaluation.durability:
-                    yield Question(label, f"+{rounds}", later, LATER_SETS)
+                    yield Question(label, f"+{rounds}", later, audit_sets.LATER)
                 if rounds in taught:
                     yield Question(label, f"retain {rounds}", later, ("rest",), marks=False)
             for kind in ("rejoin", "few"):
@@ -703,8 +700,7 @@ class Experiment:
 
     def _marked_sets(self) -> tuple[str, ...]:
         """The audit sets that the corruption is made for."""
-        kind = self.config.corruption.kind
-        return (kind,) if kind in ("canary", "trigger", "noise") else ()
+        return audit_sets.planted(self.config.corruption.kind)
 
     def _entries(self, k: int, i: int, questions: Iterable[Question]) -> Iterator[dict]:
         """The index entry of each question, in order; what is not answered on file is asked, many at a time."""
@@ -911,7 +907,7 @@ def _disk_needed(run: Experiment) -> Need:
                 if (run.store.folder("models", previous) / "model.safetensors").exists():
                     continue
                 passed = run._checkpoints(request.after_round or config.learning.rounds) if spec.label == ORACLE else ()
-                answers = len(passed) * _answers_needed(run, i, AUDIT_SETS)
+                answers = len(passed) * _answers_needed(run, i, audit_sets.EXAMPLES)
                 need += Need(models=(1 + len(passed)) * model, audits=answers) + _audit_needed(run, i)
                 if spec.label == ORACLE and config.evaluation.seeds > 1:
                     need += _audit_needed(run, i)  # once more, in the place of another
@@ -941,8 +937,14 @@ def _audit_needed(run: Experiment, i: int) -> Need:
     evaluation = run.config.evaluation
     taught = range(1, evaluation.relearn + 1)
     later = len({*evaluation.durability, *taught}) + 2 * len(taught)
-    sets = [*FIRST_SETS, "plane", *run._marked_sets(), "forget", *(PATH - 1) * ["test"] * bool(evaluation.durability)]
-    sets += len(evaluation.durability) * [*LATER_SETS, *run._marked_sets()] + 3 * len(taught) * ["rest"]
+    sets = [
+        *audit_sets.FIRST,
+        *audit_sets.DRAWN,
+        *run._marked_sets(),
+        "forget",
+        *(PATH - 1) * ["test"] * bool(evaluation.durability),
+    ]
+    sets += len(evaluation.durability) * [*audit_sets.LATER, *run._marked_sets()] + 3 * len(taught) * ["rest"]
     return Need(models=later * disk.FLOAT * run.layout.size, audits=_answers_needed(run, i, sets))
 
 
@@ -950,13 +952,13 @@ def _answers_needed(run: Experiment, i: int, sets: Iterable[str]) -> int:
     """About how many bytes a model's answers on audit sets take."""
     federation, most = run.federation, run.config.evaluation.max_examples
     kept, everything = federation.kept(run.requests[: i + 1]), sum(federation.num_train.values())
-    sizes = dict.fromkeys(TEST_SETS, int(federation.about["num_test"]))
+    sizes = dict.fromkeys(("test", "trigger"), int(federation.about["num_test"]))
     sizes |= dict.fromkeys(("forget", "rest", "few"), everything - sum(kept.values()))
-    sizes |= dict.fromkeys(REGION_SETS, ANCHORS * SPHERE) | dict.fromkeys(LAYER_SETS, DEEP)
     classes, total = int(federation.about["num_classes"]), 0
     for name in sets:
-        size = GRID * GRID if name == "plane" else min(most, sizes.get(name, everything))
-        total += disk.of_answers(run.layout, classes, {name: size}, FEATURED)
+        capped = audit_sets.find(name).cap is not None
+        size = audit_sets.find(name).most(most if capped else min(most, sizes.get(name, everything)))
+        total += disk.of_answers(run.layout, classes, {name: size})
     return total
 
 
