@@ -31,6 +31,7 @@ from fedforget.data import audit_sets
 from fedforget.experiment import Experiment
 from fedforget.grid import InProcessGrid
 from fedforget.metrics.representation import swap_head
+from fedforget.run.setting import cohort_of
 from fedforget.strategy import find
 
 
@@ -58,8 +59,8 @@ def main() -> None:
         run = experiment.run()
         header, rows = report.load(run)
         audited = len({(e["request"], e["label"], e["seed"]) for e in header["models"]})
-        cohort = experiment._cohort(experiment._seeds(0), 0)
-        model = experiment._initial(0)
+        setting = experiment.setting
+        cohort, model = cohort_of(setting, setting.seeds(0), 0), setting.initial(0)
         learner = find("none")(learning=config.learning)
         rounds = learner.learn(cohort, model, 10**6)
         most = config.evaluation.max_examples

@@ -12,8 +12,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedforget import messages
-from fedforget.client import answering, training
-from fedforget.client.workbench import device_of
+from fedforget.client import answering, training, workbench
 from fedforget.data import FederatedData, load
 from fedforget.data.audit_sets import TEST
 from fedforget.messages import Task, Work
@@ -36,7 +35,7 @@ def describe(message: Message, context: Context) -> Message:
     try:
         work, _ = _accepted(message, context)
         task = Task.from_json(work.task)
-        device = device_of(task.device, task.precision)
+        device = workbench.device_of(task.device, task.precision)
         federated = load(task.data)
         hosted = _hosted(federated, context)
     except ValueError as error:  # what the user must mend: sent as a sentence, not as a traceback

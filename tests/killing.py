@@ -39,6 +39,8 @@ from fedforget.client_app import app
 from fedforget.config import compose
 from fedforget.evaluation import ORACLE
 from fedforget.grid import InProcessGrid
+from fedforget.run.auditing import Auditing
+from fedforget.run.trajectories import Trajectories
 
 PHASES = ("learning", "oracle", "unlearning", "audit", "report")
 # Further rounds after the audit, relearning, and a rehearsal in which strategies are tuned are all in it.
@@ -90,12 +92,12 @@ class Watch:
 
     def install(self) -> None:
         """Watch this process: its phases, its messages and its files."""
-        learner = experiment.Experiment
-        learner._original = self.wrapped(learner._original, lambda *_: "learning")
-        learner._serve = self.wrapped(
-            learner._serve, lambda _, k, spec, *rest: "oracle" if spec.label == ORACLE else "unlearning"
+        learner = Trajectories
+        learner.original = self.wrapped(learner.original, lambda *_: "learning")
+        learner.serve = self.wrapped(
+            learner.serve, lambda _, k, spec, *rest: "oracle" if spec.label == ORACLE else "unlearning"
         )
-        learner._audits = self.wrapped(learner._audits, lambda *_: "audit")
+        Auditing.audits = self.wrapped(Auditing.audits, lambda *_: "audit")
         experiment.assess = self.wrapped(experiment.assess, lambda *_: "report")
         report.write = self.wrapped(report.write, lambda *_: "report")
         replace = store._replace

@@ -131,7 +131,7 @@ def test_a_folder_holds_the_examples_of_one_client_and_no_other(holders):
         (
             "task=holder corruption=label_swap corruption.clients=[1]",
             {},
-            "corruption.kind=label_swap is not done to a holder's own data",
+            "corruption.kind is 'label_swap', but a holder's own data .* is not corrupted; use corruption=none",
         ),
     ],
 )

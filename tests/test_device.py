@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from fedforget import cohort
+from fedforget import cohort, description
 from fedforget.client import workbench
 from fedforget.client_app import app
 from fedforget.cohort import Cohort, describe
@@ -140,6 +140,7 @@ CASES += [(name, "stacked", recipe) for name in ("lenet5", "cnn") for recipe in 
 @pytest.fixture
 def on(monkeypatch):
     """Where client work is done within a ``with`` block: on the CPU, or on the pretended card."""
+    monkeypatch.setattr(description, "DEVICES", (*description.DEVICES, CARD.type))
     monkeypatch.setitem(cohort.GROUP, CARD.type, cohort.GROUP["cpu"])
 
     @contextlib.contextmanager
@@ -151,6 +152,7 @@ def on(monkeypatch):
                 stack.enter_context(PretendedCard())
             yield
         monkeypatch.undo()
+        monkeypatch.setattr(description, "DEVICES", (*description.DEVICES, CARD.type))
         monkeypatch.setitem(cohort.GROUP, CARD.type, cohort.GROUP["cpu"])
         workbench.workbench.cache_clear()
 

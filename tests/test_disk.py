@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedforget import disk
-from fedforget.disk import Need
 from fedforget.history import HistoryConfig, bytes_of_update, compress
 from fedforget.params import Layout, Params
+from fedforget.run import disk
+from fedforget.run.checks import record_of
+from fedforget.run.disk import Need
+from fedforget.run.setting import cohort_of
 from fedforget.seeds import Seeds
 from fedforget.store import load_tensors
 
@@ -62,10 +64,10 @@ def test_a_run_says_what_its_recording_takes(run_small, tmp_path: Path, history:
     experiment, _ = run_small(f"strategies=[] {history}")
     files = sorted(tmp_path.glob("store/trajectories/*/*/round-*"))
     written = sum(tensor.nbytes for path in files for tensor in load_tensors(path)[0].values())
-    cohort, rounds = experiment._cohort(experiment._seeds(0), None), experiment.config.learning.rounds
+    setting, rounds = experiment.setting, experiment.config.learning.rounds
+    cohort, form = cohort_of(setting, setting.seeds(0)), record_of(setting)
     cohorts = [cohort.sample(round) for round in range(1, rounds + 1)]
-    form = experiment._history_config()
-    assert disk.of_recording(experiment.layout, form, cohorts, experiment._targets(), True).recordings == written
+    assert disk.of_recording(setting.layout, form, cohorts, setting.targets, True).recordings == written
     on_disk = sum(path.stat().st_size for path in files)
     assert written <= on_disk <= written + HEADER * len(files)
 

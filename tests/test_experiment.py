@@ -17,8 +17,11 @@ from fedforget import client_app, data, messages, report
 from fedforget.client.workbench import workbench
 from fedforget.cohort import AuditFailed, TooFewClients
 from fedforget.data import load
-from fedforget.experiment import _left_out
 from fedforget.request import UnlearningRequest
+from fedforget.run import addresses
+from fedforget.run.header import left_out
+from fedforget.run.setting import cohort_of
+from fedforget.run.trajectories import Trajectories
 from fedforget.store import load_tensors
 
 LIST = "strategies=[finetune,amnesiac,amnesiac_repair,federaser,fedaccum,truncated_retrain] strategy.finetune.rounds=2"
@@ -83,7 +86,8 @@ def test_forgetting_data_that_took_no_part_gives_the_original_to_the_bit(run_sma
         experiment, _ = run_small(overrides, tmp_path / str(client))
         lines = [json.loads(line) for line in (experiment.folder / "results.jsonl").read_text().splitlines()]
         values = {r["label"]: r["values"] for r in (line["result"] for line in lines if "result" in line)}
-        asked = client in experiment._cohort(experiment._seeds(0), None).sample(1)
+        setting = experiment.setting
+        asked = client in cohort_of(setting, setting.seeds(0)).sample(1)
         assert (values["retrain"] == values["original"]) == (not asked)
 
 
@@ -119,7 +123,8 @@ def test_a_strategy_that_learns_itself_has_its_own_trajectory_and_the_others_sha
     assert len(common) == 1
     experiment, said = run_small("strategies=[finetune,amnesiac,certified_newton]")
     own = set(trajectories(tmp_path)) - common
-    assert own == {experiment._trajectory_key(0, experiment._specs()[-1])} and len(own) == 1
+    setting = experiment.setting
+    assert own == {addresses.trajectory(setting, 0, setting.specs[-1])} and len(own) == 1
     assert any("learned certified_newton's own original, seed 0: 3 rounds" in line for line in said)
     made_of = {}
     for path in tmp_path.glob("store/models/*/model.safetensors"):
@@ -163,7 +168,8 @@ def test_a_request_before_the_end_starts_from_the_model_of_its_round(run_small, 
     experiment, _ = run_small("strategies=[] history.record=auto request.after_round=2")
     recording = experiment_recording(experiment)
     assert recording.config.record == "globals"  # no strategy asks for more than nothing
-    (none,) = (entry for entry in experiment._models() if entry["label"] == "none" and not entry["stage"])
+    index = report.load(experiment.folder)[0]["models"]
+    (none,) = (entry for entry in index if entry["label"] == "none" and not entry["stage"])
     path, tensor = none["weights"]
     served = load_tensors(experiment.store.root / path)[0][tensor]
     assert torch.equal(served, recording.load(2)[0]["global"])
@@ -174,7 +180,7 @@ def test_a_request_before_the_end_starts_from_the_model_of_its_round(run_small, 
     [
         (
             "request=class request.classes=[12] strategies=[finetune]",
-            "names class 12, but the classes are 0 to 9",
+            "class 12 does not exist; the classes are 0 to 9",
         ),
         (
             "request=sample request.clients=[1] request.share=1.0 request.samples=[5000] strategies=[]",
@@ -238,20 +244,20 @@ def test_owners_rows_and_classes_are_forgotten_by_their_names(run_small, tmp_pat
     given = write_images(tmp_path / "data", [10, 50] * 30, ["mia", "bob", "zoe", "bob", "mia"] * 12)
     natural = "task.id_column=owner partition=natural partition.clients=0 partition.holdout=0.2"
     experiment, said = run_small(f"{given} {natural} request=owners request.owners=[zoe]")
-    assert experiment.requests == (UnlearningRequest("client", (2,)),)
+    assert experiment.setting.requests == (UnlearningRequest("client", (2,)),)
     assert "owners: client 0 = bob, client 1 = mia, client 2 = zoe" in said
     assert "2 classes (train/test): 10 (30/5), 50 (30/5)" in said
     header = report.load(experiment.folder)[0]
     assert header["owners"] == {"0": "bob", "1": "mia", "2": "zoe"} and header["classes"] == 2
-    assert header["requests"] == ["client 2 (client 2 = zoe)"]
+    assert header["requests"] == ["client 2 (zoe)"]
     assert header["data_facts"]["classes"] == {"names": ["10", "50"], "numbers": [10, 50]}
     for name in ("table.md", "report.html"):
         assert "client 2 = zoe" in (experiment.folder / name).read_text(), name
     row = next(row for row in range(60) if held_by(experiment, row) == 0)
     rows, _ = run_small(f"{given} {natural} request=rows request.rows=[{row}]")
-    assert [client for client, _ in rows.requests[0].targets] == [0]
+    assert [client for client, _ in rows.setting.requests[0].targets] == [0]
     classes, _ = run_small(f"{given} {natural} request=class request.classes=[50]")
-    assert classes.requests == (UnlearningRequest("class", (1,)),)
+    assert classes.setting.requests == (UnlearningRequest("class", (1,)),)
     assert report.load(classes.folder)[0]["requests"] == ["class 50"]
 
 
@@ -336,7 +342,7 @@ def test_a_note_is_said_once_of_a_model_and_of_what_became_of_it():
         entry("c", 0, ""),
         entry("a", 0, "", "one", "three", request=1),
     ]
-    assert _left_out(index) == {
+    assert left_out(index) == {
         "a, seed 0": "one; three",
         "a, seed 0 after 5": "two",
         "a, seed 1": "one",
@@ -395,13 +401,13 @@ def test_an_audit_that_fails_stops_the_run_and_is_no_methods_failure(run_small, 
     experiment, said = run_small(overrides, tmp_path / "ill")
     well, _ = run_small(overrides, tmp_path / "well")
     tables = [(each.folder / "audit.csv").read_text() for each in (experiment, well)]
-    assert experiment._failed == {} and tables[0] == tables[1]
+    assert report.load(experiment.folder)[0]["failed"] == {} and tables[0] == tables[1]
     assert equal(stored_models(tmp_path / "well"), stored_models(tmp_path / "ill"))
 
 
 def test_an_audit_that_one_node_cannot_make_another_one_makes(run_small):
     experiment, said = run_small("strategies=[finetune]", client_app=deaf(0, nodes=(1,)))
-    assert experiment._failed == {} and not [line for line in said if "note:" in line]
+    assert report.load(experiment.folder)[0]["failed"] == {} and not [line for line in said if "note:" in line]
 
 
 @pytest.mark.parametrize(("fraction", "asked"), [(0.1, 1), (0.5, 3), (1.0, 5)])
@@ -437,8 +443,7 @@ def test_two_runs_at_once_on_one_store_do_everything_once(run_small, stored_mode
 
 
 def experiment_recording(experiment):
-    original = experiment._original(0, experiment._history_config())
-    return original.recording
+    return Trajectories(experiment.setting, experiment.progress).original(0).recording
 
 
 def test_client_app_is_flowers():

@@ -188,7 +188,9 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
     try:
         with pytest.raises(ValueError, match=f"of disk: .*, but {disk}/store has .* kB free; use history.record=auto"):
             run_small(RUN, disk)
-        monkeypatch.setattr("fedforget.disk.refuse", lambda *_: None)  # as if somebody else filled the disk meanwhile
+        monkeypatch.setattr(
+            "fedforget.run.disk.refuse", lambda *_: None
+        )  # as if somebody else filled the disk meanwhile
         for size in (60, 140, 260):
             subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
             refused(run_small, disk, "No space left on device")

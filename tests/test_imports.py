@@ -42,7 +42,6 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "data": ("names request seeds", "numpy torch sklearn datasets flwr_datasets torchvision pyarrow PIL"),
     "models": ("names", "torch torchvision"),
     "history": ("params exchange ledger seeds store", "numpy torch"),
-    "disk": ("data params history", ""),
     "routines": ("params seeds", "torch"),
     "messages": ("request params seeds data models routines", "numpy torch flwr"),
     "client": ("core routines data models messages metrics params store", "numpy torch"),
@@ -71,17 +70,17 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "data effects evaluation exchange folders grid history models names options request routines strategy tuning",
         "omegaconf yaml",
     ),
-    "resolve": ("cohort config data request seeds", ""),
     "claims": ("", ""),
     "tables": ("claims data", ""),
     "figures": ("claims tables", "matplotlib"),
     "page": ("claims figures tables", "jinja2 markupsafe"),
     "report": ("escape claims page figures tables store", ""),
-    "experiment": (
+    "run": (
         "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
-        "routines solvers tuning escape evaluation assessment config resolve report data disk",
-        "numpy torch flwr",
+        "routines solvers tuning escape evaluation assessment config",
+        "torch flwr",
     ),
+    "experiment": ("run config cohort evaluation assessment report store", "torch flwr"),
     "server_app": ("escape config experiment cohort grid store loading", "flwr"),
     "launch": ("cohort config data escape experiment grid simulation store", "rich"),
     "cli": (EVERYTHING, "torch rich"),
@@ -95,6 +94,7 @@ OUTERMOST = {
     "launch": {"cli"},
     "simulation": {"launch"},
     "experiment": {"server_app", "cli", "launch", "testing"},
+    "run": {"run", "experiment"},
 }
 STRATEGIES = {"strategy", "params", "solvers", "routines"}  # what a strategy may import: public modules alone
 

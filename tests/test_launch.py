@@ -375,7 +375,8 @@ def test_several_requests_are_put_together(in_process, tmp_path, capsys):
     second = Experiment(config, InProcessGrid(app), tmp_path / "out", lambda line: None).run()
     assert main(["report", str(first), str(second)]) == 0
     said = capsys.readouterr().out
-    assert "K = 1; gates: " in said and "\nfinetune " in said and "\namnesiac " in said
+    assert "K = 1; gates: 0 of 2 passed" in said  # one seed has no scores to put together
+    assert all(f"client {client} counts for nothing (cannot be checked: " in said for client in (1, 3))
     (together,) = (tmp_path / "out" / "runs").glob("quickstart-requests-*")
     assert sorted(path.name for path in together.iterdir()) == ["requests.md", "requests.svg"]
     assert "client 1" in (together / "requests.svg").read_text()

@@ -22,6 +22,7 @@ from fedforget.messages import Task
 from fedforget.models import ModelConfig, initial, names
 from fedforget.params import Params
 from fedforget.routines import LocalConfig
+from fedforget.run import addresses
 from fedforget.seeds import Seeds
 from strategies.random_label import train_on_wrong_labels
 
@@ -166,8 +167,8 @@ def test_the_address_of_a_trajectory_says_how_it_was_computed(tmp_path: Path) ->
     def address(overrides: str) -> str:
         config = compose("quickstart", f"model=mlp partition.clients=4 engine.device=cpu {overrides}")
         experiment = Experiment(config, InProcessGrid(app), tmp_path)
-        experiment.federation = describe(experiment.grid, experiment.task)
-        return experiment._trajectory_key(0)
+        experiment.prepare()
+        return addresses.trajectory(experiment.setting, 0)
 
     others = ("engine.mode=sequential", "engine.mode=vmap", "engine.precision=bfloat16")
     assert address("") == address("engine.mode=stacked")  # which is what auto means for this network

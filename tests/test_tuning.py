@@ -278,14 +278,16 @@ def test_every_strategy_gets_its_trials_on_another_seed_and_client_and_the_best_
     assert tuned["finetune"]["trials"][0]["options"] == {"rounds": 2}
 
     # Another target and another seed; no trial asks for the test set, or for what the run's own target holds.
-    (other,) = experiment.rehearsal.requests
-    assert other.scope == "client" and other != experiment.requests[0] and header["request"] == str(other)
+    (other,) = experiment.rehearsal.setting.requests
+    assert other.scope == "client" and other != experiment.setting.requests[0] and header["request"] == str(other)
     trials = [(kind, work) for kind, work in seen if is_trial(work)]
     assert {work.request for _, work in trials} == {None, other}
     asked = {part[:2] for kind, work in trials if kind == messages.EVALUATE for part in work.parts}
     assert asked and TEST not in {client for client, _ in asked}
     assert {split for _, split in asked} == {"forget", "holdout"}
-    assert all(work.request == experiment.requests[0] for _, work in seen if not is_trial(work) and work.request)
+    assert all(
+        work.request == experiment.setting.requests[0] for _, work in seen if not is_trial(work) and work.request
+    )
 
     # The chosen options are the best, serve the request, and keep the label; the configuration stays as it was.
     for label, mine in tuned.items():
@@ -295,7 +297,7 @@ def test_every_strategy_gets_its_trials_on_another_seed_and_client_and_the_best_
         (served,) = (
             made["strategy"][1]
             for made, _, _ in models_of(tmp_path)
-            if made["strategy"][0] == label and made["requests"] == [experiment.requests[0].to_dict()]
+            if made["strategy"][0] == label and made["requests"] == [experiment.setting.requests[0].to_dict()]
         )
         assert mine["chosen"].items() <= served.items()
     assert "strategies=[finetune" not in (experiment.folder / "config.yaml").read_text()
@@ -308,8 +310,8 @@ def test_every_strategy_gets_its_trials_on_another_seed_and_client_and_the_best_
 def test_a_trials_objective_is_that_of_its_stored_model(run_small, tmp_path):
     """J from the model and the data alone: no part of the framework that asks clients is used."""
     experiment, _ = run_small(RUN)
-    (other,) = experiment.rehearsal.requests
-    federated = data.load(experiment.rehearsal.task.data)
+    (other,) = experiment.rehearsal.setting.requests
+    federated = data.load(experiment.rehearsal.setting.task.data)
     module = models.build(experiment.config.model, federated.input_shape, federated.num_classes)
 
     def error(rows):
@@ -366,7 +368,7 @@ def test_what_is_corrupted_moves_to_the_other_target(run_small):
     )
     tasks = {is_trial(work): json.loads(work.task)["data"]["corruption"] for _, work in seen}
     assert tasks[False]["clients"] == [3]
-    assert tasks[True] == {**tasks[False], "clients": list(experiment.rehearsal.requests[0].targets)}
+    assert tasks[True] == {**tasks[False], "clients": list(experiment.rehearsal.setting.requests[0].targets)}
 
 
 @pytest.mark.parametrize(
@@ -374,7 +376,7 @@ def test_what_is_corrupted_moves_to_the_other_target(run_small):
 )
 def test_every_scope_is_tuned(run_small, overrides):
     experiment, _ = run_small(f"{overrides} strategies=[finetune] tuning.trials=2 tuning.goal=bias_removal")
-    (other,), (own,) = experiment.rehearsal.requests, experiment.requests
+    (other,), (own,) = experiment.rehearsal.setting.requests, experiment.setting.requests
     assert other.scope == own.scope and not set(other.targets) & set(own.targets)
     assert len(header_of(experiment)["tuning"]["strategies"]["finetune"]["trials"]) == 2
 

@@ -3,7 +3,8 @@
 A set is held by the request's targets, by the retained clients, or by the server's test set. Most are a split of their
 holders' examples. Others are made of examples where these are, and the points stay there: ``near`` and ``far`` are
 spheres of points around examples, ``plane`` is a grid of points on the plane through three examples of the first
-target, and the sets ``..._layers`` are the first examples of another set, whose answers have the outputs of every layer.
+target, and the sets ``..._layers`` are the first examples of another set, whose answers have the outputs of every
+layer.
 """
 
 from __future__ import annotations

@@ -71,5 +71,5 @@ def name_request(request: UnlearningRequest, federation: Federation) -> str:
         names = [federation.facts.classes.names[label] for label in request.targets]
         return f"class{'es' * (len(names) != 1)} {', '.join(names)}"
     owners = federation.facts.owners
-    known = [f"client {client} = {owners[client]}" for client in request.clients if client < len(owners)]
+    known = [owners[client] for client in request.clients if client < len(owners)]
     return f"{request} ({', '.join(known)})" if known else str(request)
