@@ -21,6 +21,7 @@ from fedforget.ledger import Cost
 from fedforget.metrics import METRICS, Outputs, chance, clients, fidelity, leakage, representation
 from fedforget.metrics.outputs import accuracy, align, balanced_accuracy, margins
 from fedforget.names import nearest
+from fedforget.stage import later_metric
 
 ORIGINAL, ORACLE = "original", "retrain"
 NOOP = "none"  # the strategy that does nothing
@@ -152,8 +153,8 @@ class EvaluationConfig:
             raise ValueError(f"evaluation level {self.level!r} needs coin-flipped canaries; add corruption=canary")
         if self.primary == "auto":
             return
-        later, _, rest = self.primary.rpartition("+")[2].partition("/") if self.primary[:1] == "+" else ("", "", "")
-        if self.primary[:1] == "+" and not later.isdigit():
+        later, metric = later_metric(self.primary)
+        if self.primary.startswith("+") and not later.isdigit():
             raise ValueError(
                 f"evaluation.primary={self.primary} must name a number of rounds, as +5/forget/margin does"
             )
@@ -162,11 +163,11 @@ class EvaluationConfig:
                 f"evaluation.primary={self.primary} needs the audit after {later} rounds; "
                 f"add {later} to evaluation.durability"
             )
-        if later and not rest.startswith(LATER):
+        if later and not metric.startswith(LATER):
             raise ValueError(
                 f"evaluation.primary={self.primary} is not measured again later; use one of {', '.join(LATER)}"
             )
-        family = (rest or self.primary).partition("/")[0]
+        family = metric.partition("/")[0]
         needed = {"canary": "canary", "trigger": "trigger", "noise": "noise", "confusion": "label_swap"}.get(family)
         if needed and corruption != needed:
             raise ValueError(f"evaluation.primary={self.primary} was not recorded; add corruption={needed}")
@@ -175,9 +176,9 @@ class EvaluationConfig:
                 f"evaluation.primary={self.primary} is unknown; it starts with one of {', '.join(FAMILIES)}"
             )
         names = [f"{family}/{name}" for name in FAMILIES[family]]
-        if (rest or self.primary) not in names:
+        if metric not in names:
             raise ValueError(f"evaluation.primary={self.primary} is unknown; choose one of {', '.join(names)}")
-        fewest = NEEDED.get(rest or self.primary, 1)
+        fewest = NEEDED.get(metric, 1)
         if self.seeds < fewest:
             raise ValueError(
                 f"evaluation.primary={self.primary} compares with oracles of other seeds; use evaluation.seeds="

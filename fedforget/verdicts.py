@@ -21,6 +21,7 @@ from fedforget.data import audit_sets
 from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL, ModelResult, floor
 from fedforget.ledger import Cost
 from fedforget.metrics import clients, fidelity, klom, score, shadows, statistics
+from fedforget.stage import later_metric
 
 ATTACKS = (
     "canary/auc",
@@ -221,7 +222,7 @@ def judge(models: Mapping[str, Evidence], primary: str, chances: Mapping[str, fl
 
 def stopped(models: Mapping[str, Evidence], attacks: Sequence[str], chances: Mapping[str, float]) -> dict[str, dict]:
     """The axes of the score of retrains that were stopped early, by label, without later stages: they have none."""
-    now = [attack for attack in attacks if attack[:1] != "+"]
+    now = [attack for attack in attacks if not later_metric(attack)[0]]
     early = {label: mine for label, mine in models.items() if label.startswith(CHECKPOINT)}
     return {label: _axes(mine, models[ORACLE], models[ORIGINAL], now, chances) for label, mine in early.items()}
 
@@ -242,7 +243,7 @@ def _names_of(values: Values) -> list[str]:
 
 
 def _attack(name: str) -> bool:
-    return (name.partition("/")[2] if name[:1] == "+" else name) in ATTACKS
+    return later_metric(name)[1] in ATTACKS
 
 
 def _column(values: Values, name: str, seeds: Sequence[int] | None = None) -> list[float]:

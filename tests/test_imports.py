@@ -34,6 +34,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "request": ("", ""),
     "ledger": ("", ""),
     "names": ("", ""),
+    "stage": ("", ""),
     "folders": ("", ""),
     "escape": ("", ""),
     "options": ("", ""),
@@ -61,9 +62,9 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "flwr",
     ),
     "metrics": ("params", "numpy torch sklearn scipy statsmodels"),
-    "evaluation": ("names metrics data ledger", "numpy torch scipy"),
-    "verdicts": ("claims data evaluation metrics ledger", "numpy torch"),
-    "assessment": ("claims data evaluation verdicts metrics ledger params store", "numpy torch threadpoolctl"),
+    "evaluation": ("names stage metrics data ledger", "numpy torch scipy"),
+    "verdicts": ("claims stage data evaluation metrics ledger", "numpy torch"),
+    "assessment": ("claims stage data evaluation verdicts metrics ledger params store", "numpy torch threadpoolctl"),
     "tuning": ("metrics ledger request seeds", "torch optuna"),
     "effects": ("strategy", ""),
     "config": (
@@ -72,11 +73,11 @@ ALLOWED: dict[str, tuple[str, str]] = {
     ),
     "claims": ("", ""),
     "tables": ("claims data", ""),
-    "figures": ("claims tables", "matplotlib"),
+    "figures": ("claims stage tables", "matplotlib"),
     "page": ("claims figures tables", "jinja2 markupsafe"),
     "report": ("escape claims page figures tables store", ""),
     "run": (
-        "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
+        "params seeds stage request ledger exchange store data models history messages cohort grid strategy metrics "
         "routines solvers tuning escape evaluation assessment config",
         "torch flwr",
     ),

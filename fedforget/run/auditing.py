@@ -17,6 +17,7 @@ from fedforget.metrics.representation import swap_head
 from fedforget.run import addresses
 from fedforget.run.setting import cohort_of
 from fedforget.run.trajectories import Model, Trajectories
+from fedforget.stage import HEAD, LEFT, Kind, Stage
 from fedforget.store import save_tensors
 
 PATH = 4  # steps of equal length from the original to a model, between which the loss is measured
@@ -29,14 +30,14 @@ class Question:
 
     Args:
         label: whose model it is.
-        stage: what became of it before it is asked; empty for nothing.
+        stage: what became of it before it is asked.
         model: the model.
         sets: the audit sets.
         marks: whether those that the corruption is made for are asked too.
     """
 
     label: str
-    stage: str
+    stage: Stage
     model: Model
     sets: tuple[str, ...]
     marks: bool = True
@@ -89,26 +90,27 @@ class Auditing:
         """What `audits` asks; models of further rounds are made when they are asked for."""
         evaluation = self.setting.config.evaluation
         sets = (*audit_sets.FIRST, *(audit_sets.DRAWN if k == 0 else ()))  # one seed's regions are drawn
-        yield Question(label, "", model, sets)
+        yield Question(label, LEFT, model, sets)
         if label != ORIGINAL:
             swapped = replace(model, params=swap_head(model.params, original.params))
-            yield Question(label, "head", swapped, ("forget",), marks=False)
+            yield Question(label, HEAD, swapped, ("forget",), marks=False)
         if label != ORIGINAL and evaluation.durability:
             way = model.params - original.params
             for step in range(1, PATH):
                 between = replace(model, params=original.params + (step / PATH) * way)
-                yield Question(label, f"path {step}", between, ("test",), marks=False)
+                yield Question(label, Stage("path", step), between, ("test",), marks=False)
         later = self.trajectories.later
         try:
             taught = range(1, evaluation.relearn + 1)
             for rounds, model_then in later(own, i, model, sorted({*evaluation.durability, *taught}), "+"):
                 if rounds in evaluation.durability:
-                    yield Question(label, f"+{rounds}", model_then, audit_sets.LATER)
+                    yield Question(label, Stage("later", rounds), model_then, audit_sets.LATER)
                 if rounds in taught:
-                    yield Question(label, f"retain {rounds}", model_then, ("rest",), marks=False)
-            for kind in ("rejoin", "few"):
+                    yield Question(label, Stage("retain", rounds), model_then, ("rest",), marks=False)
+            kinds: tuple[Kind, ...] = ("rejoin", "few")
+            for kind in kinds:
                 for rounds, model_then in later(own, i, model, taught, kind):
-                    yield Question(label, f"{kind} {rounds}", model_then, ("rest",), marks=False)
+                    yield Question(label, Stage(kind, rounds), model_then, ("rest",), marks=False)
         except TooFewClients as error:
             self.progress.note(f"{label}, seed {k}: no further rounds are possible from this model ({error})")
 
@@ -139,7 +141,7 @@ class Auditing:
             "request": i,
             "label": question.label,
             "seed": k,
-            "stage": question.stage,
+            "stage": str(question.stage),
             "model": model.key,
             "outputs": str(path.relative_to(root)),
             "weights": [str(relative), model.tensor],

@@ -16,6 +16,7 @@ from fedforget.run.setting import learns_itself
 from fedforget.run.threads import wait_for, workers
 from fedforget.run.trajectories import Model, Original, Trajectories
 from fedforget.seeds import Seeds
+from fedforget.stage import LEFT
 from fedforget.store import load_tensors
 
 
@@ -74,7 +75,7 @@ class Indexing:
                 previous, passed = self.trajectories.serve(k, spec, i, previous, learned.recording)
                 entries += self.auditing.audits(k, spec.label, i, previous, original.result().model)
                 asked = [
-                    Question(f"{CHECKPOINT}{done}", "", model, audit_sets.EXAMPLES) for done, model in passed.items()
+                    Question(f"{CHECKPOINT}{done}", LEFT, model, audit_sets.EXAMPLES) for done, model in passed.items()
                 ]
                 entries += self.auditing.entries(k, i, asked)
         except TooFewClients as error:
@@ -96,7 +97,7 @@ class Indexing:
             drawn = Seeds(setting.config.seed).numpy("another", k).integers(number - 1)
             j = (k + 1 + int(drawn)) % number
             for entry in oracles[j]:
-                if (entry["label"], entry["stage"]) == (ORACLE, ""):
+                if (entry["label"], entry["stage"]) == (ORACLE, str(LEFT)):
                     path, tensor = setting.store.root / entry["weights"][0], entry["weights"][1]
                     params = Params(load_tensors(path)[0][tensor], setting.layout)
                     cost = Cost(**entry["cost"])
