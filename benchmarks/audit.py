@@ -27,10 +27,10 @@ from fedforget import report
 from fedforget.assessment import assess
 from fedforget.client_app import app
 from fedforget.config import compose
+from fedforget.data import audit_sets
 from fedforget.experiment import Experiment
 from fedforget.grid import InProcessGrid
 from fedforget.metrics.representation import swap_head
-from fedforget.run.auditing import FIRST_SETS
 from fedforget.run.setting import cohort_of
 from fedforget.strategy import find
 
@@ -64,7 +64,7 @@ def main() -> None:
         learner = find("none")(learning=config.learning)
         rounds = learner.learn(cohort, model, 10**6)
         most = config.evaluation.max_examples
-        sets, head = dict.fromkeys(FIRST_SETS, most), swap_head(model, model)
+        sets, head = dict.fromkeys(audit_sets.FIRST, most), swap_head(model, model)
         costs = {
             "round": seconds(lambda: next(rounds), 5 * arguments.repeats),
             "answers": seconds(

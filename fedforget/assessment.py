@@ -1,19 +1,7 @@
 """From the store of a run to all that a report shows: a pure function of files, so that no metric retrains anything.
 
 A run leaves an index: an entry for each model that was audited, with the file of its answers, its bill, and the stage
-at which it was asked.
-
-==============  ====================================================================================================
-stage           the model
-==============  ====================================================================================================
-``""``          as the strategy left it
-``+r``          after r ordinary rounds on the retained clients
-``rejoin r``    after r rounds in which the forgotten data takes part again
-``few r``       after r rounds of training by its owner on one in `fedforget.data.FEW` of the forgotten examples alone
-``retain r``    after r ordinary rounds on the retained clients, asked about the same forgotten examples as ``few r``
-``head``        with the original's last layer put back
-``path n``      after the n-th step of equal length on the straight line from the original's weights to its own
-==============  ====================================================================================================
+at which it was asked (`fedforget.stage`).
 """
 
 from __future__ import annotations
@@ -32,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fedforget import claims, verdicts
+from fedforget.data import audit_sets
 from fedforget.evaluation import (
     ANOTHER,
     CHECKPOINT,
@@ -52,11 +41,9 @@ from fedforget.metrics import Outputs, fidelity, leakage, memorisation, regions,
 from fedforget.metrics.outputs import accuracy, align, loss, margins, right
 from fedforget.metrics.unrolling import verification_error
 from fedforget.params import Layout, Params
+from fedforget.stage import HEAD, LEFT, TAUGHT, Stage
 from fedforget.store import DamagedFile, load_tensors, within
 
-PARTS = ("logits", "labels", "clients", "features", "rows", "included")
-MEASURED = ("forget", "retain", "holdout", "test", "clients")  # sets of examples, of which answers are asked
-KEPT = frozenset({*verdicts.COMPARED, "canary", "plane"})  # sets that margins and figures are made of
 PRIMARIES = (
     ("canary", "canary/calibrated"),
     ("trigger", "trigger/success"),
@@ -216,13 +203,13 @@ class _Reader:
         self.before = {  # of a sequence, the models that this request's started from
             (e["label"], e["seed"]): e["weights"]
             for e in header["models"]
-            if e["request"] == request - 1 and e["stage"] == ""
+            if e["request"] == request - 1 and Stage.parse(e["stage"]) == LEFT
         }
         asked = header["request_values"][: request + 1]
         self.forgotten = sorted({t for each in asked if each["scope"] == "class" for t in each["targets"]})
         self.states: dict[tuple[str, int], str] = {}  # what a model is called that cannot have unlearned
-        self.entries = {(entry["label"], entry["seed"], entry["stage"]): entry for entry in entries}
-        self.models = [key for key in self.entries if key[2] == ""]
+        self.entries = {(e["label"], e["seed"], Stage.parse(e["stage"])): e for e in entries}
+        self.models = [key for key in self.entries if key[2] == LEFT]
         self.seeds = sorted({seed for label, seed, _ in self.models if label == ORACLE})
         self.layout = Layout(tuple(header["layout"][0]), tuple(map(tuple, header["layout"][1])))
         self._oracle = lru_cache(maxsize=None)(lambda seed, stage: self.outputs(ORACLE, seed, stage))
@@ -234,13 +221,13 @@ class _Reader:
         self._retrained = lru_cache(maxsize=None)(lambda seed: self.weights(ORACLE, seed))
         self._apart = lru_cache(maxsize=None)(lambda: fidelity.spread([self._retrained(k) for k in self.seeds]))
 
-    def outputs(self, label: str, seed: int, stage: str = "") -> Sets:
+    def outputs(self, label: str, seed: int, stage: Stage = LEFT) -> Sets:
         """A model's answers by audit set."""
         tensors = self._load(self.entries[label, seed, stage]["outputs"])
         names = dict.fromkeys(name.partition("/")[0] for name in tensors)
-        return {name: Outputs(*(tensors.get(f"{name}/{part}") for part in PARTS)) for name in names}  # type: ignore[arg-type]
+        return {name: Outputs.stored(tensors, name) for name in names}
 
-    def references(self, label: str, seed: int, stage: str) -> list[Sets]:
+    def references(self, label: str, seed: int, stage: Stage) -> list[Sets]:
         """The oracles of the other seeds at a stage, without one that is the model itself."""
         mine = self.entries[label, seed, stage]["model"]
         known = {k: self.entries.get((ORACLE, k, stage)) for k in self.seeds if k != seed}
@@ -248,7 +235,7 @@ class _Reader:
 
     def weights(self, label: str, seed: int) -> Params:
         """A model's parameters."""
-        return self._weights(self.entries[label, seed, ""]["weights"])
+        return self._weights(self.entries[label, seed, LEFT]["weights"])
 
     def _weights(self, where: Sequence[str]) -> Params:
         path, name = where
@@ -273,20 +260,20 @@ class _Reader:
             if not _is_yardstick(label):
                 metrics = {name: metrics.get(name, float("nan")) for name in expected}
             others = self._others(seed) if label == ORACLE else {}
-            cost = Cost(**self.entries[label, seed, ""]["cost"])
+            cost = Cost(**self.entries[label, seed, LEFT]["cost"])
             results.append(ModelResult(request, label, seed, metrics, cost, others))
         return results
 
     def chances(self) -> dict[str, float]:
         """`fedforget.evaluation.chances`, the mean over seeds; of metrics that every seed can be judged by."""
-        each = [chances(self._oracle(seed, ""), self.forgotten) for seed in self.seeds]
+        each = [chances(self._oracle(seed, LEFT), self.forgotten) for seed in self.seeds]
         return {name: float(np.mean([one[name] for one in each])) for name in each[0] if all(name in o for o in each)}
 
     def _others(self, seed: int) -> dict[str, list[float]]:
         """What the oracles of other seeds score under the coins of this one, now and after ordinary rounds."""
         found: dict[str, list[float]] = {}
         for stage in [stage for label, k, stage in self.entries if (label, k) == (ORACLE, seed)]:
-            if stage and stage[0] != "+":
+            if stage.kind not in ("left", "later"):
                 continue
             candidates = self._oracle(seed, stage).get("canary")
             if candidates is None or candidates.included is None:
@@ -295,59 +282,60 @@ class _Reader:
             for k in self.seeds:
                 if k != seed and 0 < coins.sum() < len(coins):
                     for name, scores in self._scores(k, stage).items():
-                        name = f"{stage}/{name}" if stage else name
+                        name = f"{stage}/{name}" if stage != LEFT else name
                         found.setdefault(name, []).append(leakage.canary_auc(scores, coins))
         return found
 
-    def _candidates(self, seed: int, stage: str) -> dict[str, Tensor]:
+    def _candidates(self, seed: int, stage: Stage) -> dict[str, Tensor]:
         """An oracle's scores of all candidate canaries, which know no coins."""
         others = [reference["canary"] for reference in self.references(ORACLE, seed, stage)]
         return canary_scores(self._oracle(seed, stage)["canary"], others)
 
     def _values(self, label: str, seed: int) -> dict[str, float]:
         corruption = self.header["corruption_config"]
-        first = self._oracle(seed, "") if label == ORACLE else self.outputs(label, seed)
-        self.kept[label, seed] = {name: replace(sets, features=None) for name, sets in first.items() if name in KEPT}
+        first = self._oracle(seed, LEFT) if label == ORACLE else self.outputs(label, seed)
+        self.kept[label, seed] = {
+            name: replace(sets, features=None) for name, sets in first.items() if name in audit_sets.KEPT
+        }
         if label == ORACLE and seed == self.seeds[0]:
             self.sizes = {name: len(answers) for name, answers in first.items()}
         brief = label.startswith(CHECKPOINT)
-        values = measure(first, self.references(label, seed, ""), corruption, brief, self.forgotten)
+        values = measure(first, self.references(label, seed, LEFT), corruption, brief, self.forgotten)
         if brief:
             return values
         if state := _state(first) or self._unmoved(label, seed):
             self.states[label, seed] = state
-        stages = [stage for name, k, stage in self.entries if (name, k) == (label, seed) and stage]
+        stages = [stage for name, k, stage in self.entries if (name, k) == (label, seed) and stage != LEFT]
         path = []
         for stage in stages:
             sets = self._oracle(seed, stage) if label == ORACLE else self.outputs(label, seed, stage)
-            if stage[:1] == "+":
+            if stage.kind == "later":
                 later = measure(sets, self.references(label, seed, stage), corruption, True, self.forgotten)
                 values |= {f"{stage}/{name}": value for name, value in later.items() if name.startswith(LATER)}
-            elif stage == "head":
+            elif stage == HEAD:
                 values["head/forget_accuracy"] = accuracy(sets["forget"]) if len(sets["forget"]) else float("nan")
-            elif stage[:4] == "path":
+            elif stage.kind == "path":
                 path.append(loss(sets["test"]))
             elif len(sets["rest"]):
-                kind, _, number = stage.partition(" ")
-                values[f"relearn/{kind}_{number}"] = accuracy(sets["rest"])
-        for kind in ("rejoin", "few", "retain"):
+                values[f"relearn/{stage.kind}_{stage.number}"] = accuracy(sets["rest"])
+        for kind in TAUGHT:
             curve = [value for name, value in values.items() if name.startswith(f"relearn/{kind}_")]
             if curve:
                 values[f"relearn/{kind}"] = float(np.mean(curve))
         if path:
             ends = [loss(sets["test"]) for sets in (self._original(seed), first)]
             values["weights/barrier"] = representation.barrier([ends[0], *path, ends[1]])
-        elif label == ORIGINAL and any(stage[:4] == "path" for _, _, stage in self.entries):
+        elif label == ORIGINAL and any(stage.kind == "path" for _, _, stage in self.entries):
             values["weights/barrier"] = 0.0  # it is where the path begins
         if label == ORIGINAL and "forget/accuracy" in values:
             values["head/forget_accuracy"] = values["forget/accuracy"]  # its own head is what would be put back
-        if (ORIGINAL, seed, "") in self.entries:
+        if (ORIGINAL, seed, LEFT) in self.entries:
             kept = {ORIGINAL: self._learned, ORACLE: self._retrained}  # needed for other models, too: read once
             model = kept[label](seed) if label in kept else self.weights(label, seed)
             shares = representation.layer_shares(model, self._learned(seed))
             values |= {f"weights/{block}/share": share for block, share in shares.items()}
             values["weights/head_share"] = list(shares.values())[-1]
-            if (ORACLE, seed, "") in self.entries:
+            if (ORACLE, seed, LEFT) in self.entries:
                 values["weights/verification_error"] = verification_error(model, self._retrained(seed))
             if len(self.seeds) > 1:
                 values["weights/distance"] = fidelity.weight_distance(model, self._retrained(seed), self._apart())
@@ -363,7 +351,7 @@ class _Reader:
 
     def _unmoved(self, label: str, seed: int) -> str:
         """Whether a strategy that should have done something left the model that it started from, to rounding."""
-        if label in (ORIGINAL, ORACLE, ANOTHER, NOOP) or (ORIGINAL, seed, "") not in self.entries:
+        if label in (ORIGINAL, ORACLE, ANOTHER, NOOP) or (ORIGINAL, seed, LEFT) not in self.entries:
             return ""
         where = self.before.get((label, seed))
         before, after = self._weights(where) if where else self._learned(seed), self.weights(label, seed)
@@ -376,14 +364,14 @@ class _Reader:
         """
         found: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
         models = [key for key in self.models if not key[0].startswith(CHECKPOINT)]
-        for name in (*verdicts.COMPARED, verdicts.CANDIDATES):
+        for name in (*audit_sets.COMPARED, "canary"):
             several = [self.kept[label, seed].get(name) for label, seed, _ in models]
             if all(several):
                 for (label, seed, _), outputs in zip(models, align(several), strict=True):  # type: ignore[arg-type]
                     found[label, seed][name] = margins(outputs)
                     if name == "forget":
                         found[label, seed][verdicts.RIGHT] = right(outputs)
-                    if name == verdicts.CANDIDATES:
+                    if name == "canary":
                         found[label, seed][verdicts.COINS] = outputs.included.bool()  # type: ignore[union-attr]
         return found
 
@@ -440,7 +428,7 @@ class _Reader:
 
 def _state(sets: Sets) -> str:
     """What a model is called whose answers show that it is none any more; empty for all others."""
-    if not all(answers.finite for name, answers in sets.items() if name in MEASURED):
+    if not all(answers.finite for name, answers in sets.items() if name in audit_sets.EXAMPLES):
         return claims.NOT_FINITE
     return claims.CONSTANT if "test" in sets and sets["test"].constant else ""
 

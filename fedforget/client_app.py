@@ -14,7 +14,8 @@ from flwr.clientapp import ClientApp
 from fedforget import messages
 from fedforget.client import answering, training, workbench
 from fedforget.data import FederatedData, load
-from fedforget.messages import TEST, Task, Work
+from fedforget.data.audit_sets import TEST
+from fedforget.messages import Task, Work
 from fedforget.store import digest
 
 if TYPE_CHECKING:

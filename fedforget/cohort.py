@@ -29,11 +29,13 @@ from fedforget import messages, routines
 from fedforget.attendance import Attendance
 from fedforget.checks import Asked, miscount, misfit, said
 from fedforget.core.exact import exact_scale
+from fedforget.data import audit_sets
+from fedforget.data.audit_sets import TEST, TEST_CHUNK
 from fedforget.data.facts import DataFacts
 from fedforget.description import read_description
 from fedforget.exchange import Card, Exchange, Journal, Pool, Replies, Reply
 from fedforget.ledger import Cost
-from fedforget.messages import GRID, SPHERE, TEST, Task, Work
+from fedforget.messages import Task, Work
 from fedforget.params import Layout, Params
 from fedforget.request import SCOPES, UnlearningRequest
 from fedforget.routines import Option, Routine, hessian_layout, name_of
@@ -42,30 +44,6 @@ from fedforget.seeds import Seeds
 TRAIN_ROUTINE = name_of(routines.train)
 GROUP = {"cpu": 12, "cuda": 32}  # most clients in a group: more no longer fit a core's cache; on a GPU not measured
 LATE = "did not answer in time"
-TEST_CHUNK = 2500  # a large test set is cut so that all nodes share it
-
-
-# Audit sets, by who holds them.
-TARGET_SETS = (
-    "forget",
-    "holdout",
-    "canary",
-    "noise",
-    "few",
-    "rest",
-    "near",
-    "plane",
-    "forget_layers",
-    "holdout_layers",
-)
-RETAINED_SETS = ("retain", "clients")  # ``clients``: the retained clients' own holdout splits
-TEST_SETS = ("test", "trigger", "far")  # ``trigger``: the test images with a backdoor's trigger
-# ``near``, ``far``: points around forgotten examples, and around test images; ``plane``: a grid of points on the plane
-# through three examples of the first target. Points are made where the examples are, and stay there.
-ANCHORS = 20  # examples with points around them, at most
-FEATURED = ("forget", "holdout", "noise", "forget_layers", "holdout_layers")  # splits whose answers have features
-# ``forget_layers``, ``holdout_layers``: the first examples of these sets, in every layer of the network.
-DEEP = 64  # of these, at most
 
 
 class Answers(NamedTuple):
@@ -78,9 +56,7 @@ class Answers(NamedTuple):
         rows: ``[n]``, where each stands in its holder's data, or the number of a point: the same example has the same
             row for every model.
         included: ``[n]``, 1, or 0 for a candidate canary that the trajectory was not trained on.
-        features: float16 ``[n, p]`` for ``forget`` and ``holdout``, what the last layer was given; ``[n, L, p]`` for
-            ``forget_layers`` and ``holdout_layers``, what comes out of each of L layers; float32 ``[n, 2]`` for
-            ``noise``, see `fedforget.client.answering.evaluate`; ``None`` for other sets.
+        features: what `fedforget.data.audit_sets` says of the set; ``None`` for a set without.
     """
 
     logits: NDArray
@@ -520,9 +496,8 @@ class Cohort(Grid):
 
         Args:
             model: the model.
-            sets: most examples wanted, by audit set: `TARGET_SETS` (of the request's targets), `RETAINED_SETS` (of the
-                retained clients, spread evenly) and `TEST_SETS` (the global test set). There are at most `ANCHORS`
-                spheres of points and `DEEP` examples inside the layers, and a plane is always whole.
+            sets: most examples wanted, by audit set, see `fedforget.data.audit_sets`; those of retained clients are
+                spread evenly.
 
         Raises:
             AuditFailed: if a node cannot evaluate, and no other one could in its place.
@@ -545,22 +520,20 @@ class Cohort(Grid):
         return [{name: Answers.together(mine) for name, mine in of_model.items() if mine} for of_model in found]
 
     def _parts(self, name: str, most: int) -> list[tuple[int, str, int, int]]:
-        if name == "plane":
-            return [(client, name, 0, GRID * GRID) for client in self.targets[:1]]
-        if name in ("near", "far"):
-            most = min(most, ANCHORS * SPHERE)
-        if name == "far":
-            return [(TEST, name, 0, most)]
-        if name in TEST_SETS:
+        asked = audit_sets.find(name)
+        most = asked.most(most)
+        if asked.holder == "test":
+            if asked.points:
+                return [(TEST, name, 0, most)]
             total = min(most, int(self.federation.about["num_test"]))
             return [(TEST, name, i, min(i + TEST_CHUNK, total)) for i in range(0, total, TEST_CHUNK)]
-        clients = self.retained if name in RETAINED_SETS else self.targets
-        if name.endswith("_layers"):
-            most = min(most, DEEP)
+        if asked.asked == "drawn":
+            return [(client, name, 0, most) for client in self.targets[:1]]
+        clients = self.retained if asked.holder == "retained" else self.targets
+        if asked.features == "layers":
             clients = clients[:most]
         share = -(-most // max(1, len(clients)))
-        split = "holdout" if name == "clients" else name
-        return [(client, split, 0, share) for client in clients]
+        return [(client, asked.split, 0, share) for client in clients]
 
     # ------------------------------------------------------------------ how
 
@@ -960,9 +933,9 @@ def _misanswer(
         return f"sent labels that are no classes below {classes}"
     for place, ((_, split, *_), size) in enumerate(zip(parts, sizes, strict=True)):
         features = arrays.get(f"{place}/features")
-        if (features is not None) != (split in FEATURED):
+        asked = audit_sets.find(split)
+        if (features is not None) != bool(asked.features):
             return f"sent {'no' if features is None else 'unwanted'} features of {split}"
-        kind = "float32" if split == "noise" else "float16"
-        if features is not None and (features.dtype != kind or features.shape[:1] != (size,)):
+        if features is not None and (features.dtype != asked.dtype or features.shape[:1] != (size,)):
             return f"sent features of {features.dtype, features.shape} for {size} examples of {split}"
     return ""

@@ -16,6 +16,7 @@ import scipy
 import torch
 from torch import Tensor
 
+from fedforget.data import audit_sets
 from fedforget.ledger import Cost
 from fedforget.metrics import METRICS, Outputs, chance, clients, fidelity, leakage, representation
 from fedforget.metrics.outputs import accuracy, align, balanced_accuracy, margins
@@ -136,7 +137,7 @@ def measure(
     sets = {name: answers for name, answers in outputs.items() if len(answers)}
     values = {
         f"{name}/{metric}": function(sets[name])
-        for name in ("forget", "retain", "holdout", "test")
+        for name in audit_sets.SCORED
         if name in sets
         for metric, function in METRICS.items()
     }

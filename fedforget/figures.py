@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from fedforget import claims
+from fedforget.stage import later_metric
 from fedforget.tables import ANOTHER, NAMES, NOOP, ORACLE, ORIGINAL, Row, View, named
 
 CHECKPOINT = "retrain@"
@@ -544,7 +545,7 @@ def _durability(header: Row, view: View):
 
 def _stages(view: View, metric: str) -> dict[int, str]:
     """``rounds -> name`` of a metric in the stages after ordinary rounds."""
-    names = [name for name in view.audits[ORACLE] if name.startswith("+") and name.partition("/")[2] == metric]
+    names = [name for name in view.audits[ORACLE] if name != metric and later_metric(name)[1] == metric]
     return {int(name.partition("/")[0]): name for name in names}
 
 

@@ -26,11 +26,8 @@ from fedforget.routines import LocalConfig
 from fedforget.seeds import Seeds
 
 DESCRIBE, TRAIN, EVALUATE = "query.describe", "train", "evaluate"
-TEST = -1  # the "client" that owns the global test set
 RAW = "fedforget.raw"
 ARRAYS, WORK, REPORT, POOL = "arrays", "work", "report", "pool"
-SPHERE = 20  # points around an anchor, where decision regions are audited
-GRID = 40  # points along each side of the plane on which they are drawn
 WEIGHT = "num-examples"
 TYPES = ("float16", "float32", "float64", "int64")
 LEARNER_BLOCK = 1 << 16  # entries

@@ -12,17 +12,16 @@ from typing import NamedTuple
 
 from fedforget import claims
 from fedforget.claims import ATTACKED_FROM, RANKED_FROM, level
+from fedforget.data import audit_sets
 
 ORIGINAL, ORACLE = "original", "retrain"  # the two labels that are no strategy's
 NOOP, ANOTHER = "none", "another oracle"
-SETS = ("forget", "retain", "holdout", "test")
-ASKED = (*SETS, "clients", "canary", "noise", "trigger")  # audit sets whose sizes are stated
 NAMES = {ORACLE: "oracle (retrain)"}
 BLANK = "-"
 ATTACKED = ("accuracy", "AUC", "TPR", "worst")
 LEAKS = ("canary", "lira", "matched", "rmia")  # families of metrics whose distance from the oracle is a leak
 HEADINGS = {  # of accuracies
-    **{f"{name}/accuracy": f"{name} %" for name in SETS},
+    **{f"{name}/accuracy": f"{name} %" for name in audit_sets.SCORED},
     "test/balanced_accuracy": "balanced %",
     "test_retained/accuracy": "retained classes %",
     "test_retained/balanced_accuracy": "balanced %",
@@ -378,7 +377,7 @@ def _shown_accuracies(view: View) -> list[str]:
     balanced = [metric for metric in view.gate["chances"] if metric.endswith("/balanced_accuracy")]
     if _forgotten(view):
         return ["forget/accuracy", "test_retained/accuracy", *balanced, "test_forgotten/accuracy"]
-    return [f"{name}/accuracy" for name in SETS if not (balanced and name == "holdout")] + balanced
+    return [f"{name}/accuracy" for name in audit_sets.SCORED if not (balanced and name == "holdout")] + balanced
 
 
 def named(label: str, view: View) -> str:
@@ -638,7 +637,7 @@ def metric_table(view: View, label: str) -> Table:
         "original's gap that is gone, blank where the original's gap is within 3 standard deviations between oracles. "
         "±: 95 % t-interval over seeds."
     )
-    asked = [f"{view.gate['examples'][name]} ({name})" for name in ASKED if name in view.gate["examples"]]
+    asked = [f"{view.gate['examples'][name]} ({name})" for name in audit_sets.STATED if name in view.gate["examples"]]
     if view.verdicts.get(label, {}).get("state"):
         note = f"{claims.state(view.verdicts[label])}. {note}"
     if asked:

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from fedforget.claims import CONSTANT, NOT_FINITE, PASSED, UNCHECKED, UNMOVED, VOID
+from fedforget.data import audit_sets
 from fedforget.evaluation import ANOTHER, CHECKPOINT, LEVELS, ORACLE, ORIGINAL, ModelResult, floor
 from fedforget.ledger import Cost
 from fedforget.metrics import clients, fidelity, klom, score, shadows, statistics
+from fedforget.stage import later_metric
 
 ATTACKS = (
     "canary/auc",
@@ -44,8 +46,7 @@ DIAGNOSTIC = frozenset(
         *("clients/worst", "clients/sd", "clients/jain"),  # 0.50, 0.50, 0.69
     }
 )
-COMPARED = ("forget", "retain", "test")  # sets on whose margins distributions are compared
-CANDIDATES, COINS = "canary", "coins"  # margins of candidate canaries, and whether the model's seed trained on each
+COINS = "coins"  # whether the model's seed trained on each candidate canary
 RIGHT = "right"  # whether the model predicts the label of each forgotten example
 MARGIN = 0.2  # of the signal: the largest gap that does not matter, fixed before any run
 MEMORISED = 0.7  # canary AUC that an original must reach
@@ -60,8 +61,8 @@ class Evidence:
 
     Args:
         values: metrics by seed.
-        margins: margins on the examples that all models share, by seed and set: ``[n]``; of the candidate canaries too
-            (`CANDIDATES`), with their `COINS` (bool); and what of the forget set is predicted `RIGHT` (bool).
+        margins: margins on the examples that all models share, by seed and set: ``[n]``; of the candidate canaries too,
+            with their `COINS` (bool); and what of the forget set is predicted `RIGHT` (bool).
         cost: mean bill over seeds.
         others: of oracles: by seed and metric, scores of the other seeds' oracles under its coins.
         states: by seed what the model is called if it is none that could have unlearned: `NOT_FINITE`, `CONSTANT` or
@@ -221,7 +222,7 @@ def judge(models: Mapping[str, Evidence], primary: str, chances: Mapping[str, fl
 
 def stopped(models: Mapping[str, Evidence], attacks: Sequence[str], chances: Mapping[str, float]) -> dict[str, dict]:
     """The axes of the score of retrains that were stopped early, by label, without later stages: they have none."""
-    now = [attack for attack in attacks if attack[:1] != "+"]
+    now = [attack for attack in attacks if not later_metric(attack)[0]]
     early = {label: mine for label, mine in models.items() if label.startswith(CHECKPOINT)}
     return {label: _axes(mine, models[ORACLE], models[ORIGINAL], now, chances) for label, mine in early.items()}
 
@@ -242,7 +243,7 @@ def _names_of(values: Values) -> list[str]:
 
 
 def _attack(name: str) -> bool:
-    return (name.partition("/")[2] if name[:1] == "+" else name) in ATTACKS
+    return later_metric(name)[1] in ATTACKS
 
 
 def _column(values: Values, name: str, seeds: Sequence[int] | None = None) -> list[float]:
@@ -288,9 +289,9 @@ def _axes(
     if useful:
         u, o = ({name: _column(e.values, name, seeds) for name in useful} for e in (mine, oracle))
         utility = score.utility(u, o, chances)
-    distances = {name: _distance(mine, oracle, name, seeds) for name in COMPARED}
-    signals = {name: _distance(original, oracle, name, seeds) for name in COMPARED}
-    both_known = [n for n in COMPARED if distances[n] and (d := signals[n]) and 0 < d.value < math.inf]
+    distances = {name: _distance(mine, oracle, name, seeds) for name in audit_sets.COMPARED}
+    signals = {name: _distance(original, oracle, name, seeds) for name in audit_sets.COMPARED}
+    both_known = [n for n in audit_sets.COMPARED if distances[n] and (d := signals[n]) and 0 < d.value < math.inf]
     if both_known:
         fidelity_ = score.fidelity(
             {n: distances[n] for n in both_known},  # type: ignore[misc]
@@ -380,7 +381,7 @@ def shadowed(label: str, mine: Evidence, oracle: Evidence, seed: int = 0) -> dic
     if label == ANOTHER:  # in disjoint pairs, for an oracle on both sides would help to fit itself
         half = len(seeds) // 2
         u, o = (_stack(oracle, "forget", seeds[start : 2 * half : 2]) for start in (1, 0))
-    candidates, coins = (_stack(mine, name, seeds) for name in (CANDIDATES, COINS))
+    candidates, coins = (_stack(mine, name, seeds) for name in ("canary", COINS))
     found = {}
     if u is not None and o is not None:
         unlearned = (torch.arange(2 * len(u)) < len(u))[:, None].expand(-1, u.shape[1])
@@ -477,9 +478,9 @@ def _comparable(mine: Evidence, oracle: Evidence) -> dict:
         tows, means = [], []
         for model, retrained in several:
             apart = {name: value - retrained[name] for name, value in model.items() if name in retrained}
-            if not all(f"{name}/accuracy" in apart for name in COMPARED):
+            if not all(f"{name}/accuracy" in apart for name in audit_sets.COMPARED):
                 continue
-            gaps = [apart[f"{name}/accuracy"] for name in COMPARED]
+            gaps = [apart[f"{name}/accuracy"] for name in audit_sets.COMPARED]
             tows.append(fidelity.tug_of_war(gaps))
             if "efficacy/confidence" in apart:
                 means.append(fidelity.average_gap(gaps, apart["efficacy/confidence"]))

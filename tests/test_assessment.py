@@ -18,6 +18,7 @@ from fedforget.evaluation import ANOTHER, ORACLE, layer_likeness
 from fedforget.experiment import Experiment
 from fedforget.grid import InProcessGrid
 from fedforget.metrics import Outputs, leakage, loss, representation
+from fedforget.stage import LEFT, Stage
 from fedforget.store import DamagedFile, load_tensors, save_tensors
 
 SMALL = "model=linear learning.rounds=3 partition.clients=5 evaluation=smoke engine.device=cpu"
@@ -163,11 +164,11 @@ def test_the_barrier_is_that_of_the_losses_on_the_way(canary_run, monkeypatch) -
     reader = assessment._Reader(store, header, 0)
     read, asked = reader.outputs, []
 
-    def outputs(label: str, seed: int, stage: str = ""):
+    def outputs(label: str, seed: int, stage: Stage = LEFT):
         sets = read(label, seed, stage)
-        if stage[:4] == "path":
+        if stage.kind == "path":
             asked.append(stage)
-        if stage == "path 2":
+        if stage == Stage("path", 2):
             sets["test"] = replace(sets["test"], logits=torch.zeros_like(sets["test"].logits))
         return sets
 
@@ -175,7 +176,7 @@ def test_the_barrier_is_that_of_the_losses_on_the_way(canary_run, monkeypatch) -
     mine = reader._values("finetune", 0)
     ends = [reader.outputs(label, 0)["test"] for label in ("original", "finetune")]
     assert mine["weights/barrier"] == pytest.approx(math.log(10) - sum(loss(end) for end in ends) / 2, rel=1e-5)
-    assert asked == ["path 1", "path 2", "path 3"]
+    assert asked == [Stage("path", step) for step in (1, 2, 3)]
 
 
 def test_forgotten_examples_are_grouped_by_how_much_was_memorised(canary_run) -> None:

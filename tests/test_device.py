@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_flatten, tree_map
 from fedforget import cohort, description
 from fedforget.client import workbench
 from fedforget.client_app import app
-from fedforget.cohort import RETAINED_SETS, TARGET_SETS, TEST_SETS, Cohort, describe
+from fedforget.cohort import Cohort, describe
 from fedforget.data import DataConfig
+from fedforget.data.audit_sets import AUDIT_SETS
 from fedforget.data.corruption import CorruptionConfig
 from fedforget.data.partition import PartitionConfig
 from fedforget.grid import InProcessGrid
@@ -207,7 +208,7 @@ def test_audits_are_the_same(on, model: str, kind: str) -> None:
     corruption = CorruptionConfig(kind, (2,), share=0.2, canaries=8)
     data = DataConfig(partition=PartitionConfig(clients=5), corruption=corruption)
     task = Task(data, ModelConfig(model, 0.1), RECIPES[0], "cpu")
-    wanted = dict.fromkeys((*TARGET_SETS, *RETAINED_SETS, *TEST_SETS), 50)
+    wanted = dict.fromkeys(AUDIT_SETS, 50)
     if kind != "trigger":
         del wanted["trigger"]
     answers = {}

@@ -34,12 +34,13 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "request": ("", ""),
     "ledger": ("", ""),
     "names": ("", ""),
+    "stage": ("", ""),
     "folders": ("", ""),
     "escape": ("", ""),
     "options": ("", ""),
     "failures": ("", ""),
     "found": ("folders request", ""),
-    "schema": ("names data evaluation", ""),  # the latter two not at the top: what they load is slow
+    "schema": ("names stage data evaluation", ""),  # the latter two not at the top: what they load is slow
     "exchange": ("core params ledger", "torch"),
     "store": ("failures", "torch safetensors filelock"),
     "data": ("names schema request seeds", "numpy torch sklearn datasets flwr_datasets torchvision pyarrow PIL"),
@@ -67,9 +68,9 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "flwr",
     ),
     "metrics": ("params", "numpy torch sklearn scipy statsmodels"),
-    "evaluation": ("names schema metrics data ledger", "numpy torch scipy"),
-    "verdicts": ("claims evaluation metrics ledger", "numpy torch"),
-    "assessment": ("claims evaluation verdicts metrics ledger params store", "numpy torch threadpoolctl"),
+    "evaluation": ("schema stage metrics data ledger", "numpy torch scipy"),
+    "verdicts": ("claims stage data evaluation metrics ledger", "numpy torch"),
+    "assessment": ("claims stage data evaluation verdicts metrics ledger params store", "numpy torch threadpoolctl"),
     "tuning": ("schema metrics ledger request seeds", "torch optuna"),
     "effects": ("options strategy", ""),
     "config": (
@@ -77,12 +78,12 @@ ALLOWED: dict[str, tuple[str, str]] = {
         "omegaconf yaml",
     ),
     "claims": ("", ""),
-    "tables": ("claims", ""),
-    "figures": ("claims tables", "matplotlib"),
+    "tables": ("claims data", ""),
+    "figures": ("claims stage tables", "matplotlib"),
     "page": ("claims figures tables", "jinja2 markupsafe"),
     "report": ("escape claims page figures tables store", ""),
     "run": (
-        "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
+        "params seeds stage request ledger exchange store data models history messages cohort grid strategy metrics "
         "routines solvers tuning escape evaluation assessment config",
         "torch flwr",
     ),

@@ -25,6 +25,7 @@ from fedforget.claims import PASSED
 from fedforget.client_app import app
 from fedforget.cohort import Answers, Cohort, describe
 from fedforget.config import RunConfig, compose
+from fedforget.data.audit_sets import COMPARED
 from fedforget.evaluation import ORACLE, ORIGINAL, ModelResult, chances, measure
 from fedforget.grid import InProcessGrid
 from fedforget.ledger import Cost
@@ -36,7 +37,7 @@ from fedforget.params import Params
 from fedforget.request import UnlearningRequest
 from fedforget.seeds import Seeds
 from fedforget.strategy import find
-from fedforget.verdicts import ATTACKS, COMPARED, DIAGNOSTIC, Evidence, evidence, gates, judge
+from fedforget.verdicts import ATTACKS, DIAGNOSTIC, Evidence, evidence, gates, judge
 
 # Training is long enough for a small network to memorise the 70 candidate canaries that client 3 of five holds.
 SCENARIO = "model.width=0.14 partition.clients=5 local.epochs=5 local.lr=0.3 learning.rounds=40"

@@ -9,8 +9,8 @@ from flwr.app import Message
 
 from fedforget import client_app, data, messages, models, tuning
 from fedforget.config import compose
+from fedforget.data.audit_sets import TEST
 from fedforget.ledger import Cost
-from fedforget.messages import TEST
 from fedforget.metrics import Outputs
 from fedforget.params import Layout, Params
 from fedforget.request import UnlearningRequest

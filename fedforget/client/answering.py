@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from fedforget import routines
 from fedforget.client.workbench import Workbench, multiply_in, prepare
-from fedforget.messages import GRID, SPHERE, TEST, Work
+from fedforget.data import audit_sets
+from fedforget.data.audit_sets import GRID, LAYER_WIDTH, SPHERE, TEST
+from fedforget.messages import Work
 from fedforget.metrics import Outputs, regions
 from fedforget.params import Params
 
 BATCH = 500
-PROBED = ("forget", "holdout")  # splits whose features are kept
-DEEP = {"forget_layers": "forget", "holdout_layers": "holdout"}  # few examples in every layer, and where they come from
-LAYER_WIDTH = 256  # numbers kept of a layer's output for one example
-AROUND = {"near": "forget", "far": "test"}  # spheres of points, and the audit set that their anchors come from
 
 
 @torch.no_grad()
@@ -35,9 +33,9 @@ def evaluate(work: Work, models: Mapping[str, NDArray]) -> tuple[dict[str, NDArr
     Returns:
         Arrays over the ``n`` examples of all parts, one part after another: ``logits [n, classes]``, ``labels [n]``,
         ``rows [n]`` (where the examples stand in the data, or the numbers of points) and ``included [n]`` (whether the
-        trajectory trained on a candidate canary; else 1). As ``"part/features"``, float16, of a split in `PROBED` what
-        the last linear layer was given, ``[m, p]``, of one in `DEEP` what `_layers` says, and of ``noise`` what
-        `_along` says. And a report by part, with its number of ``examples``.
+        trajectory trained on a candidate canary; else 1). As ``"part/features"`` the features that
+        `fedforget.data.audit_sets` names: what the last linear layer was given, ``[m, p]``, or what `_layers` and
+        `_along` say. And a report by part, with its number of ``examples``.
     """
     bench = prepare(work)
     multiply_in("float32")
@@ -74,26 +72,28 @@ class _Asked(NamedTuple):
 
 def _examples(bench: Workbench, whose: tuple[Any, ...], client: int, split: str, start: int, stop: int) -> _Asked:
     """The examples from ``start`` to ``stop`` of a split in its audit order, or so many points."""
-    if split in AROUND or split == "plane":
-        if split == "plane":
+    wanted = audit_sets.find(split)
+    if wanted.points:
+        if not wanted.of:
             points = _plane(bench, whose, client)
         else:
-            anchors, _ = bench.audited(whose, client, AROUND[split], 0, -(-stop // SPHERE))
+            anchors, _ = bench.audited(whose, client, wanted.of, 0, -(-stop // SPHERE))
             points = bench.spheres(client, tuple(anchors.tolist()))
         rows, labels, images = (whole[start:stop] for whole in points)
         return _Asked(rows, labels, torch.ones_like(rows), images.split(BATCH))
-    rows, included = bench.audited(whose, client, DEEP.get(split, split), start, stop)
+    rows, included = bench.audited(whose, client, wanted.of or split, start, stop)
     labels = (bench.data.test_labels if client == TEST else bench.data.labels)[rows]
     return _Asked(rows, labels, included, _batches(bench, client, split, rows))
 
 
 def _outputs(bench: Workbench, split: str, asked: _Asked) -> tuple[list[Tensor], list[Tensor]]:
     """Logits and features of each batch; no features where none are kept of the split."""
-    if split == "noise":
+    kept = audit_sets.find(split).features
+    if kept == "noise":
         return _along(bench, asked.rows)
-    if split in DEEP:
+    if kept == "layers":
         return _layers(bench.model, asked.batches if len(asked.rows) else ())
-    if split not in PROBED:
+    if not kept:
         return [bench.model(batch).float().cpu() for batch in asked.batches], []
     last = [module for module in bench.model.modules() if isinstance(module, nn.Linear)][-1]
     features = [torch.zeros(0, last.in_features, dtype=torch.half)]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fedforget import data, models
 from fedforget.client.flat_module import FlatModule
-from fedforget.messages import SPHERE, TEST, Task, Work
+from fedforget.data.audit_sets import SPHERE, TEST
+from fedforget.messages import Task, Work
 from fedforget.metrics import regions
 from fedforget.params import Layout
 

@@ -6,8 +6,8 @@ in float64. A model with a NaN or infinite logit on the set has no accuracy, bal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -44,6 +44,11 @@ class Outputs:
                 f"outputs have shapes {shapes[0]}, {shapes[1]}, {shapes[2]} (logits, labels, clients); "
                 "they must be (n, classes >= 2), (n,) and (n,)"
             )
+
+    @classmethod
+    def stored(cls, tensors: Mapping[str, Tensor], name: str) -> Outputs:
+        """The outputs on the audit set ``name``, from a file's tensors, each called ``name/field``."""
+        return cls(**{part: tensors[key] for part in FIELDS if (key := f"{name}/{part}") in tensors})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,6 +97,9 @@ class Outputs:
         """The outputs on some of the examples, in the order of ``places``."""
         optional = (None if t is None else t[places] for t in (self.features, self.rows, self.included))
         return Outputs(self.logits[places], self.labels[places], self.clients[places], *optional)
+
+
+FIELDS = tuple(field.name for field in fields(Outputs))
 
 
 def align(several: Sequence[Outputs]) -> list[Outputs]:

@@ -11,21 +11,17 @@ from typing import Any
 import torch
 
 from fedforget.cohort import Answers, TooFewClients
-from fedforget.config import RunConfig
+from fedforget.data import audit_sets
 from fedforget.evaluation import ORIGINAL
 from fedforget.metrics.representation import swap_head
 from fedforget.run import addresses
 from fedforget.run.setting import cohort_of
 from fedforget.run.trajectories import Model, Trajectories
+from fedforget.stage import HEAD, LEFT, Kind, Stage
 from fedforget.store import save_tensors
 
-AUDIT_SETS = ("forget", "retain", "holdout", "test", "clients")
-REGION_SETS = ("near", "far")  # points around examples
-LAYER_SETS = ("forget_layers", "holdout_layers")  # a few examples in every layer
-FIRST_SETS = (*AUDIT_SETS, *REGION_SETS, *LAYER_SETS)
 PATH = 4  # steps of equal length from the original to a model, between which the loss is measured
 ASKED_BYTES = 1 << 26  # of models in one message of an audit, about
-LATER_SETS = ("forget", "retain", "holdout", "test")  # when the audit is made again, after further rounds
 
 
 @dataclass(frozen=True)
@@ -34,14 +30,14 @@ class Question:
 
     Args:
         label: whose model it is.
-        stage: what became of it before it is asked; empty for nothing.
+        stage: what became of it before it is asked.
         model: the model.
         sets: the audit sets.
         marks: whether those that the corruption is made for are asked too.
     """
 
     label: str
-    stage: str
+    stage: Stage
     model: Model
     sets: tuple[str, ...]
     marks: bool = True
@@ -93,27 +89,28 @@ class Auditing:
     def _questions(self, k: int, label: str, i: int, model: Model, original: Model, own: int) -> Iterator[Question]:
         """What `audits` asks; models of further rounds are made when they are asked for."""
         evaluation = self.setting.config.evaluation
-        sets = (*FIRST_SETS, *(("plane",) if k == 0 else ()))  # one seed's regions are drawn
-        yield Question(label, "", model, sets)
+        sets = (*audit_sets.FIRST, *(audit_sets.DRAWN if k == 0 else ()))  # one seed's regions are drawn
+        yield Question(label, LEFT, model, sets)
         if label != ORIGINAL:
             swapped = replace(model, params=swap_head(model.params, original.params))
-            yield Question(label, "head", swapped, ("forget",), marks=False)
+            yield Question(label, HEAD, swapped, ("forget",), marks=False)
         if label != ORIGINAL and evaluation.durability:
             way = model.params - original.params
             for step in range(1, PATH):
                 between = replace(model, params=original.params + (step / PATH) * way)
-                yield Question(label, f"path {step}", between, ("test",), marks=False)
+                yield Question(label, Stage("path", step), between, ("test",), marks=False)
         later = self.trajectories.later
         try:
             taught = range(1, evaluation.relearn + 1)
             for rounds, model_then in later(own, i, model, sorted({*evaluation.durability, *taught}), "+"):
                 if rounds in evaluation.durability:
-                    yield Question(label, f"+{rounds}", model_then, LATER_SETS)
+                    yield Question(label, Stage("later", rounds), model_then, audit_sets.LATER)
                 if rounds in taught:
-                    yield Question(label, f"retain {rounds}", model_then, ("rest",), marks=False)
-            for kind in ("rejoin", "few"):
+                    yield Question(label, Stage("retain", rounds), model_then, ("rest",), marks=False)
+            kinds: tuple[Kind, ...] = ("rejoin", "few")
+            for kind in kinds:
                 for rounds, model_then in later(own, i, model, taught, kind):
-                    yield Question(label, f"{kind} {rounds}", model_then, ("rest",), marks=False)
+                    yield Question(label, Stage(kind, rounds), model_then, ("rest",), marks=False)
         except TooFewClients as error:
             self.progress.note(f"{label}, seed {k}: no further rounds are possible from this model ({error})")
 
@@ -121,7 +118,7 @@ class Auditing:
         """Index entries of models whose answers are on file, where they are put if they are not there."""
         setting, asked, keys = self.setting, {}, []
         for question in questions:
-            marked = marked_sets(setting.config) if question.marks else ()
+            marked = audit_sets.planted(setting.config.corruption.kind) if question.marks else ()
             sets = dict.fromkeys((*question.sets, *marked), setting.config.evaluation.max_examples)
             keys.append(addresses.answers(setting, k, i, question.model.params, sets))
             asked[keys[-1]] = question.model.params, sets
@@ -144,7 +141,7 @@ class Auditing:
             "request": i,
             "label": question.label,
             "seed": k,
-            "stage": question.stage,
+            "stage": str(question.stage),
             "model": model.key,
             "outputs": str(path.relative_to(root)),
             "weights": [str(relative), model.tensor],
@@ -152,12 +149,6 @@ class Auditing:
             "residues": model.residues,
             "notes": model.notes,
         }
-
-
-def marked_sets(config: RunConfig) -> tuple[str, ...]:
-    """The audit sets that the corruption is made for."""
-    kind = config.corruption.kind
-    return (kind,) if kind in ("canary", "trigger", "noise") else ()
 
 
 def _tensors(found: dict[str, Answers]) -> dict[str, torch.Tensor]:

@@ -11,13 +11,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from fedforget.data import audit_sets
 from fedforget.history import HistoryConfig, bytes_of_update
 from fedforget.params import Layout
 
 FLOAT = 4  # bytes of a number in a stored model
+HALF = 2  # of one in the features of an example
 SUM = 8  # of one in a sum over clients
 ROW = 4 * 8  # of an example of an audit set beside its logits: label, client, place, and whether it was trained on
-LAYER = 512  # of an example inside one layer, see `fedforget.client.answering`
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -79,14 +80,15 @@ def of_recording(
     return Need(models * FLOAT * layout.size + updates, (sum(alone) * FLOAT + sums * SUM) * layout.size)
 
 
-def of_answers(layout: Layout, classes: int, sizes: Mapping[str, int], featured: Collection[str]) -> int:
+def of_answers(layout: Layout, classes: int, sizes: Mapping[str, int]) -> int:
     """About how many bytes the answers on some audit sets take; ``sizes``: examples by set."""
     weights = [shape for shape in layout.shapes if len(shape) > 1]
     number = 0
     for name, size in sizes.items():
-        layers = LAYER * len(weights) if name.endswith("_layers") else 0
-        features = 2 * weights[-1][-1] if name in featured and not layers else 0
-        number += size * (FLOAT * classes + ROW + features + layers)
+        kept = audit_sets.find(name).features
+        widths = {"last": weights[-1][-1], "layers": audit_sets.LAYER_WIDTH * len(weights)}
+        features = HALF * widths.get(kept, 0) if kept != "noise" else FLOAT * 2
+        number += size * (FLOAT * classes + ROW + features)
     return number
 
 

@@ -7,14 +7,16 @@ from concurrent.futures import Future
 
 from fedforget.cohort import TooFewClients
 from fedforget.config import StrategySpec
+from fedforget.data import audit_sets
 from fedforget.evaluation import ANOTHER, CHECKPOINT, ORACLE, ORIGINAL
 from fedforget.ledger import Cost
 from fedforget.params import Params
-from fedforget.run.auditing import AUDIT_SETS, Auditing, Question
+from fedforget.run.auditing import Auditing, Question
 from fedforget.run.setting import learns_itself
 from fedforget.run.threads import wait_for, workers
 from fedforget.run.trajectories import Model, Original, Trajectories
 from fedforget.seeds import Seeds
+from fedforget.stage import LEFT
 from fedforget.store import load_tensors
 
 
@@ -72,7 +74,9 @@ class Indexing:
             for i in range(len(self.setting.requests)):
                 previous, passed = self.trajectories.serve(k, spec, i, previous, learned.recording)
                 entries += self.auditing.audits(k, spec.label, i, previous, original.result().model)
-                asked = [Question(f"{CHECKPOINT}{done}", "", model, AUDIT_SETS) for done, model in passed.items()]
+                asked = [
+                    Question(f"{CHECKPOINT}{done}", LEFT, model, audit_sets.EXAMPLES) for done, model in passed.items()
+                ]
                 entries += self.auditing.entries(k, i, asked)
         except TooFewClients as error:
             if spec.label == ORACLE:
@@ -93,7 +97,7 @@ class Indexing:
             drawn = Seeds(setting.config.seed).numpy("another", k).integers(number - 1)
             j = (k + 1 + int(drawn)) % number
             for entry in oracles[j]:
-                if (entry["label"], entry["stage"]) == (ORACLE, ""):
+                if (entry["label"], entry["stage"]) == (ORACLE, str(LEFT)):
                     path, tensor = setting.store.root / entry["weights"][0], entry["weights"][1]
                     params = Params(load_tensors(path)[0][tensor], setting.layout)
                     cost = Cost(**entry["cost"])

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fedforget import tuning
-from fedforget.cohort import ANCHORS, DEEP, FEATURED, TEST_SETS
 from fedforget.config import StrategySpec
+from fedforget.data import audit_sets
 from fedforget.evaluation import ORACLE
 from fedforget.history import HistoryConfig
-from fedforget.messages import GRID, SPHERE
 from fedforget.run import addresses, disk
-from fedforget.run.auditing import AUDIT_SETS, FIRST_SETS, LATER_SETS, LAYER_SETS, PATH, REGION_SETS, marked_sets
+from fedforget.run.auditing import PATH
 from fedforget.run.disk import Need
 from fedforget.run.rehearsal import Rehearsal, tunable
 from fedforget.run.setting import Setting, cohort_of, learns_itself
@@ -64,7 +63,7 @@ def _served(setting: Setting, k: int, spec: StrategySpec, form: HistoryConfig) -
         if (setting.store.folder("models", previous) / "model.safetensors").exists():
             continue
         passed = checkpoints(setting, i) if spec.label == ORACLE else ()
-        answers = len(passed) * _answers(setting, i, AUDIT_SETS)
+        answers = len(passed) * _answers(setting, i, audit_sets.EXAMPLES)
         need += Need(models=(1 + len(passed)) * model, audits=answers) + _audit(setting, i)
         if spec.label == ORACLE and setting.config.evaluation.seeds > 1:
             need += _audit(setting, i)  # once more, in the place of another
@@ -84,11 +83,17 @@ def _recording(setting: Setting, k: int, learner: StrategySpec | None, form: His
 
 def _audit(setting: Setting, i: int) -> Need:
     """About what the audit of a model needs after request ``i``: its answers, and the models of further rounds."""
-    evaluation, marked = setting.config.evaluation, marked_sets(setting.config)
+    evaluation, marked = setting.config.evaluation, audit_sets.planted(setting.config.corruption.kind)
     taught = range(1, evaluation.relearn + 1)
     later = len({*evaluation.durability, *taught}) + 2 * len(taught)
-    sets = [*FIRST_SETS, "plane", *marked, "forget", *(PATH - 1) * ["test"] * bool(evaluation.durability)]
-    sets += len(evaluation.durability) * [*LATER_SETS, *marked] + 3 * len(taught) * ["rest"]
+    sets = [
+        *audit_sets.FIRST,
+        *audit_sets.DRAWN,
+        *marked,
+        "forget",
+        *(PATH - 1) * ["test"] * bool(evaluation.durability),
+    ]
+    sets += len(evaluation.durability) * [*audit_sets.LATER, *marked] + 3 * len(taught) * ["rest"]
     return Need(models=later * disk.FLOAT * setting.layout.size, audits=_answers(setting, i, sets))
 
 
@@ -96,11 +101,11 @@ def _answers(setting: Setting, i: int, sets: Iterable[str]) -> int:
     """About how many bytes a model's answers on audit sets take."""
     federation, most = setting.federation, setting.config.evaluation.max_examples
     kept, everything = federation.kept(setting.requests[: i + 1]), sum(federation.num_train.values())
-    sizes = dict.fromkeys(TEST_SETS, int(federation.about["num_test"]))
+    sizes = dict.fromkeys(("test", "trigger"), int(federation.about["num_test"]))
     sizes |= dict.fromkeys(("forget", "rest", "few"), everything - sum(kept.values()))
-    sizes |= dict.fromkeys(REGION_SETS, ANCHORS * SPHERE) | dict.fromkeys(LAYER_SETS, DEEP)
     classes, total = int(federation.about["num_classes"]), 0
     for name in sets:
-        size = GRID * GRID if name == "plane" else min(most, sizes.get(name, everything))
-        total += disk.of_answers(setting.layout, classes, {name: size}, FEATURED)
+        capped = audit_sets.find(name).cap is not None
+        size = audit_sets.find(name).most(most if capped else min(most, sizes.get(name, everything)))
+        total += disk.of_answers(setting.layout, classes, {name: size})
     return total

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fedforget import tuning
-from fedforget.assessment import PARTS
 from fedforget.cohort import describe
 from fedforget.config import RunConfig, StrategySpec
 from fedforget.evaluation import ORACLE, ORIGINAL
@@ -24,6 +23,7 @@ from fedforget.run.setting import Setting, learns_itself
 from fedforget.run.threads import wait_for, workers
 from fedforget.run.trajectories import Broken, Model, Original, Trajectories
 from fedforget.seeds import Seeds
+from fedforget.stage import LEFT
 from fedforget.store import load_tensors
 
 
@@ -79,9 +79,9 @@ class Rehearsal:
 
     def outcome(self, label: str, model: Model) -> tuning.Outcome:
         """The objective of a model."""
-        (entry,) = self.auditing.entries(tuning.SEED, 0, [Question(label, "", model, tuning.SETS, marks=False)])
+        (entry,) = self.auditing.entries(tuning.SEED, 0, [Question(label, LEFT, model, tuning.SETS, marks=False)])
         tensors, _ = load_tensors(self.setting.store.root / entry["outputs"])
-        answers = {name: Outputs(*(tensors.get(f"{name}/{part}") for part in PARTS)) for name in tuning.SETS}  # type: ignore[arg-type]
+        answers = {name: Outputs.stored(tensors, name) for name in tuning.SETS}
         return tuning.outcome(answers, self.setting.requests[0], self._spared, self.config, model.cost)
 
     def _trials(self, spec: StrategySpec, original: Original) -> tuning.Tuned:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fedforget.names import nearest
+from fedforget.stage import later_metric
 
 
 class Level(NamedTuple):
@@ -131,8 +132,8 @@ class EvaluationConfig:
             return
         from fedforget.evaluation import FAMILIES, LATER, MATCHED, NEEDED  # the metrics that there are; loads torch
 
-        later, _, rest = self.primary.rpartition("+")[2].partition("/") if self.primary[:1] == "+" else ("", "", "")
-        if self.primary[:1] == "+" and not later.isdigit():
+        later, metric = later_metric(self.primary)
+        if self.primary.startswith("+") and not later.isdigit():
             raise ValueError(
                 f"evaluation.primary={self.primary} must name a number of rounds, as +5/forget/margin does"
             )
@@ -141,11 +142,11 @@ class EvaluationConfig:
                 f"evaluation.primary={self.primary} needs the audit after {later} rounds; "
                 f"add {later} to evaluation.durability"
             )
-        if later and not rest.startswith(LATER):
+        if later and not metric.startswith(LATER):
             raise ValueError(
                 f"evaluation.primary={self.primary} is not measured again later; use one of {', '.join(LATER)}"
             )
-        family = (rest or self.primary).partition("/")[0]
+        family = metric.partition("/")[0]
         needed = {"canary": "canary", "trigger": "trigger", "noise": "noise", "confusion": "label_swap"}.get(family)
         if needed and corruption != needed:
             raise ValueError(f"evaluation.primary={self.primary} was not recorded; add corruption={needed}")
@@ -154,9 +155,9 @@ class EvaluationConfig:
                 f"evaluation.primary={self.primary} is unknown; it starts with one of {', '.join(FAMILIES)}"
             )
         names = [f"{family}/{name}" for name in FAMILIES[family]]
-        if (rest or self.primary) not in names:
+        if metric not in names:
             raise ValueError(f"evaluation.primary={self.primary} is unknown; choose one of {', '.join(names)}")
-        fewest = NEEDED.get(rest or self.primary, 1)
+        fewest = NEEDED.get(metric, 1)
         if self.seeds < fewest:
             raise ValueError(
                 f"evaluation.primary={self.primary} compares with oracles of other seeds; use evaluation.seeds="

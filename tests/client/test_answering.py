@@ -16,6 +16,7 @@ from fedforget import data
 from fedforget.client import answering
 from fedforget.client.workbench import workbench
 from fedforget.cohort import Answers, Cohort, describe
+from fedforget.data import audit_sets
 from fedforget.data.corruption import CorruptionConfig
 from fedforget.metrics import regions
 from fedforget.params import Params
@@ -137,7 +138,7 @@ def test_examples_inside_every_layer(tmp_path: Path) -> None:
     found = cohort.evaluate(toy.start, {"forget": 2000, "forget_layers": 2000, "holdout_layers": 3})
     inside = found["forget_layers"]
     number, layers, width = inside.features.shape
-    assert (number, width) == (min(64, len(found["forget"].labels)), answering.LAYER_WIDTH)
+    assert (number, width) == (min(64, len(found["forget"].labels)), audit_sets.LAYER_WIDTH)
     assert inside.features.nbytes == 512 * number * layers  # the bound that the documentation states
     # The last layer's outputs are filled up with zeros; the examples are the first of the audit set.
     assert torch.equal(torch.tensor(inside.features[:, -1, :10]), torch.tensor(inside.logits).half())
