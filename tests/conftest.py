@@ -30,6 +30,7 @@ SLOW = {
     "test_conformance.py",
     "test_costs.py",
     "test_device.py",
+    "test_disk.py",
     "test_experiment.py",
     "test_influence.py",
     "test_meta_evaluation.py",
