@@ -82,7 +82,7 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "page": ("claims figures tables", "jinja2 markupsafe"),
     "report": ("escape claims page figures tables store", ""),
     "run": (
-        "params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
+        "schema params seeds request ledger exchange store data models history messages cohort grid strategy metrics "
         "routines solvers tuning escape evaluation assessment config",
         "torch flwr",
     ),
