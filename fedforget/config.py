@@ -40,10 +40,10 @@ from fedforget.schema.learning import (
     EngineConfig,
     HistoryConfig,
     LearningConfig,
-    LocalConfig,
     ModelConfig,
     TuningConfig,
 )
+from fedforget.schema.local import LocalConfig
 
 GROUPS = ("task", "model", "partition", "corruption", "request", "evaluation")
 

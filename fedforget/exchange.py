@@ -31,7 +31,7 @@ class Card:
         client_records: clients keep vectors on their own disks while they learn, about data that they know beforehand
             they may be asked to forget: the requests of the run.
         keep: share of each layer's entries that the server keeps of a recorded update; the history reads the rest as 0.
-        select: which entries: ``top``, ``random`` or ``bottom``, as in `fedforget.history.HistoryConfig`.
+        select: which entries: ``top``, ``random`` or ``bottom``, as in `fedforget.schema.learning.HistoryConfig`.
         storage: what is billed: ``records`` (the global models and updates that ``records`` names), ``updates`` (no
             global models; the updates of every client, because nobody knows who will ask) or ``sums`` (one vector for
             every client that took part: a running sum of its weighted updates).

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedforget.params import Layout, Params
-from fedforget.schema.learning import LocalConfig
+from fedforget.schema.local import LocalConfig
 from fedforget.seeds import Seeds
 
 OPTIMIZERS = ("sgd", "adam")

@@ -83,8 +83,8 @@ ALLOWED: dict[str, tuple[str, str]] = {
     "page": ("claims figures tables", "jinja2 markupsafe"),
     "report": ("escape claims page figures tables store", ""),
     "run": (
-        "params seeds stage request ledger exchange store data models history messages cohort grid strategy metrics "
-        "routines solvers tuning escape evaluation assessment config",
+        "schema stage params seeds request ledger exchange store data models history messages cohort grid strategy "
+        "metrics routines solvers tuning escape evaluation assessment config",
         "torch flwr",
     ),
     "experiment": ("run config cohort evaluation assessment report store", "torch flwr"),

@@ -17,6 +17,7 @@ from fedforget.config import StrategySpec
 from fedforget.history import HistoryConfig
 from fedforget.params import Params
 from fedforget.run.setting import Setting, learns_itself
+from fedforget.schema import local
 from fedforget.store import digest, digest_of_code
 from fedforget.strategy import UnlearningStrategy
 
@@ -104,6 +105,6 @@ def _of_content(setting: Setting, k: int, i: int, params: Params, what: dict[str
 
 def _code_of(strategy: UnlearningStrategy) -> str:
     """Address of the code of a strategy's file and of the modules that hold its mathematics."""
-    files = [inspect.getfile(type(strategy)), routines.__file__, solvers.__file__]
+    files = [inspect.getfile(type(strategy)), routines.__file__, local.__file__, solvers.__file__]
     with messages.READING:  # which says why code is parsed by one thread at a time
         return digest_of_code(map(Path, files))
